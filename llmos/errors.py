@@ -14,7 +14,8 @@
     ├── CheckpointError            500  exit 1   a checkpoint that does not verify
     ├── ClusterError               503  exit 1   the Ray cluster or the control module cannot be reached or started
     ├── WorkerLost                 503  exit 1   a process that did part of the work is gone
-    └── EngineError                503  exit 1   the inference engine cannot answer
+    ├── EngineError                503  exit 1   the inference engine cannot answer
+    └── DeadlineError              504  exit 1   what was waited for did not happen in time
 
 A message has three parts: what was wrong, what was expected, what to do. ``hint`` carries the last.
 """
@@ -119,6 +120,10 @@ class WorkerLost(LlmosError):
 
 class EngineError(LlmosError):
     http_status = 503
+
+
+class DeadlineError(LlmosError):
+    http_status = 504
 
 
 def _rebuild(cls: type[LlmosError], state: dict[str, object]) -> LlmosError:
