@@ -1,0 +1,176 @@
+"""What every kind of spec is built from: the strict base model, names, durations, sizes, the mesh.
+
+A spec is refused when it holds a key nobody reads, so a typo never silently becomes a default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+MESH_TAG, AUTO_TAG = "<mesh>", "<auto>"
+"""Marks that pydantic puts into error locations to say which form of ``mesh`` was read."""
+
+Conflict = tuple[tuple[str, ...], str]
+"""Where (field path, relative to the model) and what: one problem that involves more than one field."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_DURATION_UNITS_S = (86400, 3600, 60, 1)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B")
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys and never converts types (``"2"`` is not 2)."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        # A pydantic error raised by direct construction must not print a secret that was pasted into the wrong field.
+        hide_input_in_errors=True,
+    )
+
+    rules: ClassVar[tuple[Callable[[Any], Iterator[Conflict]], ...]] = ()
+    """Each finds one kind of problem between fields that are valid alone. Separate functions, so that a field
+    that cannot be read hides only the rules that need it."""
+
+    @model_validator(mode="after")
+    def _refuse_conflicts(self) -> Self:
+        found = [
+            InitErrorDetails(
+                type=PydanticCustomError("conflict", "{message}", {"message": text}), loc=where, input=None
+            )
+            for rule in self.rules
+            for where, text in rule(self)
+        ]
+        if found:
+            raise ValidationError.from_exception_data(type(self).__name__, found)
+        return self
+
+
+def check_name(value: str) -> str:
+    """``value`` if it can name a job, service or model; else ValueError."""
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            f"{value[:80]!r} is not a name: expected 1 to 64 lower-case letters, digits, `.`, `_` or `-`, "
+            "beginning with a letter or digit"
+        )
+    return value
+
+
+def check_model_ref(value: str) -> str:
+    """``value`` if it is ``name`` (the newest version) or ``name@version``; else ValueError."""
+    name, at, version = value.partition("@")
+    if not _NAME.fullmatch(name) or (at and not re.fullmatch(r"[1-9][0-9]{0,8}", version)):
+        raise ValueError(
+            f"{value[:80]!r} is not a model: expected `name` (its newest version) or `name@version`, as in `coder@1`"
+        )
+    return value
+
+
+def check_variable(value: str) -> str:
+    """``value`` if it can name an environment variable; else ValueError."""
+    if not _VARIABLE.fullmatch(value):
+        raise ValueError("not the name of an environment variable: expected letters, digits and `_`, as in `HF_TOKEN`")
+    return value
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of ``"90s"``, ``"2h"``, ``"1h30m"``, ``"1.5d"`` or a positive number; else ValueError."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+        parts = match.groups(default="0") if match else ()
+        seconds = sum(float(part) * unit for part, unit in zip(parts, _DURATION_UNITS_S, strict=False))
+    if not 0 < seconds < float("inf"):
+        raise ValueError(
+            "not a duration: expected a positive number of seconds or text such as `90s`, `2h`, `1h30m`, `1d`"
+        )
+    return seconds
+
+
+def parse_size(value: object) -> int:
+    """Bytes of ``"2GiB"`` (powers of 1024), ``"2GB"`` (powers of 1000) or a positive whole number; else ValueError."""
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        amount, prefix, binary = match.groups()
+        size = int(float(amount) * (1024 if binary else 1000) ** " KMGT".index(prefix or " "))
+    else:
+        size = value if isinstance(value, int) and not isinstance(value, bool) else 0
+    if size <= 0:
+        raise ValueError("not a size: expected a positive number of bytes or text such as `512MiB`, `2GiB`, `1GB`")
+    return size
+
+
+def as_list(value: object) -> object:
+    """A single item as a list of one, so that ``path: a.txt`` and ``path: [a.txt]`` are the same spec."""
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+
+
+Name = Annotated[str, BeforeValidator(lambda v: check_name(v) if isinstance(v, str) else v)]
+ModelRef = Annotated[str, BeforeValidator(lambda v: check_model_ref(v) if isinstance(v, str) else v)]
+Variable = Annotated[str, BeforeValidator(lambda v: check_variable(v) if isinstance(v, str) else v)]
+Duration = Annotated[
+    float, BeforeValidator(parse_duration), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
+]
+Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}]})]
+Paths = Annotated[
+    tuple[str, ...],
+    BeforeValidator(as_list),
+    Field(strict=False, min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+PositiveInt = Annotated[int, Field(gt=0, le=2**53)]  # 2**53: JSON numbers stay exact
+
+
+def min_at_most_max(bounds: Any) -> Iterator[Conflict]:
+    """A rule for models with ``min`` and ``max``."""
+    if bounds.min > bounds.max:
+        yield ("min",), f"`min: {bounds.min}` is more than `max: {bounds.max}`: expected min <= max"
+
+
+def _bounded(resources: Resources) -> Iterator[Conflict]:
+    if resources.cpus == 0 and resources.gpus == 0:
+        yield ("cpus",), "`cpus` and `gpus` are both 0: expected some of either, or nothing bounds what runs at once"
+
+
+class Resources(Strict):
+    """What one worker or replica holds."""
+
+    cpus: float = Field(default=1.0, ge=0, description="CPU cores")
+    gpus: float = Field(default=0.0, ge=0, description="GPUs")
+    memory: Size | None = Field(default=None, description="memory reserved, such as 2GiB")
+
+    rules = (_bounded,)
+
+
+def _only_dp(mesh: Mesh) -> Iterator[Conflict]:
+    for axis in ("fsdp", "tp", "pp", "cp", "ep"):
+        if (ways := getattr(mesh, axis, 1)) > 1:
+            yield (axis,), f"`{axis}: {ways}` is not supported yet: expected 1; today only `dp` splits the work"
+
+
+class Mesh(Strict):
+    """How many ways each kind of parallelism splits the work. Absent axes are 1."""
+
+    dp: PositiveInt = Field(default=1, description="data parallel")
+    fsdp: PositiveInt = Field(default=1, description="data parallel with sharded parameters")
+    tp: PositiveInt = Field(default=1, description="tensor parallel")
+    pp: PositiveInt = Field(default=1, description="pipeline parallel")
+    cp: PositiveInt = Field(default=1, description="context parallel")
+    ep: PositiveInt = Field(default=1, description="expert parallel")
+
+    @property
+    def size(self) -> int:
+        """How many ranks the mesh has."""
+        return self.dp * self.fsdp * self.tp * self.pp * self.cp * self.ep
+
+    rules = (_only_dp,)

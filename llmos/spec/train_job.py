@@ -1,0 +1,190 @@
+"""``kind: TrainJob``: what to train, on what, for how long, and where the result goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from llmos.spec.base import (
+    AUTO_TAG,
+    MESH_TAG,
+    Conflict,
+    Duration,
+    Mesh,
+    ModelRef,
+    Name,
+    Paths,
+    PositiveInt,
+    Resources,
+    Strict,
+    Variable,
+    check_variable,
+    min_at_most_max,
+)
+from llmos.spec.presets import PRESETS
+
+_AnyMesh = Annotated[
+    Annotated[Mesh, Tag(MESH_TAG)] | Annotated[Literal["auto"], Tag(AUTO_TAG)],
+    Discriminator(lambda value: AUTO_TAG if isinstance(value, str) else MESH_TAG),
+]
+
+
+def check_secret(value: object) -> object:
+    """``value`` if it refers to a secret; else ValueError, which never shows the value: it may be the secret itself."""
+    scheme, _, target = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if scheme == "file" and PurePosixPath(target).is_absolute():
+        return value
+    if scheme == "env":
+        try:
+            check_variable(target)
+            return value
+        except ValueError:
+            pass
+    raise ValueError(
+        "not a reference to a secret: expected `env:NAME` or `file:/absolute/path`, never the value itself "
+        "(what was written is not shown here)"
+    )
+
+
+def _exactly_one(source: ModelSource) -> Iterator[Conflict]:
+    given = [name for name in ("preset", "config", "ref") if getattr(source, name) is not None]
+    if len(given) != 1:
+        yield (), f"expected exactly one of `preset`, `config` and `ref`, found {' and '.join(given) or 'none'}"
+
+
+def _known_preset(source: ModelSource) -> Iterator[Conflict]:
+    if source.preset is not None and source.preset not in PRESETS:
+        yield ("preset",), f"{source.preset[:80]!r} is not a preset: expected one of {', '.join(PRESETS)}"
+
+
+class ModelSource(Strict):
+    """Where the model's shape and first weights come from: exactly one of the three."""
+
+    preset: str | None = Field(default=None, description=f"a named shape ({', '.join(PRESETS)}), fresh weights")
+    config: str | None = Field(default=None, min_length=1, description="a directory with config.json, fresh weights")
+    ref: ModelRef | None = Field(default=None, description="a registered model, `name@version`: its shape and weights")
+
+    rules = (_exactly_one, _known_preset)
+
+
+class Data(Strict):
+    """The text to train on."""
+
+    path: Paths = Field(description="a file, directory or glob of UTF-8 text, or a list of them")
+    # 264: a byte-level tokenizer needs 256 bytes and room for its special tokens
+    vocab_size: int = Field(default=4096, ge=264, le=2**20, description="tokens of the tokenizer trained on the data")
+    validation_fraction: float = Field(default=0.05, gt=0, lt=1, description="share of the files held out")
+
+
+class Workers(Strict):
+    """How many workers (ranks) the job may run on."""
+
+    min: PositiveInt = Field(default=1, description="fewest workers the job runs on")
+    max: PositiveInt = Field(default=1, description="most workers the job runs on")
+
+    rules = (min_at_most_max,)
+
+
+class Optimizer(Strict):
+    """How weights follow gradients. The rate warms up linearly, then follows ``schedule`` to its minimum."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(default=1e-3, gt=0, description="the peak")
+    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.95), strict=False
+    )
+    warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up")
+    schedule: Literal["cosine"] = "cosine"
+    min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1, description="last rate as a share of the peak")
+    grad_clip: float = Field(default=1.0, gt=0, description="largest norm of all gradients together")
+
+
+class CheckpointPolicy(Strict):
+    """When to save, and how many checkpoints to keep."""
+
+    every_steps: PositiveInt = 100
+    keep: PositiveInt = 2
+
+
+class Validation(Strict):
+    """When to measure the loss on held-out text."""
+
+    every_steps: PositiveInt = 100
+
+
+class Output(Strict):
+    """Where the result goes."""
+
+    model: Name = Field(description="the model's name in the registry; each finished job adds a version")
+
+
+def _mesh_fits_workers(job: TrainJob) -> Iterator[Conflict]:
+    mesh, workers = job.placed_mesh, job.workers
+    if not workers.min <= mesh.size <= workers.max and workers.min <= workers.max:
+        yield ("mesh",), f"`mesh` has {mesh.size} ranks: expected {workers.min} to {workers.max}, as `workers` says"
+
+
+def _batch_splits_evenly(job: TrainJob) -> Iterator[Conflict]:
+    dp, micro = job.placed_mesh.dp, job.micro_batch_size
+    if job.batch_size % dp:
+        yield ("batch_size",), f"`batch_size: {job.batch_size}` is not a multiple of the {dp} data-parallel ranks"
+    elif micro and job.batch_size // dp % micro:
+        share = f"the {job.batch_size // dp} sequences of a rank (batch_size {job.batch_size} / dp {dp})"
+        yield ("micro_batch_size",), f"`micro_batch_size: {micro}` does not divide {share}"
+
+
+def _sequence_fits_preset(job: TrainJob) -> Iterator[Conflict]:
+    preset = PRESETS.get(job.model.preset or "")
+    if preset and job.sequence_length > preset.max_position:
+        limit = f"expected at most {preset.max_position}, which preset `{job.model.preset}` is made for"
+        yield ("sequence_length",), f"`sequence_length: {job.sequence_length}` is too long: {limit}"
+
+
+def _env_or_secret(job: TrainJob) -> Iterator[Conflict]:
+    for name in sorted(job.env.keys() & job.secrets.keys()):
+        yield ("secrets", name), f"`{name}` is in both `env` and `secrets`: expected one of them"
+
+
+class TrainJob(Strict):
+    """A model trained by a gang of workers."""
+
+    kind: Literal["TrainJob"] = "TrainJob"
+    name: Name = Field(description="the job's name")
+    model: ModelSource = Field(description="exactly one of preset, config and ref")
+    data: Data = Field(description="the text to train on")
+    mesh: _AnyMesh = Field(default="auto", description="how ranks split the work; `auto` is data parallel")
+    workers: Workers = Field(default_factory=lambda fields: _workers_of(fields["mesh"]))
+    resources: Resources = Resources()
+    optimizer: Optimizer = Optimizer()
+    steps: PositiveInt = Field(description="how many optimizer steps to train")
+    batch_size: PositiveInt = Field(default=32, description="sequences per step, over all ranks")
+    micro_batch_size: PositiveInt | None = Field(default=None, description="sequences per rank and forward pass")
+    sequence_length: PositiveInt = Field(default=256, description="tokens per sequence")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    validation: Validation = Validation()
+    env: dict[Variable, str] = Field(default_factory=dict, description="environment variables of the workers")
+    secrets: dict[Variable, Annotated[str, BeforeValidator(check_secret)]] = Field(
+        default_factory=dict, description="environment variables whose values are read from `env:NAME` or `file:/path`"
+    )
+    max_runtime: Duration | None = Field(default=None, description="stop the job after this time, such as 2h")
+    retries: int = Field(default=2, ge=0, le=100, description="attempts beyond the first after failures")
+    output: Output = Field(description="where the result goes")
+
+    @property
+    def placed_mesh(self) -> Mesh:
+        """The mesh the job runs on today: ``auto`` is data parallel over the fewest workers the job accepts."""
+        return Mesh(dp=self.workers.min) if self.mesh == "auto" else self.mesh
+
+    rules = (_mesh_fits_workers, _batch_splits_evenly, _sequence_fits_preset, _env_or_secret)
+
+
+def _workers_of(mesh: Any) -> Workers:
+    """Exactly as many workers as an explicit mesh has ranks; one for ``auto``."""
+    size = 1 if mesh == "auto" else mesh.size
+    return Workers(min=size, max=size)
