@@ -96,7 +96,8 @@ def _readable(model: type[Strict], data: Mapping[str, Any]) -> Strict:
     values, unreadable = {}, []
     for name, field in model.model_fields.items():
         if name in data:
-            form: Any = (Annotated[(field.annotation, *field.metadata)], ...)
+            # the name is there because Annotated wants at least one annotation; pydantic skips those it does not know
+            form: Any = (Annotated[(field.annotation, name, *field.metadata)], ...)
             alone = create_model("alone", __base__=Strict, value=form)
             try:
                 values[name] = alone.model_validate({"value": data[name]}).__dict__["value"]
