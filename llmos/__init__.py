@@ -1,0 +1,89 @@
+"""llmos: an operating system for language models on one Ray cluster.
+
+    import llmos
+    cluster = llmos.connect()
+
+Names are loaded when they are first used, so that importing llmos costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmos.client import Client, connect
+    from llmos.errors import (
+        AuthError,
+        CapacityError,
+        CheckpointError,
+        ClusterError,
+        ConflictError,
+        ContextLengthError,
+        DataError,
+        DeadlineError,
+        EngineError,
+        ForbiddenError,
+        LlmosError,
+        ModelError,
+        NotFoundError,
+        SpecError,
+        UsageError,
+        WorkerLost,
+    )
+    from llmos.spec import Data, Mesh, ModelSource, Optimizer, Output, Replicas, Resources, Service, TrainJob, Workers
+    from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView
+
+__version__ = "0.1.0"
+
+_HOMES = ("llmos.errors", "llmos.views", "llmos.client", "llmos.spec")  # cheapest import first
+
+__all__ = [
+    "AuthError",
+    "CapacityError",
+    "CheckpointError",
+    "Client",
+    "ClusterError",
+    "ConflictError",
+    "ContextLengthError",
+    "Data",
+    "DataError",
+    "DeadlineError",
+    "EngineError",
+    "EventView",
+    "ForbiddenError",
+    "JobView",
+    "KeyView",
+    "LlmosError",
+    "Mesh",
+    "MetricsRow",
+    "ModelError",
+    "ModelSource",
+    "ModelView",
+    "NotFoundError",
+    "Optimizer",
+    "Output",
+    "Replicas",
+    "Resources",
+    "Service",
+    "ServiceView",
+    "SpecError",
+    "TrainJob",
+    "UsageError",
+    "WorkerLost",
+    "Workers",
+    "__version__",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in map(import_module, _HOMES):
+            if hasattr(home, name):
+                return getattr(home, name)
+    raise AttributeError(f"module `llmos` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,210 @@
+"""``llmos submit train jobs describe logs cancel wait``: training jobs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmos.cli.output import (
+    Format,
+    Output,
+    age,
+    client,
+    clock,
+    columns,
+    fields,
+    note,
+    phase,
+    plain,
+    say,
+    say_json,
+    yaml_block,
+)
+from llmos.cli.progress import Pace, headline, watching
+from llmos.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmos.client import Client
+    from llmos.spec import Spec
+    from llmos.views import JobView
+
+app = typer.Typer()
+PANEL = "Jobs"
+LAST_LINES = 15  # of a failed job's log: usually holds the exception
+
+Job = Annotated[str, typer.Argument(metavar="JOB", help="a job's id, or a name for its newest job")]
+Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="ids, or names for their newest jobs")]
+File = Annotated[str, typer.Argument(metavar="FILE", help="a YAML spec; - reads it from stdin")]
+Timeout = Annotated[float | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="give up waiting after")]
+
+
+@app.command(rich_help_panel=PANEL)
+def submit(file: File, output: Output = Format.TABLE) -> None:
+    """Submit every spec of a file – TrainJobs are queued, Services are served – and return at once."""
+    specs, cluster, done = _read(file), client(), []
+    try:
+        for spec in specs:
+            view = cluster.submit(spec) if spec.kind == "TrainJob" else cluster.serve(spec)
+            done.append((spec.kind, view))
+    finally:  # if the second of two is refused, the first is submitted all the same: say so
+        if output is Format.JSON:
+            say_json([{"kind": kind, **view} for kind, view in done])
+        elif done:
+            say(
+                columns(
+                    ("KIND", "ID", "PHASE"),
+                    [(kind, view.get("id", view.name), phase(view.phase)) for kind, view in done],
+                )
+            )
+
+
+@app.command(rich_help_panel=PANEL)
+def train(
+    file: File,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="change a field, as in optimizer.learning_rate=3e-4; repeatable"
+        ),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Submit one TrainJob and watch it until it has ended."""
+    from llmos.sources import override
+    from llmos.spec import TrainJob
+
+    specs = _read(file)
+    if len(specs) != 1 or not isinstance(specs[0], TrainJob):
+        raise UsageError(
+            f"{file} holds {', '.join(spec.kind for spec in specs)}: expected one TrainJob",
+            hint=f"for several, use `llmos submit {file}`",
+        )
+    cluster = client()
+    job = cluster.submit(override(specs[0], settings) if settings else specs[0])
+    note(f"job {job.id} is submitted")
+    _finish([_wait(cluster, job.id, None)], output)
+
+
+@app.command(rich_help_panel=PANEL)
+def jobs(output: Output = Format.TABLE) -> None:
+    """List the jobs, newest first."""
+    found = client().jobs()
+    if output is Format.JSON:
+        return say_json(found)
+    if not found:
+        return note("no jobs yet: submit one with `llmos train FILE`")
+    say(_table(found))
+
+
+@app.command(rich_help_panel=PANEL)
+def describe(job: Job, output: Output = Format.TABLE) -> None:
+    """Show a job, its spec, and the timeline of what happened to it and why."""
+    cluster = client()
+    view = cluster.job(job)
+    events = cluster.events(view.id)
+    if output is Format.JSON:
+        return say_json({**view, "events": events})
+    pace = Pace()
+    pace.add(cluster.metrics(view.id))
+    pairs = [
+        ("job", view.id),
+        ("name", view.name),
+        ("phase", f"{phase(view.phase)}  {plain(view.reason or '')}"),
+        ("step", f"{view.step} of {view.steps}  {pace.summary(view.steps)}"),
+        ("attempts", str(view.attempts)),
+        ("submitted", f"{clock(view.created_at)}  ({age(view.created_at)} ago)"),
+        ("took", age(view.started_at, view.ended_at) if view.started_at else ""),
+        ("model", view.model or ""),
+    ]
+    say(fields(pairs))
+    say(f"spec\n{yaml_block(view.spec)}")
+    say("events")
+    say(fields([(f"{clock(event.at)}  {plain(event.what)}", plain(event.why) or " ") for event in events], indent="  "))
+
+
+@app.command(rich_help_panel=PANEL)
+def logs(
+    job: Job,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the job has ended")] = False,
+) -> None:
+    """Print what a job has written, all its ranks and attempts."""
+    for line in client().logs(job, follow):
+        say(plain(line) if sys.stdout.isatty() else line)
+
+
+@app.command(rich_help_panel=PANEL)
+def cancel(jobs: Jobs) -> None:
+    """End jobs. Their logs and checkpoints stay."""
+    cluster = client()
+    for job in jobs:
+        note(f"job {cluster.cancel(job).id} is being cancelled")
+
+
+@app.command(rich_help_panel=PANEL)
+def wait(jobs: Jobs, timeout_s: Timeout = None, output: Output = Format.TABLE) -> None:
+    """Wait until jobs have ended. Exit code 1 if one of them did not succeed."""
+    cluster = client()
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    _finish([_wait(cluster, job, deadline) for job in jobs], output)
+
+
+def _read(file: str) -> list[Spec]:
+    from llmos.sources import anchored, specs
+    from llmos.spec import load
+
+    if file == "-":
+        return [anchored(spec, Path.cwd()) for spec in load(sys.stdin.read(), source="standard input")]
+    return specs(Path(file))
+
+
+def _wait(cluster: Client, job: str, deadline: float | None) -> JobView:
+    """The ended job. Ctrl-C leaves the job alone and says how to come back to it."""
+    timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+    try:
+        with watching() as progress:
+            view = cluster.wait(job, timeout_s, progress)
+    except KeyboardInterrupt:
+        note(f"\njob {job} goes on: come back with `llmos wait {job}`, end it with `llmos cancel {job}`")
+        raise
+    if not view.succeeded:
+        tail = deque(cluster.logs(view.id), LAST_LINES)
+        note(
+            "\n".join(
+                [
+                    f"job {view.id} {headline(view)}",
+                    *([f"last lines of its log (`llmos logs {view.id}`):"] if tail else []),
+                    *(f"  {plain(line)}" for line in tail),
+                ]
+            )
+        )
+    return view
+
+
+def _finish(ended: list[JobView], output: Format) -> None:
+    say_json(ended) if output is Format.JSON else say(_table(ended))
+    if not all(job.succeeded for job in ended):
+        raise typer.Exit(1)
+
+
+def _table(found: list[JobView]) -> str:
+    header = ("ID", "PHASE", "STEP", "LOSS", "AGE", "TOOK", "MODEL", "REASON")
+    return columns(header, map(_row, found))
+
+
+def _row(job: JobView) -> tuple[str, ...]:
+    loss = (job.metrics or {}).get("loss")
+    return (
+        job.id,
+        phase(job.phase),
+        f"{job.step}/{job.steps}",
+        "-" if loss is None else f"{loss:.3f}",
+        age(job.created_at),
+        age(job.started_at, job.ended_at),
+        job.model or "-",
+        plain(job.reason or ""),
+    )

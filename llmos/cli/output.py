@@ -1,0 +1,134 @@
+"""How commands speak: data on stdout (aligned columns or JSON), everything else on stderr, colour only for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from llmos.client import Client
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs")]
+
+_COLOURS = {
+    "green": ("succeeded", "ready", "running", "alive"),
+    "yellow": ("queued", "starting", "deploying", "draining"),
+    "red": ("failed", "cancelled", "unhealthy", "dead"),
+}
+_CODES = {"green": 32, "yellow": 33, "red": 31, "dim": 2, "bold": 1}
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+_COLOUR_OF = {word: colour for colour, words in _COLOURS.items() for word in words}
+
+
+def client() -> Client:
+    """The cluster that the environment or ``client.json`` names."""
+    from llmos.client import connect
+
+    return connect()
+
+
+def colourful(stream: IO[str]) -> bool:
+    """Whether ``stream`` is a terminal that wants colour (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, colour: str | None, stream: IO[str] | None = None) -> str:
+    """``text`` in ``colour`` if ``stream`` (default stdout) shows colours."""
+    return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if colour and colourful(stream or sys.stdout) else text
+
+
+def phase(word: str) -> str:
+    """A phase in the colour of its meaning."""
+    return paint(word, _COLOUR_OF.get(word))
+
+
+def say(text: str) -> None:
+    """Data, on stdout."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Something for the person at the terminal, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+
+def plain(text: object) -> str:
+    """Text of unknown origin on one line, without the control characters that could drive a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows under a header, each column as wide as its widest cell, two spaces apart."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(_width(cell) for cell in column) for column in zip(*lines, strict=True)]
+    padded = [[cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    first, *rest = ["  ".join(line).rstrip() for line in padded]
+    return "\n".join([paint(first, "dim"), *rest])
+
+
+def fields(pairs: Iterable[tuple[str, str]], indent: str = "") -> str:
+    """``name  value`` lines, the values aligned."""
+    shown = [(name, value) for name, value in pairs if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "\n".join(f"{indent}{paint(name.ljust(width), 'dim')}  {value}".rstrip() for name, value in shown)
+
+
+def yaml_block(value: dict[str, Any]) -> str:
+    """``value`` as YAML, indented by two."""
+    import yaml
+
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return "\n".join(f"  {plain(line)}" for line in text.splitlines())
+
+
+def clock(at: float) -> str:
+    """A moment (seconds since the epoch) in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def duration(seconds: float) -> str:
+    """``75`` → ``1m 15s``, ``7205`` → ``2h 0m``: two units at most."""
+    minutes, s = divmod(max(0, round(seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d {h}h"
+    if hours:
+        return f"{hours}h {m}m"
+    return f"{m}m {s}s" if minutes else f"{s}s"
+
+
+def age(at: float | None, until: float | None = None) -> str:
+    """How long ago ``at`` was, or how long it took from ``at`` ``until`` then; ``-`` if it has not happened."""
+    return "-" if at is None else duration((until or time.time()) - at)
+
+
+def size(amount_bytes: float) -> str:
+    """``9600000`` → ``9.6 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount_bytes < 1000:
+            return f"{amount_bytes:.0f} B" if unit == "B" else f"{amount_bytes:.1f} {unit}"
+        amount_bytes /= 1000
+    return f"{amount_bytes:.1f} TB"
+
+
+def _width(cell: str) -> int:
+    return len(_STYLE.sub("", cell))

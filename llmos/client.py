@@ -1,0 +1,275 @@
+"""The Python API: the verbs of the control HTTP API, and text from the models that the cluster serves.
+
+import llmos
+cluster = llmos.connect()
+job = cluster.submit("job.yaml")
+cluster.wait(job.id, on_progress=lambda job, rows: print(job))
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
+
+from llmos.errors import DeadlineError, UsageError
+from llmos.settings import Connection, connection, normalize_url
+from llmos.transport import Transport
+from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, View
+
+if TYPE_CHECKING:
+    import httpx
+    from openai import OpenAI
+
+    from llmos.sources import Source
+
+POLL_S = 0.5
+
+OnProgress = Callable[[JobView, list[MetricsRow]], None]
+OnService = Callable[[ServiceView], None]
+
+
+def connect(url: str | None = None, key: str | None = None) -> Client:
+    """A client of the cluster at ``url`` (default: ``LLMOS_URL``, else what ``llmos up`` or ``llmos login`` stored)."""
+    return Client.of(connection(url, key))
+
+
+class Client:
+    """One cluster, seen through its front door at ``url``. Every method raises leaves of ``llmos.errors``."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        timeout_s: float = 30.0,
+        retry_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.connection = Connection(normalize_url(url), key)
+        self._api = Transport(self.connection, timeout_s=timeout_s, retry_s=retry_s, transport=transport)
+
+    @classmethod
+    def of(cls, connection: Connection) -> Client:
+        return cls(connection.url, connection.key)
+
+    def __repr__(self) -> str:
+        return f"<llmos.Client {self.connection.url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._api.close()
+
+    # Jobs
+
+    def submit(self, source: Source, *, idempotency_key: str | None = None) -> JobView:
+        """Submit one TrainJob: a spec, a dict, a file, or YAML text (a string with more than one line).
+
+        Every retry carries the same ``idempotency_key`` (made up unless given), so one call never makes two jobs.
+        """
+        spec = _one(source, "TrainJob")
+        return JobView(
+            self._call("POST", "jobs", body={"spec": spec, "idempotency_key": idempotency_key or uuid.uuid4().hex})
+        )
+
+    def jobs(self) -> list[JobView]:
+        """Every job, newest first."""
+        return [JobView(row) for row in self._call("GET", "jobs")]
+
+    def job(self, job: str) -> JobView:
+        """One job, by id or by name (its newest job)."""
+        return JobView(self._call("GET", "jobs", job))
+
+    def cancel(self, job: str) -> JobView:
+        """Ask a job to end. It keeps its checkpoints and logs; its phase becomes ``cancelled`` soon after."""
+        return JobView(self._call("POST", "jobs", job, "cancel"))
+
+    def events(self, job: str) -> list[EventView]:
+        """What happened to a job and why, oldest first."""
+        return [EventView(row) for row in self._call("GET", "jobs", job, "events")]
+
+    def metrics(self, job: str, after: int = 0) -> list[MetricsRow]:
+        """The rows of a job's metrics with a step greater than ``after``, in the order they were written."""
+        return [MetricsRow(row) for row in self._call("GET", "jobs", job, "metrics", params={"after": after})["rows"]]
+
+    def logs(self, job: str, follow: bool = False) -> Iterator[str]:
+        """The lines a job has written. With ``follow``, goes on until the job has ended and everything was read."""
+        offset, rest = 0, ""
+        while True:
+            piece = self._call("GET", "jobs", job, "logs", params={"offset": offset})
+            offset = piece["offset"]
+            *lines, rest = (rest + piece["text"]).split("\n")
+            yield from lines
+            if not piece["text"]:
+                if piece["final"] or not follow:
+                    break
+                time.sleep(POLL_S)
+        if rest:
+            yield rest
+
+    def wait(self, job: str, timeout_s: float | None = None, on_progress: OnProgress | None = None) -> JobView:
+        """Wait until a job has ended and return it. ``on_progress`` sees the job and its new metrics rows, twice a second.
+
+        Raises DeadlineError after ``timeout_s`` seconds. A job that failed is returned, not raised: see its ``reason``.
+        """
+        deadline, after = _deadline(timeout_s), 0
+        while True:
+            view = self.job(job)
+            if on_progress:
+                rows = self.metrics(view.id, after)
+                after = max([after, *(row.step for row in rows)])
+                on_progress(view, rows)
+            if view.final:
+                return view
+            _pause(
+                deadline, f"job {job} is still {view.phase} after {timeout_s} s", "it goes on; wait again, or cancel it"
+            )
+
+    # Services
+
+    def services(self) -> list[ServiceView]:
+        """Every service."""
+        return [ServiceView(row) for row in self._call("GET", "services")]
+
+    def service(self, name: str) -> ServiceView:
+        """One service, by name."""
+        return ServiceView(self._call("GET", "services", name))
+
+    def serve(self, source: Source) -> ServiceView:
+        """Create or change one Service, given in any form that :meth:`submit` takes."""
+        spec = _one(source, "Service")
+        return ServiceView(self._call("PUT", "services", spec["name"], body={"spec": spec}))
+
+    def remove_service(self, name: str) -> None:
+        """Stop a service's replicas and forget it. Its model stays registered."""
+        self._call("DELETE", "services", name)
+
+    def wait_service(self, name: str, timeout_s: float = 300.0, on_progress: OnService | None = None) -> ServiceView:
+        """Wait until every replica of a service answers and return it. Raises DeadlineError after ``timeout_s`` seconds."""
+        deadline = _deadline(timeout_s)
+        while True:
+            view = self.service(name)
+            if on_progress:
+                on_progress(view)
+            if view.is_ready:
+                return view
+            _pause(
+                deadline,
+                f"service {name} is not ready after {timeout_s:g} s: {view.message or view.phase}",
+                "see `llmos services describe`",
+            )
+
+    # Models
+
+    def models(self) -> list[ModelView]:
+        """Every version of every registered model."""
+        return [ModelView(row) for row in self._call("GET", "models")]
+
+    def model(self, ref: str) -> ModelView:
+        """One model: ``name@version``, or ``name`` for its newest version."""
+        return ModelView(self._call("GET", "models", ref))
+
+    def import_model(self, name: str, path: Path | str) -> ModelView:
+        """Register the Hugging Face directory at ``path`` (on the cluster's storage) as a new version of ``name``."""
+        body = {"name": name, "path": str(Path(path).expanduser().absolute())}
+        return ModelView(self._call("POST", "models", body=body, repeatable=False))
+
+    def export_model(self, ref: str, path: Path | str) -> View:
+        """Copy a model's files to the directory ``path`` (on the cluster's storage), which must not exist yet."""
+        body = {"path": str(Path(path).expanduser().absolute())}
+        return View(self._call("POST", "models", ref, "export", body=body, repeatable=False))
+
+    def remove_model(self, ref: str) -> None:
+        """Delete one version of a model. Raises ConflictError while a job or service uses it."""
+        self._call("DELETE", "models", ref, repeatable=False)
+
+    # Keys and the cluster
+
+    def keys(self) -> list[KeyView]:
+        """Every API key, without its secret."""
+        return [KeyView(row) for row in self._call("GET", "keys")]
+
+    def create_key(self, name: str, scopes: Sequence[str] = ("infer",)) -> KeyView:
+        """Make an API key with ``scopes`` out of infer, submit, admin. Its ``secret`` is in this answer and nowhere else."""
+        return KeyView(self._call("POST", "keys", body={"name": name, "scopes": list(scopes)}, repeatable=False))
+
+    def revoke_key(self, key_id: str) -> None:
+        """Make a key invalid from now on."""
+        self._call("DELETE", "keys", key_id)
+
+    def status(self) -> View:
+        """The cluster at a glance: control module, nodes, what runs and what waits."""
+        return View(self._call("GET", "status"))
+
+    # Text from served models
+
+    def complete(self, model: str, prompt: str, **options: Any) -> str:
+        """The text that service ``model`` writes after ``prompt``. ``options`` are OpenAI's: max_tokens, temperature, seed…"""
+        answer = self._generate("completions", {"model": model, "prompt": prompt, **options})
+        return str(answer["choices"][0]["text"])
+
+    def chat(self, model: str, messages: str | Sequence[dict[str, str]], **options: Any) -> str:
+        """The assistant's reply to ``messages`` (a string is one user message). ``options`` are OpenAI's."""
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        answer = self._generate("chat/completions", {"model": model, "messages": turns, **options})
+        return str(answer["choices"][0]["message"]["content"])
+
+    def openai(self) -> OpenAI:
+        """The ``openai`` package's own client, bound to this cluster: streaming, and everything else it can do."""
+        from openai import DefaultHttpxClient, OpenAI
+
+        http = DefaultHttpxClient(trust_env=not self.connection.loopback)
+        return OpenAI(base_url=f"{self.connection.url}/v1", api_key=self.connection.key, http_client=http)
+
+    def _call(
+        self,
+        method: str,
+        *path: str,
+        body: object = None,
+        params: dict[str, Any] | None = None,
+        repeatable: bool = True,
+    ) -> Any:
+        route = "/api/v1/" + "/".join(quote(part, safe="@") for part in path)
+        return self._api.call(method, route, body=body, params=params, repeatable=repeatable)
+
+    def _generate(self, route: str, body: dict[str, Any]) -> Any:
+        if body.get("stream"):
+            raise UsageError(
+                "this method returns the whole text at once", hint="stream with `.openai()`", param="stream"
+            )
+        return self._api.call("POST", f"/v1/{route}", body=body, repeatable=False)
+
+
+def _one(source: Source, kind: str) -> dict[str, Any]:
+    """The one spec of ``source`` as JSON. Raises UsageError if there are several or it is of another kind."""
+    from llmos.sources import specs
+    from llmos.spec import to_dict
+
+    found = specs(source)
+    if len(found) != 1 or found[0].kind != kind:
+        kinds = ", ".join(spec.kind for spec in found)
+        raise UsageError(
+            f"expected exactly one {kind}, found {kinds}", hint="submit() takes a TrainJob, serve() a Service"
+        )
+    return to_dict(found[0])
+
+
+def _deadline(timeout_s: float | None) -> float:
+    return float("inf") if timeout_s is None else time.monotonic() + timeout_s
+
+
+def _pause(deadline: float, message: str, hint: str) -> None:
+    if time.monotonic() > deadline:
+        raise DeadlineError(message, hint=hint)
+    time.sleep(POLL_S)

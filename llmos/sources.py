@@ -1,0 +1,83 @@
+"""The forms in which a person hands over a spec – file, YAML text, dict, Python object – and changes made on the way.
+
+Relative paths in a spec are made absolute here, where they mean something: the cluster's processes run elsewhere. In a
+file they are relative to the file's directory (so it means the same from wherever it is submitted), otherwise to the
+current one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmos.errors import SpecError, UsageError
+from llmos.spec import Service, Spec, TrainJob, load, load_file, parse
+from llmos.spec.nodes import read as read_yaml
+
+Source = Spec | Mapping[str, Any] | Path | str
+
+
+def specs(source: Source) -> list[Spec]:
+    """The specs of ``source``. A string is YAML text if it has several lines, else the path of a file.
+
+    Raises SpecError with every problem, NotFoundError or UsageError for a file that cannot be read.
+    """
+    if isinstance(source, str) and "\n" not in source.strip():
+        source = Path(source)
+    match source:
+        case TrainJob() | Service():
+            return [anchored(source, Path.cwd())]
+        case str():
+            return [anchored(spec, Path.cwd()) for spec in load(source, source="spec")]
+        case Path():
+            path = source.expanduser()
+            return [anchored(spec, path.absolute().parent) for spec in load_file(path)]
+        case Mapping():
+            return [anchored(parse(source), Path.cwd())]
+    raise UsageError(f"cannot read a spec from {type(source).__name__}: expected a spec, a dict, a path or YAML text")
+
+
+def anchored(spec: Spec, base: Path) -> Spec:
+    """``spec`` with every path of it absolute; relative ones are taken from ``base``."""
+    if isinstance(spec, Service):
+        return spec
+    paths = tuple(str(base / Path(path).expanduser()) for path in spec.data.path)
+    update: dict[str, object] = {"data": spec.data.model_copy(update={"path": paths})}
+    if spec.model.config is not None:
+        config = str(base / Path(spec.model.config).expanduser())
+        update["model"] = spec.model.model_copy(update={"config": config})
+    return spec.model_copy(update=update)
+
+
+def override(spec: TrainJob, settings: Sequence[str]) -> TrainJob:
+    """``spec`` with each ``FIELD=VALUE`` of ``settings`` applied, as in ``optimizer.learning_rate=3e-4``.
+
+    Values are YAML. Fields the spec left to their defaults follow the new values. Raises UsageError or SpecError.
+    """
+    written: dict[str, Any] = {"kind": spec.kind, **spec.model_dump(mode="json", exclude_unset=True)}
+    for setting in settings:
+        field, equals, text = setting.partition("=")
+        if not equals or not field.strip():
+            raise UsageError(
+                f"`--set {setting}`: expected FIELD=VALUE",
+                hint="for example --set optimizer.learning_rate=3e-4",
+                param="--set",
+            )
+        *parents, last = field.strip().split(".")
+        target = written
+        for parent in parents:
+            inner = target.get(parent)
+            target[parent] = target = dict(inner) if isinstance(inner, Mapping) else {}
+        target[last] = _value(setting, text)
+    changed = parse(written, source=f"{spec.name} with --set")
+    assert isinstance(changed, TrainJob)
+    return changed
+
+
+def _value(setting: str, text: str) -> Any:
+    documents = list(read_yaml(text))
+    problems = [f"`--set {setting}`: {message}" for document in documents for _, message in document.problems]
+    if problems:
+        raise SpecError(problems, source="--set")
+    return documents[0].value if documents else None

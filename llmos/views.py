@@ -1,0 +1,126 @@
+"""What the control API answers, as values that read well: JSON objects with attributes and a one-line ``repr``.
+
+A view *is* the server's JSON object (a ``dict``), so nothing the server says is lost and ``json.dumps`` works; the
+annotations below say which fields the code relies on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmos.core.types import JobPhase
+
+
+class View(dict[str, Any]):
+    """A JSON object whose fields are also attributes: ``job.phase`` is ``job["phase"]``."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no field `{name}`; it has {', '.join(self)}") from None
+
+
+class JobView(View):
+    """A training job. Times are seconds since the epoch, None until they happen; ``metrics`` is the newest row."""
+
+    id: str
+    name: str
+    phase: str
+    reason: str
+    attempt: int
+    attempts: int
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    step: int
+    steps: int
+    metrics: dict[str, float]
+    model: str | None
+    spec: dict[str, Any]
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended, well or not."""
+        return JobPhase(self.phase).final
+
+    @property
+    def succeeded(self) -> bool:
+        return self.phase == JobPhase.SUCCEEDED
+
+    def __repr__(self) -> str:
+        loss = (self.get("metrics") or {}).get("loss")
+        parts = [f"job {self.id}", self.phase, f"step {self.step}/{self.steps}"]
+        parts += [f"loss {loss:.3f}"] if loss is not None else []
+        parts += [f"model {self.model}"] if self.get("model") else []
+        return f"<{' · '.join(parts)}>"
+
+
+class MetricsRow(View):
+    """One line of a job's metrics. ``loss`` is in nats per token, ``time_s`` seconds since the epoch."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_s: float
+    tokens: int
+    time_s: float
+
+    def __repr__(self) -> str:
+        return f"<step {self.step} · loss {self.loss:.3f} · {self.tokens_per_s:,.0f} tokens/s>"
+
+
+class EventView(View):
+    """Something that happened to ``subject`` at ``at`` (seconds since the epoch), and why."""
+
+    at: float
+    subject: str
+    what: str
+    why: str
+
+    def __repr__(self) -> str:
+        return f"<{self.subject}: {self.what}{f' – {self.why}' if self.why else ''}>"
+
+
+class ServiceView(View):
+    """A served model: ``replicas`` wanted, ``ready`` of them answering."""
+
+    name: str
+    model: str
+    phase: str
+    replicas: int
+    ready: int
+    message: str
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every replica answers."""
+        return self.ready >= self.replicas > 0
+
+    def __repr__(self) -> str:
+        return f"<service {self.name} · {self.model} · {self.ready}/{self.replicas} ready>"
+
+
+class ModelView(View):
+    """One version of a registered model; ``ref`` is ``name@version``."""
+
+    ref: str
+    name: str
+    version: int
+    digest: str
+    created_at: float
+
+    def __repr__(self) -> str:
+        return f"<model {self.ref} · {self.digest[:12]}>"
+
+
+class KeyView(View):
+    """An API key. ``secret`` is there only in the answer that creates it, and ``repr`` never shows it."""
+
+    id: str
+    name: str
+    scopes: list[str]
+
+    def __repr__(self) -> str:
+        return f"<key {self.id} · {self.name} · {','.join(self.scopes)}>"
