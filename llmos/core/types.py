@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+_ROUNDING = 1e-6
+"""Sums of fractions such as ten times 0.1 may miss by less than this; Ray itself counts in units of 1e-4."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -20,6 +23,37 @@ class Resources:
     gpus: float = 0.0
     memory_bytes: int = 0
     custom: tuple[tuple[str, float], ...] = ()
+
+    def __add__(self, other: Resources) -> Resources:
+        return self._combine(other, 1)
+
+    def __sub__(self, other: Resources) -> Resources:
+        return self._combine(other, -1)
+
+    def fits_in(self, free: Resources) -> bool:
+        """Whether ``free`` holds at least this much of everything."""
+        if (
+            self.cpus > free.cpus + _ROUNDING
+            or self.gpus > free.gpus + _ROUNDING
+            or self.memory_bytes > free.memory_bytes
+        ):
+            return False
+        available = dict(free.custom)
+        return all(amount <= available.get(name, 0.0) + _ROUNDING for name, amount in self.custom)
+
+    def _combine(self, other: Resources, sign: int) -> Resources:
+        custom = self.custom
+        if other.custom:
+            mine, theirs = dict(self.custom), dict(other.custom)
+            custom = tuple(
+                (k, mine.get(k, 0.0) + sign * theirs.get(k, 0.0)) for k in sorted(mine.keys() | theirs.keys())
+            )
+        return Resources(
+            self.cpus + sign * other.cpus,
+            self.gpus + sign * other.gpus,
+            self.memory_bytes + sign * other.memory_bytes,
+            custom,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +75,7 @@ class Gang:
 
 
 class AttemptPhase(StrEnum):
-    """What the adapter sees of an attempt. ABSENT: no trace that it ever ran. LOST: it ran, and ended without a result."""
+    """What the adapter sees of an attempt. ABSENT: no trace that it ever ran. LOST: it ran and left no result."""
 
     ABSENT = "absent"
     STARTING = "starting"
@@ -72,8 +106,10 @@ class Job:
     """An unfinished job as the store knows it.
 
     ``attempt`` is the number of the attempt that is open (started, end not yet recorded), 0 when none is.
-    ``attempts`` counts all attempts ever opened, ``failures`` those that failed or were lost. ``placement`` are the node ids the open
-    attempt was given, one per bundle. ``not_before`` holds a retry back (backoff).
+    ``attempts`` counts all attempts ever opened, ``failures`` those that failed or were lost. ``placement`` are the
+    node ids the open attempt was given, one per bundle. ``not_before`` holds a retry back (backoff). ``opened_at`` is
+    when the open attempt was last started, ``run_s`` how long earlier attempts were open; ``max_runtime_s`` bounds
+    their sum.
     """
 
     id: str
@@ -93,7 +129,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service as people want it. ``digest`` changes when its spec does. ``bundle`` is one replica's gang."""
+    """A service as people want it. ``digest`` changes when its spec does. ``gang`` is what one replica holds."""
 
     id: str
     digest: str
@@ -110,18 +146,30 @@ class Desired:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What the adapter sees of one job's open attempt. ``nodes`` is where its bundles landed, when known."""
+    """What the adapter sees of one job's attempt. ``nodes`` is where its bundles landed, when known.
+
+    ``stopping_since`` is when the attempt was first asked to end; it keeps its resources until it has ended.
+    """
 
     job: str
     number: int
     phase: AttemptPhase
     error: str = ""
     nodes: tuple[str, ...] = ()
+    stopping_since: float | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process of it exists, so that it holds resources."""
+        return self.phase in (AttemptPhase.STARTING, AttemptPhase.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """What the adapter sees of one deployed service: the spec it runs, replicas told and ready, and where."""
+    """What the adapter sees of one deployed service: the spec it runs, replicas told and ready, and where.
+
+    ``nodes`` names a node per bundle of each replica that exists, replica after replica. ``removing``: asked to go.
+    """
 
     id: str
     digest: str
@@ -129,6 +177,7 @@ class ServiceStatus:
     ready: int
     message: str = ""
     nodes: tuple[str, ...] = ()
+    removing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +205,10 @@ class Action:
     """One step towards what is desired. ``why`` is written for people and becomes the event's text.
 
     START: ``attempt`` to open (or to start again, if it is recorded as open yet ABSENT) on ``nodes``, one per bundle.
-    STOP: end ``attempt`` (cancel, max_runtime). CLOSE: ``attempt`` (0 when none was open) has ended; the job goes to ``phase``
-    (QUEUED means another attempt, not before ``not_before``). DEPLOY: the service with ``replicas``. REMOVE: the service.
+    STOP: ask ``attempt`` to end (cancel, max_runtime), or kill it when ``force``, because it was asked and did not.
+    CLOSE: ``attempt`` (0 when none was open) has ended; the job goes to ``phase`` (QUEUED means another attempt, not
+    before ``not_before``); ``failed`` says whether it counts as a failure.
+    DEPLOY: the service with ``replicas``. REMOVE: the service.
     """
 
     verb: Verb
@@ -167,6 +218,7 @@ class Action:
     phase: JobPhase | None = None
     not_before: float = 0.0
     failed: bool = False
+    force: bool = False
     replicas: int = 0
     why: str = ""
 

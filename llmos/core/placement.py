@@ -1,0 +1,56 @@
+"""Which node gets which bundle: gangs are placed all or none, packed as tightly as they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping
+
+from llmos.core.types import Gang, Node, Resources
+
+
+def capacity(nodes: Iterable[Node]) -> dict[str, Resources]:
+    """What llmos may use on each node that takes work, all of it free. Draining nodes take none."""
+    return {node.id: node.total - node.foreign for node in nodes if not node.draining}
+
+
+def occupy(free: MutableMapping[str, Resources], gang: Gang, nodes: Iterable[str]) -> None:
+    """Take ``gang``'s bundles, in order, from ``free`` on ``nodes``. Nodes that are not in ``free`` are skipped."""
+    for bundle, node in zip(gang.bundles, nodes, strict=False):
+        if node in free:
+            free[node] -= bundle
+
+
+def fits(gang: Gang, nodes: tuple[str, ...], free: Mapping[str, Resources]) -> bool:
+    """Whether all bundles fit on exactly ``nodes``, one node per bundle, at the same time."""
+    if len(nodes) != len(gang.bundles) or not all(node in free for node in nodes):
+        return False
+    left = {node: free[node] for node in nodes}
+    for bundle, node in zip(gang.bundles, nodes, strict=True):
+        if not bundle.fits_in(left[node]):
+            return False
+        left[node] -= bundle
+    return True
+
+
+def place(gang: Gang, free: Mapping[str, Resources]) -> tuple[str, ...] | None:
+    """A node for each bundle such that all fit together, or None.
+
+    Best fit, largest bundle first: each goes to the node that it leaves the least on, so that large holes stay whole
+    and neighbouring ranks share nodes. For equal bundles None means that no placement exists; for mixed ones it is the
+    usual heuristic (vector bin packing is NP-hard), which may miss a placement but never returns a wrong one.
+    """
+    left = dict(free)
+    chosen = [""] * len(gang.bundles)
+    order = sorted(range(len(chosen)), key=lambda i: _size(gang.bundles[i]), reverse=True)
+    for i in order:
+        bundle = gang.bundles[i]
+        candidates = [node for node, room in left.items() if bundle.fits_in(room)]
+        if not candidates:
+            return None
+        chosen[i] = min(candidates, key=lambda node: (_size(left[node]), node))
+        left[chosen[i]] -= bundle
+    return tuple(chosen)
+
+
+def _size(amount: Resources) -> tuple[float, ...]:
+    """Orders amounts by what is scarcest: accelerators and custom resources before cores before memory."""
+    return (amount.gpus, sum(value for _, value in amount.custom), amount.cpus, amount.memory_bytes)

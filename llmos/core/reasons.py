@@ -1,0 +1,68 @@
+"""The sentences that tell people why something waits, with the numbers that make them checkable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from llmos.core.types import Gang, Job, Resources
+
+
+def amount(resources: Resources) -> str:
+    """``"1 CPU and 2 GPUs"``; ``"nothing"`` when all amounts are 0."""
+    parts = [_count(value, name) for value, name in ((resources.cpus, "CPU"), (resources.gpus, "GPU")) if value]
+    if resources.memory_bytes:
+        parts.append(f"{resources.memory_bytes / 2**30:.3g} GiB")
+    parts += [f"{value:g} {name}" for name, value in resources.custom if value]
+    return " and ".join(parts) or "nothing"
+
+
+def gang_size(gang: Gang) -> str:
+    """``"2 bundles of 1 CPU"``; unlike bundles are joined by ``+``."""
+    groups = Counter(amount(bundle) for bundle in gang.bundles)
+    return " + ".join(f"{n} bundle{'s' * (n != 1)} of {size}" for size, n in groups.items())
+
+
+def no_room(gang: Gang, free: Iterable[Resources], total: Iterable[Resources]) -> str:
+    """Why ``gang`` does not start now: what it needs, what is free of what there is (of the kinds it asks for)."""
+    rooms = list(total)
+    available, everything = _sum(free), _sum(rooms)
+    wanted = _sum(gang.bundles)
+    kinds = [(available.cpus, everything.cpus, "CPU")] if wanted.cpus else []
+    kinds += [(available.gpus, everything.gpus, "GPU")] if wanted.gpus else []
+    if wanted.memory_bytes:
+        kinds.append((available.memory_bytes / 2**30, everything.memory_bytes / 2**30, "GiB"))
+    have, has = dict(available.custom), dict(everything.custom)
+    kinds += [(have.get(name, 0.0), has.get(name, 0.0), name) for name, value in wanted.custom if value]
+    shown = ", ".join(f"{_count(max(now, 0.0), name)} free of {most:.4g}" for now, most, name in kinds)
+    where = f" on {len(rooms)} nodes" if len(rooms) > 1 else ""
+    return f"needs {gang_size(gang)}; {shown}{where}"
+
+
+def never(gang: Gang, total: Iterable[Resources]) -> str:
+    """Why ``gang`` cannot start on this cluster, whatever ends."""
+    rooms = list(total)
+    if not rooms:
+        return f"needs {gang_size(gang)}; the cluster has no node that takes work"
+    nodes = "the 1 node" if len(rooms) == 1 else f"the {len(rooms)} nodes"
+    return (
+        f"needs {gang_size(gang)}; cannot start on this cluster: {nodes} ({amount(_sum(rooms))} in all) cannot hold it"
+    )
+
+
+def beside_services(gang: Gang, left: Iterable[Resources]) -> str:
+    """Why ``gang`` cannot start while the services are there, whatever else ends."""
+    return f"needs {gang_size(gang)}; cannot start while services hold their share: they leave {amount(_sum(left))}"
+
+
+def held_back(job: Job, now: float) -> str:
+    """Why a job that failed is not tried again yet."""
+    return f"next attempt in {job.not_before - now:.0f} s, after failure {job.failures} (retries: {job.retries})"
+
+
+def _count(value: float, name: str) -> str:
+    return f"{value:.4g} {name}{'s' * (name in ('CPU', 'GPU') and value != 1)}"
+
+
+def _sum(amounts: Iterable[Resources]) -> Resources:
+    return sum(amounts, Resources())

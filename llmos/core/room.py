@@ -1,0 +1,81 @@
+"""What is free, while one plan hands it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from llmos.core import reasons
+from llmos.core.placement import capacity, occupy, place
+from llmos.core.types import Gang, Node, Resources, Service, ServiceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """Which gangs fit into ``room``, worked out in earlier ticks."""
+
+    room: Mapping[str, Resources] = field(default_factory=dict)
+    holds: Mapping[Gang, bool] = field(default_factory=dict)
+
+
+class Room:
+    """What is free on each node while one plan hands it out.
+
+    ``total`` is what nodes have, ``unserved`` what they would have if only services ran, ``free`` what they have now.
+    """
+
+    def __init__(self, nodes: Iterable[Node], memo: object = None) -> None:
+        nodes = [node for node in nodes if not node.draining]
+        self.total = {node.id: node.total for node in nodes}
+        self.unserved = dict(self.total)
+        self.free = capacity(nodes)
+        self._memo = memo if isinstance(memo, Memo) else Memo()
+        self._holds: dict[Gang, bool] = {}
+
+    def shut(self, nodes: Iterable[str]) -> None:
+        """Give nothing out on ``nodes``: something there is about to end, and how much it holds is not known."""
+        for node in nodes:
+            self.free.pop(node, None)
+
+    def seat(self, gang: Gang, nodes: Iterable[str]) -> None:
+        """Give ``nodes`` to the bundles of ``gang``."""
+        occupy(self.free, gang, nodes)
+
+    def reserve(self, services: Iterable[Service], seen: Mapping[str, ServiceStatus]) -> str:
+        """Take what services hold and what their missing replicas need.
+
+        Names a service that has no room until jobs end, if there is one.
+        """
+        blocker = ""
+        for service in sorted(services, key=lambda service: (service.created_at, service.id)):
+            status, size = seen.get(service.id), len(service.gang.bundles)
+            placed = status.nodes if status and not status.removing and status.digest == service.digest else ()
+            everything = Gang(service.gang.bundles * max(service.replicas, -(-len(placed) // size)))
+            occupy(self.free, everything, placed)
+            occupy(self.unserved, everything, placed)
+            for _ in range(service.replicas - len(placed) // size):
+                nodes, later = place(service.gang, self.free), place(service.gang, self.unserved)
+                occupy(self.free, service.gang, nodes or ())
+                occupy(self.unserved, service.gang, nodes or later or ())
+                if later and not nodes:
+                    blocker = blocker or f"service {service.id}"
+        return blocker
+
+    def could_hold(self, gang: Gang) -> bool:
+        """Whether ``gang`` would fit if all jobs ended. To be asked once services have reserved their share."""
+        if gang not in self._holds:
+            known = self._memo.holds.get(gang) if self._memo.room == self.unserved else None
+            self._holds[gang] = place(gang, self.unserved) is not None if known is None else known
+        return self._holds[gang]
+
+    def memo(self) -> Memo:
+        """What was worked out here, for the next plan."""
+        return Memo(self.unserved, self._holds)
+
+    def why_not(self, gang: Gang) -> str:
+        """Why ``gang`` does not start now."""
+        if self.could_hold(gang):
+            return reasons.no_room(gang, self.free.values(), self.total.values())
+        if place(gang, self.total):
+            return reasons.beside_services(gang, self.unserved.values())
+        return reasons.never(gang, self.total.values())

@@ -1,0 +1,86 @@
+"""The control loop in miniature: observe, plan, record, apply, over a simulated cluster and a store in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from llmos.core.lifecycle import STOP_GRACE_S, record
+from llmos.core.plan import plan as core_plan
+from llmos.core.types import Action, Desired, Job, JobPhase, Plan, Service, Snapshot, Verb
+from llmos.sim.cluster import SimCluster
+
+Planner = Callable[[Desired, Snapshot, object], Plan]
+Watcher = Callable[[Desired, Snapshot, Plan], None]
+
+
+class Simulation:
+    """Drives ``plan`` against ``cluster``.
+
+    ``jobs`` are the unfinished jobs, ``ended`` the phase of each finished one, ``history`` every action with its time.
+    ``watch`` is called with each tick's inputs and plan before anything is carried out.
+    """
+
+    def __init__(self, cluster: SimCluster, *, plan: Planner = core_plan, watch: Watcher | None = None) -> None:
+        self.cluster = cluster
+        self.jobs: dict[str, Job] = {}
+        self.services: dict[str, Service] = {}
+        self.ended: dict[str, JobPhase] = {}
+        self.history: list[tuple[float, Action]] = []
+        self._plan = plan
+        self._watch = watch
+        self._memo: object = None
+
+    def submit(self, job: Job) -> None:
+        self.jobs[job.id] = replace(job, submitted_at=self.cluster.now)
+
+    def cancel(self, id: str) -> None:
+        """Ask for the end of a job; a job that has ended already stays as it is."""
+        if id in self.jobs:
+            self.jobs[id] = replace(self.jobs[id], cancelled=True)
+
+    def tick(self, *, crash_after: int | None = None) -> Plan:
+        """One turn of the loop. ``crash_after``: die when so many recorded actions were applied, restart without memo."""
+        desired = Desired(tuple(self.jobs.values()), tuple(self.services.values()))
+        snapshot = self.cluster.observe(desired.jobs, desired.services)
+        plan = self._plan(desired, snapshot, self._memo)
+        if self._watch:
+            self._watch(desired, snapshot, plan)
+        for action in plan.actions:
+            self._record(action)
+        for action in plan.actions[:crash_after]:
+            self.cluster.apply(action, self._subject(action))
+        self._memo = plan.memo if crash_after is None else None
+        return plan
+
+    def run(self, until: float, *, interval_s: float = 10.0) -> None:
+        """Tick whenever something happens and at least every ``interval_s`` until the time ``until``."""
+        while True:
+            self.tick()
+            if self.cluster.now >= until:
+                return
+            self.cluster.advance(min(self.next_time(interval_s), until))
+
+    def next_time(self, interval_s: float) -> float:
+        """When the next tick can find something new."""
+        now = self.cluster.now
+        times = [self.cluster.next_event(), now + interval_s]
+        for job in self.jobs.values():
+            times += [job.not_before, now + STOP_GRACE_S]
+            if job.attempt and job.max_runtime_s is not None:
+                times.append(job.opened_at + job.max_runtime_s - job.run_s)
+        return min(time for time in times if time > now)
+
+    def _subject(self, action: Action) -> Job | Service | None:
+        about_service = action.verb in (Verb.DEPLOY, Verb.REMOVE)
+        return self.services.get(action.id) if about_service else self.jobs.get(action.id)
+
+    def _record(self, action: Action) -> None:
+        self.history.append((self.cluster.now, action))
+        if action.id not in self.jobs or action.verb in (Verb.DEPLOY, Verb.REMOVE):
+            return
+        if action.phase and action.phase.final:
+            del self.jobs[action.id]
+            self.ended[action.id] = action.phase
+        else:
+            self.jobs[action.id] = record(self.jobs[action.id], action, self.cluster.now)
