@@ -105,7 +105,7 @@ class Client:
 
     def logs(self, job: str, follow: bool = False) -> Iterator[str]:
         """The lines a job has written. With ``follow``, goes on until the job has ended and everything was read."""
-        offset, rest = 0, ""
+        job, offset, rest = self.job(job).id, 0, ""  # a name means its newest job: stay with the one it was at first
         while True:
             piece = self._call("GET", "jobs", job, "logs", params={"offset": offset})
             offset = piece["offset"]
@@ -126,6 +126,7 @@ class Client:
         deadline, after = _deadline(timeout_s), 0
         while True:
             view = self.job(job)
+            job = view.id  # a name means its newest job: stay with the one it was at first
             if on_progress:
                 rows = self.metrics(view.id, after)
                 after = max([after, *(row.step for row in rows)])

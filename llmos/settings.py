@@ -48,14 +48,16 @@ def connection(url: str | None = None, key: str | None = None) -> Connection:
     Raises ClusterError when no address is known, AuthError when no key is known for that address, UsageError for an
     address that is not one or a ``client.json`` that cannot be read.
     """
-    stored = _load(client_file())
-    address = url or os.environ.get(ENV_URL) or (stored.url if stored else None)
+    address, secret = url or os.environ.get(ENV_URL), key or os.environ.get(ENV_KEY)
+    stored = None if address and secret else _load(client_file())
+    if stored and not address:
+        address = stored.url
     if not address:
-        raise ClusterError(
-            f"no llmos cluster is known: {ENV_URL} is not set and {client_file()} does not exist", hint=_START_OR_LOGIN
-        )
+        known = f"{ENV_URL} is not set and {client_file()} does not exist"
+        raise ClusterError(f"no llmos cluster is known: {known}", hint=_START_OR_LOGIN)
     address = normalize_url(address)
-    secret = key or os.environ.get(ENV_KEY) or (stored.key if stored and stored.url == address else None)
+    if stored and stored.url == address:
+        secret = secret or stored.key
     if not secret:
         raise AuthError(f"no API key is known for {address}", hint=f"run `llmos login {address}`, or set {ENV_KEY}")
     return Connection(address, secret)
@@ -98,7 +100,7 @@ def _load(path: Path) -> Connection | None:
         return Connection(normalize_url(raw["url"]), str(raw["key"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, UsageError) as error:
         raise UsageError(
             f"{path} cannot be read: expected a JSON object with `url` and `key`",
             hint="write it anew with `llmos login URL`",

@@ -77,7 +77,9 @@ def override(spec: TrainJob, settings: Sequence[str]) -> TrainJob:
 
 def _value(setting: str, text: str) -> Any:
     documents = list(read_yaml(text))
-    problems = [f"`--set {setting}`: {message}" for document in documents for _, message in document.problems]
+    problems = [message for document in documents for _, message in document.problems]
+    if len(documents) > 1:
+        problems.append(f"expected one value, found {len(documents)}")
     if problems:
-        raise SpecError(problems, source="--set")
+        raise SpecError([f"`--set {setting}`: {problem}" for problem in problems], source="--set")
     return documents[0].value if documents else None
