@@ -133,9 +133,7 @@ class Client:
                 on_progress(view, rows)
             if view.final:
                 return view
-            _pause(
-                deadline, f"job {job} is still {view.phase} after {timeout_s} s", "it goes on; wait again, or cancel it"
-            )
+            _pause(deadline, f"job {job} is still {view.phase}", "it goes on; wait again, or cancel it")
 
     # Services
 
@@ -165,11 +163,7 @@ class Client:
                 on_progress(view)
             if view.is_ready:
                 return view
-            _pause(
-                deadline,
-                f"service {name} is not ready after {timeout_s:g} s: {view.message or view.phase}",
-                "see `llmos services describe`",
-            )
+            _pause(deadline, f"service {name} is not ready: {view.message or view.phase}", "see `llmos services describe`")
 
     # Models
 
@@ -272,5 +266,5 @@ def _deadline(timeout_s: float | None) -> float:
 
 def _pause(deadline: float, message: str, hint: str) -> None:
     if time.monotonic() > deadline:
-        raise DeadlineError(message, hint=hint)
+        raise DeadlineError(f"gave up waiting: {message}", hint=hint)
     time.sleep(POLL_S)

@@ -20,8 +20,8 @@ ENV_DEBUG = "LLMOS_DEBUG"
 EPILOG = """\
 Exit codes: 0 done · 1 it failed (a job, the cluster, a missing name) · 2 it was asked wrongly (options, a spec) · 130 Ctrl-C.
 
-Environment: LLMOS_URL and LLMOS_API_KEY name the cluster (else what `llmos up` or `llmos login` stored) ·
-LLMOS_STATE_DIR (default ~/.llmos) · NO_COLOR · LLMOS_DEBUG=1 shows tracebacks.
+Environment: LLMOS_URL, LLMOS_API_KEY (default: what `llmos up` or `llmos login` stored) · LLMOS_STATE_DIR (default: ~/.llmos) · \
+NO_COLOR · LLMOS_DEBUG.
 """
 
 app = typer.Typer(
@@ -58,7 +58,7 @@ for noun in (cluster, jobs, models, services, keys):
 def main() -> None:
     """Run the command in ``sys.argv``. Never returns: every end, good or bad, is an exit code."""
     try:
-        app()
+        app(prog_name="llmos")
     except LlmosError as error:
         _fail(paint("error:", "red", sys.stderr) + f" {error}", error.exit_code)
     except Exception as error:

@@ -87,7 +87,10 @@ def train(
     cluster = client()
     job = cluster.submit(override(specs[0], settings) if settings else specs[0])
     note(f"job {job.id} is submitted")
-    _finish([_wait(cluster, job.id, None)], output)
+    ended = _wait(cluster, job.id, None)
+    if ended.model:
+        note(f"serve it with `llmos serve {ended.model}`")
+    _finish([ended], output)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -1,0 +1,171 @@
+"""Models, services, keys, login, and the commands that start and stop a cluster."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from llmos import ClusterError, control
+from tests.unit.cli.conftest import URL, Run
+from tests.unit.cli.test_jobs import table
+from tests.unit.fake_api import KEY, FakeApi
+
+
+def test_models_are_listed_described_exported_and_removed(llmos: Run, api: FakeApi) -> None:
+    assert llmos("models").err.startswith("no models yet: train one with `llmos train FILE`")
+    api.add_model()
+    for command in (["models"], ["models", "list"]):
+        (row,) = table(llmos(*command).out)
+        assert row == {"MODEL": "coder@1", "PARAMETERS": "2.3M", "SIZE": "9.2 MB", "AGE": "1h 0m", "DIGEST": "0123456789ab"}
+        assert json.loads(llmos(*command, "-o", "json").out)[0]["ref"] == "coder@1"
+    assert "bits_per_byte: 1.5" in llmos("models", "describe", "coder").out
+    assert json.loads(llmos("models", "describe", "coder", "-o", "json").out)["lineage"]["job"] == "coder-1"
+    assert llmos("models", "export", "coder@1", "out").out == "out\n"
+    assert llmos("models", "rm", "coder@1").err == "model coder@1 is removed\n"
+    assert api.models == []
+
+
+def test_an_imported_model_is_named_after_its_directory(llmos: Run, api: FakeApi, tmp_path: Path) -> None:
+    assert llmos("models", "import", "./weights").out == "weights@1\n"
+    result = llmos("models", "import", "weights", "--name", "coder", "-o", "json")
+    assert json.loads(result.out)["path"] == str(tmp_path / "weights")
+
+
+def test_a_model_in_use_stays(llmos: Run, api: FakeApi) -> None:
+    api.add_model()
+    llmos("serve", "coder@1")
+    result = llmos("models", "rm", "coder@1")
+    assert (result.code, result.err) == (1, "error: model `coder@1` is in use by a service\n  remove the service first\n")
+
+
+def test_serve_waits_until_ready_and_prints_the_base_url(llmos: Run, api: FakeApi) -> None:
+    result = llmos("serve", "coder@1", "--replicas", "2")
+    assert (result.code, result.out) == (0, f"{URL}/v1\n")
+    assert result.err.startswith("service coder: coder@1, starting 2 replicas\nservice coder is ready; try\n  curl ")
+    assert KEY not in result.err
+    (row,) = table(llmos("services").out)
+    assert (row["NAME"], row["MODEL"], row["PHASE"], row["READY"]) == ("coder", "coder@1", "ready", "2/2")
+    assert json.loads(llmos("serve", "coder", "-n", "mine", "-o", "json").out)["name"] == "mine"
+    assert api.services["mine"]["spec"]["model"] == "coder"
+
+
+def test_serve_that_does_not_get_ready_fails(llmos: Run, api: FakeApi) -> None:
+    result = llmos("serve", "coder@1", "--timeout", "0")
+    assert result.code == 1 and result.out == ""
+    assert "error: gave up waiting: service coder is not ready: loading weights" in result.err
+
+
+def test_services_are_listed_described_and_removed(llmos: Run, api: FakeApi) -> None:
+    assert llmos("services").err == "no services yet: serve a model with `llmos serve MODEL`\n"
+    llmos("serve", "coder@1")
+    shown = " ".join(llmos("services", "describe", "coder").out.split())
+    assert "service coder phase ready model coder@1 ready 1 of 1" in shown and "kind: Service" in shown
+    assert json.loads(llmos("services", "list", "-o", "json").out)[0]["name"] == "coder"
+    assert json.loads(llmos("services", "describe", "coder", "-o", "json").out)["ready"] == 1
+    assert llmos("services", "rm", "coder").err == "service coder is removed\n"
+    assert llmos("services", "describe", "coder").code == 1
+
+
+def test_a_new_keys_secret_is_all_there_is_on_stdout(llmos: Run, api: FakeApi) -> None:
+    result = llmos("keys", "create", "laptop", "--scope", "infer", "--scope", "submit")
+    assert (result.code, result.out) == (0, "llmos_k0_hush\n")
+    assert "laptop: infer, submit" in result.err and "not shown again" in result.err
+    (row,) = table(llmos("keys").out)
+    assert (row["NAME"], row["SCOPES"], row["STATE"]) == ("laptop", "infer,submit", "valid")
+    assert llmos("keys", "revoke", "k0").err == "key k0 is revoked\n"
+    assert table(llmos("keys", "list").out)[0]["STATE"] == "revoked"
+    assert json.loads(llmos("keys", "create", "x", "-o", "json").out)["scopes"] == ["infer"]
+    assert "hush" not in llmos("keys", "-o", "json").out
+
+
+def test_login_checks_the_key_and_remembers_it_privately(llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = llmos("login", f"{URL}/", "--key-stdin", stdin=f"{KEY}\n")
+    path = tmp_path / ".llmos" / "client.json"
+    assert (result.code, result.out) == (0, "")
+    assert result.err == f"logged in to {URL}; remembered in {path}\n"
+    assert json.loads(path.read_text()) == {"url": URL, "key": KEY}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    monkeypatch.delenv("LLMOS_URL")
+    monkeypatch.delenv("LLMOS_API_KEY")
+    assert llmos("jobs").code == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "code", "message"),
+    [
+        (URL, "wrong", 1, "error: the API key is not valid"),
+        (URL, "", 2, "error: no API key was given"),
+        ("127.0.0.1:8000", KEY, 2, "error: `127.0.0.1:8000` is not the address of a cluster: expected http://HOST:PORT"),
+    ],
+)
+def test_a_login_that_fails_remembers_nothing(llmos: Run, tmp_path: Path, url: str, key: str, code: int, message: str) -> None:
+    result = llmos("login", url, "--key-stdin", stdin=key)
+    assert result.code == code and result.err.startswith(message)
+    assert not (tmp_path / ".llmos").exists()
+
+
+def test_login_over_an_open_network_is_warned_about(llmos: Run) -> None:
+    assert "http://far:1 is not encrypted" in llmos("login", "http://far:1", "--key-stdin", stdin=KEY).err
+
+
+def test_status_as_json(llmos: Run) -> None:
+    assert json.loads(llmos("status", "-o", "json").out)["control"]["pid"] == 42
+
+
+class Head:
+    """Stands for ``llmos.control.ray.head``, whose real self starts Ray."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        module = ModuleType("llmos.control.ray.head")
+        module.up, module.down = self.up, self.down  # type: ignore[attr-defined]
+        package = ModuleType("llmos.control.ray")
+        package.head = module  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "llmos.control.ray", package)
+        monkeypatch.setitem(sys.modules, "llmos.control.ray.head", module)
+        monkeypatch.setattr(control, "ray", package, raising=False)
+
+    def up(self, state_dir: Path, address: str | None, port: int, report: Any) -> dict[str, Any]:
+        self.calls.append(("up", state_dir, address, port))
+        if port == 1:
+            raise ClusterError("port 1 on 127.0.0.1 is taken", hint="choose another with --port")
+        report("Ray is up")
+        return {"url": f"http://127.0.0.1:{port}", "address": "127.0.0.1:6379", "control_pid": 7}
+
+    def down(self, state_dir: Path, report: Any) -> None:
+        self.calls.append(("down", state_dir))
+
+
+def test_up_and_down(llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = Head(monkeypatch)
+    result = llmos("up", "--address", "auto", "--port", "8123", "--state-dir", "state")
+    assert result.code == 0 and "http://127.0.0.1:8123" in result.out and "Ray is up" in result.err
+    assert json.loads(llmos("up", "-o", "json").out)["control_pid"] == 7
+    assert llmos("down", "--state-dir", "state").code == 0
+    here = tmp_path / "state"
+    assert head.calls == [("up", here, "auto", 8123), ("up", tmp_path / ".llmos", None, 8000), ("down", here)]
+
+
+def test_a_cluster_that_does_not_start_says_why(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Head(monkeypatch)
+    result = llmos("up", "--port", "1")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "error: port 1 on 127.0.0.1 is taken\n  choose another with --port\n"
+
+
+def test_up_block_stays_until_it_is_told_to_end(llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = Head(monkeypatch)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("signal.pause", interrupt)
+    monkeypatch.setattr("signal.signal", lambda *args: None)
+    assert llmos("up", "--block").code == 0
+    assert [call[0] for call in head.calls] == ["up", "down"]
