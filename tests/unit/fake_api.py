@@ -88,7 +88,7 @@ class FakeApi:
             "POST /api/v1/keys": self.create_key,
             f"DELETE /api/v1/keys/{name}": self.revoke_key,
             "GET /api/v1/status": lambda: ok({"control": {"pid": 42}, "nodes": []}),
-            "POST /v1/completions": lambda body: ok({"choices": [{"text": f"{body['prompt']} and so on"}]}),
+            "POST /v1/completions": complete,
             "POST /v1/chat/completions": lambda body: ok(
                 {"choices": [{"message": {"content": f"re: {body['messages'][-1]['content']}"}}]}
             ),
@@ -211,6 +211,15 @@ def row(step: int) -> Row:
         **{"step": step, "loss": 8 / (1 + step / 50), "learning_rate": 1e-3, "grad_norm": 1.0},
         **{"tokens_per_s": 9600.0, "tokens": step * 1024, "time_s": step * 0.1},
     }
+
+
+def complete(body: Row) -> httpx.Response:
+    text = f"{body['prompt']} and so on"
+    if not body.get("stream"):
+        return ok({"choices": [{"text": text}]})
+    chunks = [json.dumps({"choices": [{"index": 0, "text": piece}]}) for piece in (text[:5], text[5:])]
+    events = "".join(f"data: {chunk}\n\n" for chunk in [*chunks, "[DONE]"])
+    return httpx.Response(200, content=events, headers={"content-type": "text/event-stream"})
 
 
 def ok(body: object, status: int = 200) -> httpx.Response:
