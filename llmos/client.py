@@ -163,7 +163,9 @@ class Client:
                 on_progress(view)
             if view.is_ready:
                 return view
-            _pause(deadline, f"service {name} is not ready: {view.message or view.phase}", "see `llmos services describe`")
+            _pause(
+                deadline, f"service {name} is not ready: {view.message or view.phase}", "see `llmos services describe`"
+            )
 
     # Models
 

@@ -90,7 +90,8 @@ def train(
     ended = _wait(cluster, job.id, None)
     if ended.model:
         note(f"serve it with `llmos serve {ended.model}`")
-    _finish([ended], output)
+    say_json(ended) if output is Format.JSON else say(_table([ended]))
+    _exit_unless_all_succeeded([ended])
 
 
 @app.command(rich_help_panel=PANEL)
@@ -153,7 +154,9 @@ def wait(jobs: Jobs, timeout_s: Timeout = None, output: Output = Format.TABLE) -
     """Wait until jobs have ended. Exit code 1 if one of them did not succeed."""
     cluster = client()
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    _finish([_wait(cluster, job, deadline) for job in jobs], output)
+    ended = [_wait(cluster, job, deadline) for job in jobs]
+    say_json(ended) if output is Format.JSON else say(_table(ended))
+    _exit_unless_all_succeeded(ended)
 
 
 def _read(file: str) -> list[Spec]:
@@ -188,8 +191,7 @@ def _wait(cluster: Client, job: str, deadline: float | None) -> JobView:
     return view
 
 
-def _finish(ended: list[JobView], output: Format) -> None:
-    say_json(ended) if output is Format.JSON else say(_table(ended))
+def _exit_unless_all_succeeded(ended: list[JobView]) -> None:
     if not all(job.succeeded for job in ended):
         raise typer.Exit(1)
 

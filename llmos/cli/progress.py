@@ -51,18 +51,18 @@ class Pace:
 
 
 class Lines:
-    """A line when the phase changes, and one every few seconds while the job runs."""
+    """A line when the phase, the attempt or the reason changes, and one every few seconds while the job runs."""
 
     def __init__(self) -> None:
         self.pace = Pace()
-        self.phase = ""
+        self.last = ""
         self.next_at = 0.0
 
     def __call__(self, job: JobView, rows: list[MetricsRow]) -> None:
         self.pace.add(rows)
-        if job.phase != self.phase:
-            self.phase = job.phase
-            note(f"{job.id}: {headline(job)}")
+        if headline(job) != self.last:
+            self.last = headline(job)
+            note(f"{job.id}: {self.last}")
         elif rows and time.monotonic() >= self.next_at:
             self.next_at = time.monotonic() + LINE_EVERY_S
             note(f"{job.id}: step {job.step}/{job.steps} · {self.pace.summary(job.steps)}")
@@ -74,7 +74,7 @@ class Bar:
     def __init__(self, progress: Progress) -> None:
         self.pace = Pace()
         self.progress = progress
-        self.task = progress.add_task("", total=None, title="", detail="")
+        self.task = progress.add_task("", total=None, visible=False, title="", detail="")
 
     def __call__(self, job: JobView, rows: list[MetricsRow]) -> None:
         self.pace.add(rows)
@@ -83,6 +83,7 @@ class Bar:
             self.task,
             total=job.steps if job.step or job.final else None,  # None: a bar that moves without promising anything
             completed=job.step,
+            visible=True,
             title=f"{job.name} {headline(job)}",
             detail=detail if job.step else "",
         )

@@ -66,7 +66,9 @@ def test_no_arguments_is_a_question_for_help(llmos: Run) -> None:
     assert "Usage: llmos" in "".join((llmos().out, llmos().err))
 
 
-@pytest.mark.parametrize("args", [["nope"], ["jobs", "--nope"], ["jobs", "-o", "xml"], ["describe"], ["up", "--port", "0"]])
+@pytest.mark.parametrize(
+    "args", [["nope"], ["jobs", "--nope"], ["jobs", "-o", "xml"], ["describe"], ["up", "--port", "0"]]
+)
 def test_wrong_usage_is_exit_code_2(llmos: Run, api: FakeApi, args: list[str]) -> None:
     result = llmos(*args)
     assert (result.code, result.out) == (2, "")
@@ -81,7 +83,11 @@ def test_a_mistyped_command_is_guessed(llmos: Run) -> None:
 def test_debug_shows_the_traceback_of_an_error(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in llmos("describe", "nope").err
     result = llmos("--debug", "describe", "nope")
-    assert result.code == 1 and "Traceback" in result.err and result.err.endswith("error: no job `nope`\n  see `llmos jobs`\n")
+    assert (
+        result.code == 1
+        and "Traceback" in result.err
+        and result.err.endswith("error: no job `nope`\n  see `llmos jobs`\n")
+    )
     monkeypatch.setenv("LLMOS_DEBUG", "1")
     assert "Traceback" in llmos("describe", "nope").err
 
@@ -119,7 +125,9 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(api: FakeApi, tmp
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=30)
     assert (command.returncode, out) == (130, b"")
-    assert err.decode().strip() == "job coder goes on: come back with `llmos wait coder`, end it with `llmos cancel coder`"
+    assert (
+        err.decode().strip() == "job coder goes on: come back with `llmos wait coder`, end it with `llmos cancel coder`"
+    )
     assert api.jobs[0]["phase"] == "running"
 
 
@@ -177,7 +185,9 @@ def test_help_loads_neither_ray_nor_torch_and_is_quick() -> None:
     assert float(taken_s) < max(0.5, 10 * (time.perf_counter() - started))
 
 
-@pytest.mark.parametrize(("typed", "expected"), [("llmos mod", "models"), ("llmos models im", "import"), ("llmos jobs --out", "--output")])
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("llmos mod", "models"), ("llmos models im", "import"), ("llmos jobs --out", "--output")]
+)
 def test_the_shell_completes_commands_and_options(typed: str, expected: str) -> None:
     env = {"_LLMOS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
     with process(env=env, stdout=subprocess.PIPE) as command:
@@ -188,7 +198,9 @@ def test_completion_can_be_installed(tmp_path: Path) -> None:
     env = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     with process("--install-completion", "bash", env=env, stdout=subprocess.PIPE) as command:
         assert b"bash completion installed" in command.communicate(timeout=30)[0]
-    assert "_LLMOS_COMPLETE=complete_bash" in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert "_LLMOS_COMPLETE=complete_bash" in "".join(
+        path.read_text() for path in tmp_path.rglob("*") if path.is_file()
+    )
 
 
 def test_every_command_and_option_is_documented() -> None:

@@ -82,7 +82,7 @@ def test_train_of_a_job_that_fails_shows_why_and_the_end_of_its_log(llmos: Run, 
     api.log = "".join(f"line {i}\n" for i in range(40)) + "ValueError: boom\x1b[2J\n"
     result = llmos("train", "job.yaml", "-o", "json")
     assert result.code == 1
-    assert json.loads(result.out)[0]["phase"] == "failed"
+    assert json.loads(result.out)["phase"] == "failed"
     assert "job coder-1 failed (attempt 1 failed: ValueError: boom)" in result.err
     assert "  line 39\n  ValueError: boom" in result.err
     assert "line 20\n" not in result.err and "\x1b" not in result.err
@@ -101,7 +101,9 @@ def test_train_takes_exactly_one_job(llmos: Run, job_file: Path, api: FakeApi) -
 
 def test_jobs_are_listed_newest_first(llmos: Run, api: FakeApi) -> None:
     now = time.time()
-    api.add_job(phase="succeeded", step=100, started_at=now - 50, ended_at=now - 10, model="coder@1", metrics={"loss": 2.5})
+    api.add_job(
+        phase="succeeded", step=100, started_at=now - 50, ended_at=now - 10, model="coder@1", metrics={"loss": 2.5}
+    )
     api.add_job("other", reason="waits for 2 CPUs\n\x1b[31m", created_at=now - 7300)
     result = llmos("jobs")
     assert (result.code, result.err) == (0, "")
@@ -121,7 +123,9 @@ def test_no_jobs_is_said_to_people_and_an_empty_list_to_programs(llmos: Run) -> 
 
 
 def test_describe_tells_the_story_of_a_job(llmos: Run, api: FakeApi) -> None:
-    api.add_job(phase="failed", reason="attempt 1 failed", started_at=time.time(), ended_at=time.time() + 61, attempts=1)
+    api.add_job(
+        phase="failed", reason="attempt 1 failed", started_at=time.time(), ended_at=time.time() + 61, attempts=1
+    )
     api.events = [
         {"at": 1_700_000_000.0, "subject": "coder-1", "what": "submitted", "why": ""},
         {"at": 1_700_000_010.0, "subject": "coder-1", "what": "queued", "why": "waits for 2 CPUs"},

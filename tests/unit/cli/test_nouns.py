@@ -22,7 +22,13 @@ def test_models_are_listed_described_exported_and_removed(llmos: Run, api: FakeA
     api.add_model()
     for command in (["models"], ["models", "list"]):
         (row,) = table(llmos(*command).out)
-        assert row == {"MODEL": "coder@1", "PARAMETERS": "2.3M", "SIZE": "9.2 MB", "AGE": "1h 0m", "DIGEST": "0123456789ab"}
+        assert row == {
+            "MODEL": "coder@1",
+            "PARAMETERS": "2.3M",
+            "SIZE": "9.2 MB",
+            "AGE": "1h 0m",
+            "DIGEST": "0123456789ab",
+        }
         assert json.loads(llmos(*command, "-o", "json").out)[0]["ref"] == "coder@1"
     assert "bits_per_byte: 1.5" in llmos("models", "describe", "coder").out
     assert json.loads(llmos("models", "describe", "coder", "-o", "json").out)["lineage"]["job"] == "coder-1"
@@ -41,7 +47,10 @@ def test_a_model_in_use_stays(llmos: Run, api: FakeApi) -> None:
     api.add_model()
     llmos("serve", "coder@1")
     result = llmos("models", "rm", "coder@1")
-    assert (result.code, result.err) == (1, "error: model `coder@1` is in use by a service\n  remove the service first\n")
+    assert (result.code, result.err) == (
+        1,
+        "error: model `coder@1` is in use by a service\n  remove the service first\n",
+    )
 
 
 def test_serve_waits_until_ready_and_prints_the_base_url(llmos: Run, api: FakeApi) -> None:
@@ -84,7 +93,9 @@ def test_a_new_keys_secret_is_all_there_is_on_stdout(llmos: Run, api: FakeApi) -
     assert "hush" not in llmos("keys", "-o", "json").out
 
 
-def test_login_checks_the_key_and_remembers_it_privately(llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_login_checks_the_key_and_remembers_it_privately(
+    llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = llmos("login", f"{URL}/", "--key-stdin", stdin=f"{KEY}\n")
     path = tmp_path / ".llmos" / "client.json"
     assert (result.code, result.out) == (0, "")
@@ -101,10 +112,17 @@ def test_login_checks_the_key_and_remembers_it_privately(llmos: Run, tmp_path: P
     [
         (URL, "wrong", 1, "error: the API key is not valid"),
         (URL, "", 2, "error: no API key was given"),
-        ("127.0.0.1:8000", KEY, 2, "error: `127.0.0.1:8000` is not the address of a cluster: expected http://HOST:PORT"),
+        (
+            "127.0.0.1:8000",
+            KEY,
+            2,
+            "error: `127.0.0.1:8000` is not the address of a cluster: expected http://HOST:PORT",
+        ),
     ],
 )
-def test_a_login_that_fails_remembers_nothing(llmos: Run, tmp_path: Path, url: str, key: str, code: int, message: str) -> None:
+def test_a_login_that_fails_remembers_nothing(
+    llmos: Run, tmp_path: Path, url: str, key: str, code: int, message: str
+) -> None:
     result = llmos("login", url, "--key-stdin", stdin=key)
     assert result.code == code and result.err.startswith(message)
     assert not (tmp_path / ".llmos").exists()

@@ -21,7 +21,11 @@ steps: 100
 output: {model: coder}
 """
 JOB = TrainJob(
-    name="coder", model=ModelSource(preset="tiny"), data=Data(path=("src/*.py",)), steps=100, output=Output(model="coder")
+    name="coder",
+    model=ModelSource(preset="tiny"),
+    data=Data(path=("src/*.py",)),
+    steps=100,
+    output=Output(model="coder"),
 )
 
 
@@ -88,7 +92,12 @@ def test_waiting_reports_each_metrics_row_once(cluster: Client, api: FakeApi, cl
 def test_waiting_by_name_stays_with_the_job_it_began_with(cluster: Client, api: FakeApi) -> None:
     first = cluster.submit(JOB)
     api.steps_per_look = 10
-    done = cluster.wait("coder", on_progress=lambda job, rows: cluster.submit(JOB) and None if len(api.jobs) < 2 else None)
+
+    def submit_another(job: JobView, rows: list[MetricsRow]) -> None:
+        if len(api.jobs) < 2:
+            cluster.submit(JOB)
+
+    done = cluster.wait("coder", on_progress=submit_another)
     assert done.id == first.id
 
 

@@ -64,7 +64,9 @@ def test_the_file_is_private_and_replaced_in_one_step(home: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["client.json"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"url": "http://a"}', '{"url": 3, "key": "k"}', '{"url": "x", "key": "k"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"url": "http://a"}', '{"url": 3, "key": "k"}', '{"url": "x", "key": "k"}']
+)
 def test_a_broken_file_is_named(home: Path, content: str) -> None:
     path = home / ".llmos" / "client.json"
     path.parent.mkdir()

@@ -30,7 +30,9 @@ def job() -> TrainJob:
         ("max_runtime=2h", {"max_runtime": 7200.0}),
     ],
 )
-def test_a_setting_changes_its_field_and_what_follows_from_it(job: TrainJob, setting: str, expected: dict[str, Any]) -> None:
+def test_a_setting_changes_its_field_and_what_follows_from_it(
+    job: TrainJob, setting: str, expected: dict[str, Any]
+) -> None:
     changed = override(job, [setting]).model_dump()
     for field, value in expected.items():
         assert changed[field] == (value if not isinstance(value, dict) else changed[field] | value)

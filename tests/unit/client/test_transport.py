@@ -88,7 +88,9 @@ def test_an_address_where_nobody_ever_answered_is_given_up_soon(api: FakeApi, cl
     assert sum(clock.sleeps) <= 1.0
 
 
-def test_a_cluster_that_answered_before_is_waited_for_with_growing_pauses(api: FakeApi, cluster: Client, clock: Clock) -> None:
+def test_a_cluster_that_answered_before_is_waited_for_with_growing_pauses(
+    api: FakeApi, cluster: Client, clock: Clock
+) -> None:
     cluster.jobs()
     api.trouble = [httpx.ConnectError("refused")] * 100
     with pytest.raises(ClusterError):
