@@ -90,7 +90,8 @@ class SimCluster:
             case Verb.DEPLOY, Service():
                 self._deploy(subject)
             case Verb.REMOVE, _:
-                self._services.pop(action.id, None)
+                gang, status = self._services[action.id]
+                self._services[action.id] = gang, replace(status, removing=True)
 
     def advance(self, to: float) -> None:
         """Let time pass until ``to``: attempts begin and end, replicas come up where there is room."""
@@ -100,6 +101,7 @@ class SimCluster:
                 run.seen = replace(run.seen, phase=run.outcome.phase, error=run.outcome.error)
             elif run.seen.phase is AttemptPhase.STARTING and run.begins_at <= to:
                 run.seen = replace(run.seen, phase=AttemptPhase.RUNNING)
+        self._services = {id: entry for id, entry in self._services.items() if not entry[1].removing}
         for id in self._services:
             self._grow(id)
 

@@ -40,7 +40,7 @@ class Simulation:
             self.jobs[id] = replace(self.jobs[id], cancelled=True)
 
     def tick(self, *, crash_after: int | None = None) -> Plan:
-        """One turn of the loop. ``crash_after``: die when so many recorded actions were applied, restart without memo."""
+        """One turn of the loop. ``crash_after``: die when so many actions were applied, restart without memo."""
         desired = Desired(tuple(self.jobs.values()), tuple(self.services.values()))
         snapshot = self.cluster.observe(desired.jobs, desired.services)
         plan = self._plan(desired, snapshot, self._memo)
