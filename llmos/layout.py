@@ -1,0 +1,111 @@
+"""Where everything lies under the state directory (``LLMOS_STATE_DIR``): the one place that knows the names.
+
+On several nodes the directory lies on storage that all of them mount.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptDirs:
+    """One attempt of a job. ``docs/architecture.md``, "The attempt protocol", says who writes what when."""
+
+    root: Path
+
+    @property
+    def started(self) -> Path:
+        """Created with O_EXCL by whoever runs the attempt; holds the id of the Ray session it runs in."""
+        return self.root / "started"
+
+    @property
+    def log(self) -> Path:
+        """What all ranks wrote, secrets redacted."""
+        return self.root / "log"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line, written by rank 0."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def stop(self) -> Path:
+        """Exists once the attempt was asked to checkpoint and end."""
+        return self.root / "stop"
+
+    @property
+    def outcome(self) -> Path:
+        """What rank 0 has to say at the end of training: phase, step, metrics."""
+        return self.root / "outcome.json"
+
+    @property
+    def result(self) -> Path:
+        """Written last: how the attempt ended."""
+        return self.root / "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class JobDirs:
+    """One job."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The trained model in the Hugging Face layout; exists once it is complete."""
+        return self.root / "export"
+
+    def attempt(self, number: int) -> AttemptDirs:
+        return AttemptDirs(self.root / "attempts" / str(number))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The state directory."""
+
+    root: Path
+
+    @property
+    def client(self) -> Path:
+        """The front door's address and a key for it (0600)."""
+        return self.root / "client.json"
+
+    @property
+    def cluster(self) -> Path:
+        """What ``llmos up`` started: processes, address, ports (0600)."""
+        return self.root / "cluster.json"
+
+    @property
+    def ray_token(self) -> Path:
+        """Ray's authentication token (0600)."""
+        return self.root / "ray_token"
+
+    @property
+    def database(self) -> Path:
+        """The control module's store."""
+        return self.root / "control.db"
+
+    @property
+    def data(self) -> Path:
+        """Prepared corpora, one directory per digest."""
+        return self.root / "data"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    def job(self, id: str) -> JobDirs:
+        return JobDirs(self.root / "jobs" / id)
+
+    def model(self, name: str, version: int) -> Path:
+        return self.models / name / str(version)
