@@ -1,0 +1,96 @@
+"""Attempts as detached actors: one per attempt, 0 CPU, on the head node.
+
+An actor, because it answers by name whoever created it; detached, because Ray Train's controller dies with its caller
+and the control module must be able to die without a training run noticing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from llmos.control import attempt, secrets
+from llmos.control.ray.session import NAMESPACE
+from llmos.files import read_json
+from llmos.layout import Layout
+
+ENTRY = "llmos.train.worker:fit"
+_PREFIX = "llmos-attempt-"
+
+
+class AttemptActor:
+    """Runs one attempt in a thread from the moment it exists, so that creating the actor is starting the attempt.
+
+    It ends its process once the result is durable: nothing is left that would have to be cleaned up.
+    """
+
+    def __init__(self, state_dir: str, job: str, number: int, nodes: Sequence[str]) -> None:
+        run = threading.Thread(target=self._run, args=(state_dir, job, number, tuple(nodes)), daemon=True)
+        run.start()
+
+    def _run(self, state_dir: str, job: str, number: int, nodes: tuple[str, ...]) -> None:
+        job_dirs = Layout(Path(state_dir)).job(job)
+        dirs = job_dirs.attempt(number)
+        if attempt.claim(dirs, ray.get_runtime_context().get_session_name()):
+            try:
+                spec = read_json(job_dirs.spec)
+                values = secrets.resolve(spec.get("secrets") or {})
+                result = _entry()(state_dir, job, number, nodes, values)
+            except BaseException as error:
+                with open(dirs.log, "a", encoding="utf-8") as log:
+                    log.write(_report(error))
+                result = attempt.failure(error)
+            attempt.finish(dirs, result)
+        os._exit(0)  # not sys.exit: this is not the main thread, and the main thread serves Ray for ever
+
+
+def start(layout: Layout, job: str, number: int, nodes: Sequence[str]) -> None:
+    """Start an attempt on ``nodes`` (Ray node ids, one per rank). Does nothing if it has been started already."""
+    head = ray.get_runtime_context().get_node_id()  # the control actor's node, which has the state directory
+    actor = ray.remote(AttemptActor).options(
+        name=_PREFIX + f"{job}-{number}",
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False),
+    )
+    actor.remote(str(layout.root), job, number, list(nodes))
+
+
+def kill(job: str, number: int) -> None:
+    """End an attempt's process now; its workers follow. Does nothing if it is gone."""
+    try:
+        actor = ray.get_actor(_PREFIX + f"{job}-{number}", namespace=NAMESPACE)
+    except ValueError:
+        return
+    ray.kill(actor, no_restart=True)
+
+
+def alive() -> Iterator[tuple[str, int]]:
+    """(job id, attempt number) of every attempt that has a process."""
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(_PREFIX):
+            job, _, number = actor["name"].removeprefix(_PREFIX).rpartition("-")
+            yield job, int(number)
+
+
+def _entry() -> Any:
+    module, _, name = ENTRY.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _report(error: BaseException) -> str:
+    """What the job's log says about ``error``: the message for the expected, the traceback for the rest."""
+    if attempt.failure(error)["retry"]:
+        return "".join(traceback.format_exception(error))
+    return f"error: {error}\n"

@@ -1,0 +1,44 @@
+"""The cluster's machines, and how much of each is held by work that llmos did not start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray._private import state as ray_state
+
+from llmos.core.types import Node, Resources
+
+_KNOWN = ("CPU", "GPU", "memory", "object_store_memory")
+
+
+def observe(ours: Mapping[str, Resources]) -> tuple[Node, ...]:
+    """The living nodes. ``ours`` is what llmos's own work holds on each (by node id): the rest in use is foreign."""
+    free = ray_state.available_resources_per_node()  # the only call that tells nodes apart; a GCS read
+    draining = ray_state.state.get_draining_nodes()
+    nodes = []
+    for node in ray.nodes():
+        id, total = node["NodeID"], node["Resources"]
+        if not node["Alive"] or id not in free:
+            continue
+        held = resources(total) - resources(free[id])
+        foreign = _at_least_nothing(held - ours.get(id, Resources()))
+        labels = tuple(sorted(node.get("Labels", {}).items()))
+        nodes.append(Node(id, resources(total), foreign, labels, draining=id in draining))
+    return tuple(sorted(nodes, key=lambda node: node.id))
+
+
+def resources(amounts: Mapping[str, Any]) -> Resources:
+    """Ray's resource mapping as a value. Markers that Ray keeps per node and accelerator type are left out."""
+    custom = tuple(
+        sorted((name, float(v)) for name, v in amounts.items() if name not in _KNOWN and not name.startswith("node:"))
+    )
+    return Resources(
+        float(amounts.get("CPU", 0)), float(amounts.get("GPU", 0)), int(amounts.get("memory", 0)), custom
+    )
+
+
+def _at_least_nothing(held: Resources) -> Resources:
+    custom = tuple((name, max(0.0, amount)) for name, amount in held.custom)
+    return Resources(max(0.0, held.cpus), max(0.0, held.gpus), max(0, held.memory_bytes), custom)

@@ -1,0 +1,105 @@
+"""Operating-system processes that llmos started: remembering, finding and ending them. Never anybody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import psutil
+
+TERM_GRACE_S = 15.0
+KILL_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process by pid and start time (seconds since the epoch), so that a reused pid is not mistaken for it."""
+
+    pid: int
+    started: float
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        return cls(pid, psutil.Process(pid).create_time())
+
+    def find(self) -> psutil.Process | None:
+        """The process, if it still runs."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = psutil.Process(self.pid)
+            if found.create_time() == self.started and found.status() != psutil.STATUS_ZOMBIE:
+                return found
+        return None
+
+
+def family(process: Process) -> list[psutil.Process]:
+    """The process and everything it started, parents first; empty if it is gone."""
+    found = process.find()
+    if found is None:
+        return []
+    try:
+        return [found, *found.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end(process: Process, marker: str = "") -> int:
+    """End a process and all it started: SIGTERM to it, then SIGKILL to whoever is left. Returns how many were killed.
+
+    ``marker`` finds members that have lost their parent: processes whose environment or command line holds it.
+    """
+    members = family(process)
+    if members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            members[0].terminate()
+        _, members = psutil.wait_procs(members, timeout=TERM_GRACE_S)
+    left = {member.pid: member for member in [*members, *(_marked(marker) if marker else ())]}
+    for member in left.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(list(left.values()), timeout=KILL_GRACE_S)
+    return len(left)
+
+
+def _marked(marker: str) -> Iterator[psutil.Process]:
+    """Processes of this user that belong to the Ray session whose name is ``marker``."""
+    mine = psutil.Process().uids().real
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real == mine and any(marker in argument for argument in process.cmdline()):
+                yield process
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def listener(port: int) -> str:
+    """Who listens on a port, for people: `python (pid 123)`, or the empty string if that cannot be told."""
+    with contextlib.suppress(psutil.Error):
+        for process in _owners(port, psutil.net_connections("tcp")):
+            return f"{process.name()} (pid {process.pid})"
+    return ""
+
+
+def _owners(port: int, connections: Iterable[psutil._common.sconn]) -> Iterator[psutil.Process]:
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            yield psutil.Process(connection.pid)

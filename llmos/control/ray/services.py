@@ -1,0 +1,129 @@
+"""Services as Ray Serve applications, one each, and the gateway in front of them.
+
+Serve starts replicas, restarts those that die and routes requests; how many there are is ``plan``'s decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+
+from llmos.core.types import ServiceStatus
+from llmos.errors import ClusterError
+from llmos.layout import Layout
+from llmos.spec import Service
+
+GATEWAY = "llmos-gateway"
+_PREFIX = "llmos-service-"
+_REPLICA = "deployments.replica:build"
+_GATEWAY = "deployments.gateway:build"
+
+
+def start_gateway(host: str, port: int) -> None:
+    """Deploy the front door on ``host:port`` unless it is there. Returns before it answers.
+
+    Raises ClusterError if Serve runs with another front door already: its address cannot be changed while it runs.
+    """
+    details = _details()
+    if GATEWAY in _applications(details):
+        return
+    if details and (running := details["http_options"]) and (running["host"], running["port"]) != (host, port):
+        raise ClusterError(
+            f"Ray Serve already runs on this cluster at {running['host']}:{running['port']}, not at {host}:{port}",
+            hint=f"join with `--port {running['port']}`, or shut that Serve instance down first",
+        )
+    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
+    _run(GATEWAY, _load(_GATEWAY)(), "/")
+
+
+def deploy(layout: Layout, service: Service, digest: str, replicas: int) -> None:
+    """Bring ``service`` to ``replicas`` replicas of the spec with ``digest``. Returns before they answer."""
+    name, _, version = service.model.partition("@")
+    app = _load(_REPLICA)(service, str(layout.model(name, int(version))), digest, replicas)
+    _run(_PREFIX + service.name, app, None)
+
+
+def remove(service: str) -> None:
+    """Ask a service's replicas to end."""
+    serve.delete(_PREFIX + service, _blocking=False)
+
+
+def remove_everything() -> None:
+    """Delete every application of llmos, and wait until they are gone. Serve itself ends if nothing else uses it."""
+    apps = _applications(_details())
+    for name in apps:
+        if name == GATEWAY or name.startswith(_PREFIX):
+            serve.delete(name)
+    if apps and not _applications(_details()):
+        serve.shutdown()
+
+
+def observe() -> dict[str, ServiceStatus]:
+    """Every deployed service, by name."""
+    apps = _applications(_details())
+    return {
+        name.removeprefix(_PREFIX): _status(name.removeprefix(_PREFIX), app)
+        for name, app in apps.items()
+        if name.startswith(_PREFIX)
+    }
+
+
+def _status(service: str, app: Mapping[str, Any]) -> ServiceStatus:
+    removing = app["status"] == "DELETING"
+    for deployment in app["deployments"].values():  # a service has exactly one
+        config = deployment["deployment_config"]
+        replicas = deployment["replicas"]
+        return ServiceStatus(
+            service,
+            digest=(config.get("user_config") or {}).get("digest", ""),
+            target=config["num_replicas"],
+            ready=sum(replica["state"] == "RUNNING" for replica in replicas),
+            message=_message(app, deployment),
+            nodes=tuple(_nodes(replicas)),
+            removing=removing,
+        )
+    return ServiceStatus(service, digest="", target=0, ready=0, message=app["message"], removing=removing)
+
+
+def _nodes(replicas: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    return (replica["node_id"] for replica in replicas if replica.get("node_id"))
+
+
+def _message(app: Mapping[str, Any], deployment: Mapping[str, Any]) -> str:
+    """What is wrong, in one line: the last line of a traceback is the error itself."""
+    text = (deployment.get("message") or app.get("message") or "").strip()
+    errors = [line for line in text.splitlines() if line.strip()]
+    return errors[-1].strip() if errors else ""
+
+
+def _details() -> dict[str, Any]:
+    """What Serve tells about itself, empty if it does not run."""
+    try:
+        client = _get_global_client(raise_if_no_controller_running=False)
+    except RayServeException:
+        return {}
+    return dict(client.get_serve_details()) if client else {}
+
+
+def _applications(details: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(details.get("applications", {}))
+
+
+def _run(name: str, app: serve.Application, route: str | None) -> None:
+    # without waiting: the control loop must not stand still while a replica loads its model
+    serve.run_many(
+        [serve.RunTarget(app, name=name, route_prefix=route)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def _load(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)

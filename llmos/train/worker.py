@@ -1,0 +1,185 @@
+"""The Ray Train entry: one attempt of a job as a ``TorchTrainer`` run.
+
+Everything that knows Ray is here; ``loop.train`` runs on every rank and does not. Ray Train starts the workers, joins
+them into one process group and watches them. Retries are not its business: ``plan`` decides on the next attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from llmos.errors import ClusterError, LlmosError, WorkerLost
+from llmos.files import read_json
+from llmos.layout import AttemptDirs, JobDirs, Layout
+from llmos.parallel.world import World
+from llmos.spec import TrainJob, parse
+from llmos.train.loop import Run, train
+from llmos.train.rank_log import rank_log
+
+COLLECTIVE_TIMEOUT_S = 1800
+"""How long a collective may wait for the slowest rank: preparing a large corpus on rank 0 takes its time."""
+WORKERS_START_TIMEOUT_S = 60
+HEALTH_CHECK_INTERVAL_S = 1.0
+"""How often Ray Train looks after its workers; also how late it notices that they are done. Its default is 2 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What a rank is told. ``secrets`` travel inside the function, never through an environment Ray would show."""
+
+    job: TrainJob
+    job_dirs: JobDirs
+    dirs: AttemptDirs
+    data_dir: Path
+    base_model: Path | None
+    secrets: Mapping[str, str] = field(repr=False)
+
+
+def fit(
+    state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Mapping[str, str]
+) -> dict[str, Any]:
+    """Run attempt ``number`` of ``job`` on ``nodes`` (Ray node ids, one per rank) and return its result.
+
+    The result is that of ``result.json``: phase (succeeded or yielded), step, metrics. Raises what a rank raised,
+    WorkerLost when a worker's process died, ClusterError when the workers could not be started.
+    """
+    layout = Layout(Path(state_dir))
+    dirs = layout.job(job).attempt(number)
+    spec = parse(read_json(layout.job(job).spec))
+    assert isinstance(spec, TrainJob)
+    attempt = _Attempt(spec, layout.job(job), dirs, layout.data, _base_model(layout, spec), secrets)
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(HEALTH_CHECK_INTERVAL_S)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(WORKERS_START_TIMEOUT_S)
+    trainer = TorchTrainer(
+        partial(_rank, attempt),
+        torch_config=_Torch(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=_scaling(spec, nodes),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(dirs.root),
+            worker_runtime_env={"env_vars": dict(spec.env)},
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    outcome = read_json(dirs.outcome)
+    if outcome is None:
+        raise WorkerLost(f"training ended without {dirs.outcome}", hint="see the job's log")
+    return dict(outcome)
+
+
+def _scaling(spec: TrainJob, nodes: Sequence[str]) -> ScalingConfig:
+    resources = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus, "memory": spec.resources.memory or 0}
+    return ScalingConfig(
+        num_workers=len(nodes),
+        use_gpu=spec.resources.gpus > 0,
+        resources_per_worker={name: amount for name, amount in resources.items() if amount},
+        label_selector=[{"ray.io/node-id": node} for node in nodes],
+    )
+
+
+def _base_model(layout: Layout, spec: TrainJob) -> Path | None:
+    """The directory of the registered model to start from. Control has pinned its version when it took the job."""
+    if spec.model.ref is None:
+        return None
+    name, _, version = spec.model.ref.partition("@")
+    return layout.model(name, int(version))
+
+
+def _rank(attempt: _Attempt) -> None:
+    """What each worker runs."""
+    os.environ.update(attempt.secrets)
+    with rank_log(attempt.dirs.log, dist.get_rank(), attempt.secrets.values()):
+        try:
+            run = Run(attempt.job, attempt.job_dirs, attempt.dirs, attempt.data_dir, attempt.base_model)
+            train(run, World.current())
+        except LlmosError as error:
+            logging.getLogger("llmos.train").error("error: %s", error)
+            raise
+        except Exception:
+            logging.getLogger("llmos.train").exception("this rank failed")
+            raise
+
+
+def _cause(error: TrainingFailedError) -> LlmosError:
+    """The error to show: what the lowest rank raised on purpose, else what is known of the failure."""
+    if isinstance(error, WorkerGroupError):
+        causes = [_unwrapped(failure) for _, failure in sorted(error.worker_failures.items())]
+        for cause in causes:
+            if isinstance(cause, LlmosError):
+                return cause
+        ranks = ", ".join(map(str, sorted(error.worker_failures)))
+        what = str(causes[0]).strip().splitlines()[0] if causes and str(causes[0]).strip() else "no message"
+        return WorkerLost(f"rank {ranks} failed: {type(causes[0]).__name__}: {what}", hint="see the job's log")
+    if isinstance(error, ControllerError):
+        return ClusterError(f"the workers could not be started: {error.controller_failure}")
+    return ClusterError(str(error))
+
+
+def _unwrapped(failure: Exception) -> BaseException:
+    """The user's exception inside Ray Train's wrapper, or ``failure`` itself."""
+    return getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
+
+
+class _Backend(_TorchBackend):
+    """Ray's torch backend, with a rendezvous that listens on the cluster's own interface only.
+
+    torch's TCPStore listens on every interface unless it is handed a socket; gloo chooses by host name.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+        host, port = worker_group.execute_single(0, _listen)
+        join = partial(_join, "nccl" if gpus else "gloo", host, port, len(worker_group), backend_config.timeout_s)
+        ray.get([worker_group.execute_single_async(i, join) for i in range(len(worker_group))])
+
+
+class _Torch(TorchConfig):
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
+_listening: list[socket.socket] = []
+"""Rank 0's rendezvous socket between ``_listen`` and ``_join``, which run in the same process."""
+
+
+def _listen() -> tuple[str, int]:
+    listener = socket.create_server((ray.util.get_node_ip_address(), 0))
+    _listening.append(listener)
+    host, port = listener.getsockname()[:2]
+    return str(host), int(port)
+
+
+def _join(backend: str, host: str, port: int, size: int, timeout_s: float) -> None:
+    """Join the process group of ``size`` ranks whose rank 0 listens at ``host:port``."""
+    context = ray.train.get_context()
+    rank, timeout = context.get_world_rank(), timedelta(seconds=timeout_s)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(context.get_local_rank()))
+    os.environ.update(LOCAL_WORLD_SIZE=str(context.get_local_world_size()), NODE_RANK=str(context.get_node_rank()))
+    if host == "127.0.0.1":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    socket_fd = _listening.pop().detach() if rank == 0 else None
+    store = dist.TCPStore(
+        host, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=socket_fd, use_libuv=True
+    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
