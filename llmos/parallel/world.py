@@ -1,0 +1,111 @@
+"""The ranks of a job: who am I, what is my share, and how do all of us agree on something small.
+
+Rank arithmetic lives here and nowhere else. Nothing travels as a pickle: values are numbers or JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from llmos import errors
+from llmos.errors import LlmosError, WorkerLost
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One rank's view of its job: its number, how many there are, its number on this node, its device."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is an immutable value
+
+    @classmethod
+    def current(cls) -> World:
+        """The world of the initialized default process group, or a world of one.
+
+        The process group's backend tells the device: nccl ranks compute on GPU ``LOCAL_RANK``, gloo ranks on the CPU.
+        Alone, the GPU is used when there is one.
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if not dist.is_initialized():
+            return cls(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        on_gpu = dist.get_backend() == "nccl"
+        # Ray shows each worker its own GPUs only, so its index may be beyond those that are visible
+        device = torch.device("cuda", local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+        return cls(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank does what only one should: write files, talk."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """This rank's part of ``count`` items. Parts are contiguous, in the order of ranks, and differ by at most 1."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """``tensor`` summed over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Each of ``values`` summed over all ranks, in double precision."""
+        return [float(value) for value in self.sum(torch.tensor(values, dtype=torch.float64, device=self.device))]
+
+    def barrier(self) -> None:
+        """Return once every rank is here."""
+        self.total([0.0])
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What ``make()`` returns on rank 0 (JSON-able), on every rank; the others wait.
+
+        When it raises on rank 0, every rank raises: the same LlmosError, or a WorkerLost that names what happened.
+        """
+        if self.size == 1:
+            return make()
+        if not self.first:
+            return _open(json.loads(self._broadcast(b"")))
+        try:
+            value = make()
+        except BaseException as error:
+            self._broadcast(json.dumps({"error": _describe(error)}).encode())
+            raise
+        self._broadcast(json.dumps({"value": value}).encode())
+        return value
+
+    def _broadcast(self, payload: bytes) -> bytes:
+        """Rank 0's ``payload``."""
+        length = torch.tensor([len(payload)], device=self.device)
+        dist.broadcast(length, src=0)
+        buffer = torch.empty(int(length), dtype=torch.uint8, device=self.device)
+        if self.first:
+            buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+        dist.broadcast(buffer, src=0)
+        return bytes(buffer.cpu().numpy())
+
+
+def _describe(error: BaseException) -> dict[str, str | None]:
+    if isinstance(error, LlmosError):
+        return {"type": type(error).__name__, "message": error.message, "hint": error.hint, "param": error.param}
+    return {"type": WorkerLost.__name__, "message": f"rank 0 failed: {type(error).__name__}: {error}", "hint": ""}
+
+
+def _open(message: dict[str, Any]) -> Any:
+    """The value in ``message``; raises the error in it."""
+    if "error" not in message:
+        return message["value"]
+    error = message["error"]
+    leaf: type[LlmosError] = getattr(errors, error["type"])
+    copy = leaf.__new__(leaf)  # a leaf may take other arguments than these three
+    LlmosError.__init__(copy, error["message"], hint=error["hint"], param=error.get("param"))
+    raise copy
