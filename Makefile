@@ -1,0 +1,68 @@
+# Everything a developer runs. `make help` lists it.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?=
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:  # one environment, one pip at a time
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: quickstart
+quickstart: $(VENV)/.installed ## the whole road on this machine: train, register, serve, ask
+	$(BIN)/llmos quickstart
+
+.PHONY: install
+install: $(VENV)/.installed-dev ## .venv with everything that `check` and `test` need
+
+.PHONY: check
+check: $(VENV)/.installed-dev ## lint, format, strict types, the structure of the tree
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python scripts/check_structure.py
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## the tests that CI runs, with coverage
+	$(BIN)/python -m pytest --cov -m "not slow" --session-timeout=780
+
+.PHONY: test-full
+test-full: $(VENV)/.installed-dev ## every test, also those that take minutes
+	$(BIN)/python -m pytest --cov
+
+.PHONY: wheel
+wheel: $(VENV)/.installed-dev ## dist/llmos-VERSION-py3-none-any.whl
+	$(BIN)/python -m build --wheel --outdir dist
+
+.PHONY: constraints
+constraints: $(VENV)/.installed-dev ## pin the versions that are installed now in constraints.txt
+	$(BIN)/python scripts/constraints.py > constraints.tmp && mv constraints.tmp constraints.txt
+
+.PHONY: clean
+clean: ## remove what was built; .venv stays (rm -r .venv for a fresh one)
+	rm -rf build dist *.egg-info .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# A stamp per set of packages: a second run installs nothing unless one of these files has changed.
+INPUTS := pyproject.toml constraints.txt scripts/install.py
+
+$(VENV)/.installed: $(INPUTS) | $(BIN)/pip
+	$(BIN)/python scripts/install.py --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(INPUTS) | $(BIN)/pip
+	$(BIN)/python scripts/install.py --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(BIN)/pip:
+	@for python in $(or $(PYTHON),python3.12 python3.11 python3); do \
+	    if $$python -c '$(SUPPORTED)' 2>/dev/null; then exec $$python -m venv $(VENV); fi; \
+	done; \
+	echo 'error: llmos needs Python 3.11 or 3.12 with the modules venv and ensurepip; none of these is one:' \
+	     '$(or $(PYTHON),python3.12 python3.11 python3)' >&2; \
+	echo '  install one (Debian, Ubuntu: apt install python3.11-venv), or name it: make PYTHON=/path/to/python3.12' >&2; \
+	exit 2
