@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ModelError,
         NotFoundError,
         SpecError,
+        TrainingError,
         UsageError,
         WorkerLost,
     )
@@ -69,6 +70,7 @@ __all__ = [
     "ServiceView",
     "SpecError",
     "TrainJob",
+    "TrainingError",
     "UsageError",
     "WorkerLost",
     "Workers",

@@ -14,6 +14,7 @@
     ├── CheckpointError            500  exit 1   a checkpoint that does not verify
     ├── ClusterError               503  exit 1   the Ray cluster or the control module cannot be reached or started
     ├── WorkerLost                 503  exit 1   a process that did part of the work is gone
+    ├── TrainingError              500  exit 1   training that cannot go on: the loss is no longer a number
     ├── EngineError                503  exit 1   the inference engine cannot answer
     └── DeadlineError              504  exit 1   what was waited for did not happen in time
 
@@ -116,6 +117,9 @@ class ClusterError(LlmosError):
 
 class WorkerLost(LlmosError):
     http_status = 503
+
+
+class TrainingError(LlmosError): ...
 
 
 class EngineError(LlmosError):

@@ -1,0 +1,82 @@
+"""The trained model as others read it: the Hugging Face layout, with its lineage, whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmos import __version__
+from llmos.errors import ConflictError
+from llmos.files import read_json, sync_directory, write_json
+from llmos.models import Transformer, weights
+from llmos.spec import TrainJob, digest
+from llmos.spec.load import to_dict
+from llmos.train.data import Corpus
+
+LINEAGE = "lineage.json"
+
+
+def finished(export: Path, job: TrainJob) -> dict[str, float] | None:
+    """The metrics of the model in ``export``; None when there is none. Raises ConflictError for another job's model."""
+    lineage = read_json(export / LINEAGE)
+    if lineage is None:
+        return None
+    if lineage["spec_digest"] != digest(job):
+        raise ConflictError(
+            f"{export} holds a model trained from another spec (digest {lineage['spec_digest'][:12]}, expected "
+            f"{digest(job)[:12]})",
+            hint=f"Delete {export.parent} to start over, or give the job another name.",
+        )
+    return dict(lineage["metrics"])
+
+
+def export_model(
+    export: Path, model: Transformer, corpus: Corpus, dtype: torch.dtype, lineage: Mapping[str, Any]
+) -> None:
+    """Write config.json, model.safetensors (``dtype``), the tokenizer and lineage.json to ``export`` in one step."""
+    for leftover in export.parent.glob(f".{export.name}-*"):
+        shutil.rmtree(leftover)
+    temporary = Path(tempfile.mkdtemp(dir=export.parent, prefix=f".{export.name}-"))
+    weights.save_model(model, temporary, dtype=dtype)
+    corpus.tokenizer().save(temporary)
+    write_json(temporary / LINEAGE, lineage)
+    for path in temporary.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    temporary.chmod(0o755)
+    sync_directory(temporary)
+    temporary.rename(export)
+    sync_directory(export.parent)
+
+
+def export_dtype(compute: torch.dtype, device: torch.device) -> torch.dtype:
+    """fp32 keeps exactly what was trained, and CPU engines compute in it; a model trained in bf16 on a GPU is served there,
+    where bf16 halves the memory and is what its products were rounded to all along."""
+    return compute if device.type == "cuda" else torch.float32
+
+
+def lineage_of(
+    job: TrainJob, attempt: str, corpus: Corpus, base_model: Path | None, metrics: Mapping[str, float]
+) -> dict[str, Any]:
+    """Where a model comes from (JSON)."""
+    return {
+        "job": job.name,
+        "attempt": attempt,
+        "spec": to_dict(job),
+        "spec_digest": digest(job),
+        "data": {
+            "digest": corpus.digest,
+            "paths": list(job.data.path),
+            "tokens": corpus.train_tokens,
+            "validation_tokens": corpus.validation_tokens,
+        },
+        "base_model": job.model.ref if base_model else None,
+        "code_version": {"llmos": __version__, "torch": torch.__version__},
+        "metrics": dict(metrics),
+    }

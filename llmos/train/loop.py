@@ -1,0 +1,141 @@
+"""The training loop. Every rank runs :func:`train`; it knows torch.distributed through ``World`` and nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from llmos.files import write_json
+from llmos.layout import AttemptDirs, JobDirs
+from llmos.parallel.world import World
+from llmos.spec import TrainJob
+from llmos.train import start
+from llmos.train.evaluate import Evaluation
+from llmos.train.export import export_dtype, export_model, finished, lineage_of
+from llmos.train.training import Training
+
+LOG_INTERVAL_S = 5.0
+
+log = logging.getLogger("llmos.train")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything a rank needs. ``base_model`` is the directory of ``job.model.ref``."""
+
+    job: TrainJob
+    job_dirs: JobDirs
+    attempt: AttemptDirs
+    data_dir: Path
+    base_model: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How training ended: done and exported, or stopped on request with a checkpoint."""
+
+    phase: Literal["succeeded", "yielded"]
+    step: int
+    metrics: dict[str, float]
+
+
+def train(run: Run, world: World) -> Result:
+    """Train ``run.job`` from its latest checkpoint on; returns on every rank once it is exported, or was asked to stop.
+
+    Rank 0 appends a row to ``run.attempt.metrics`` after each step, and leaves ``run.attempt.outcome``. A job whose
+    export exists returns at once. Raises leaves of LlmosError, on every rank.
+    """
+    start.set_threads(run.job)
+    metrics = world.from_first(partial(finished, run.job_dirs.export, run.job))
+    result = Result("succeeded", run.job.steps, metrics) if metrics else _train(run, world)
+    world.from_first(partial(_write_outcome, run.attempt, result))
+    return result
+
+
+def _train(run: Run, world: World) -> Result:
+    corpus = start.prepare_corpus(run.job, run.data_dir, run.base_model, world, log.info)
+    model = start.build_model(run.job, corpus, run.base_model, world.device)
+    training = Training(run.job, model, corpus, run.job_dirs.checkpoints, world)
+    training.resume()
+    if world.first:
+        log.info(
+            "training %s: %s parameters, %s, %d ranks, steps %d to %d",
+            *(run.job.name, f"{model.config.num_parameters():,}", str(training.dtype).removeprefix("torch.")),
+            *(world.size, training.step + 1, run.job.steps),
+        )
+    evaluation, stopped = _steps(training, run)
+    if stopped and training.step < run.job.steps:
+        return Result("yielded", training.step, _metrics(training, evaluation))
+    return _finish(training, run, evaluation or training.evaluate())
+
+
+def _steps(training: Training, run: Run) -> tuple[Evaluation | None, bool]:
+    """Step until all are done or someone asks to stop; then there is a checkpoint of the last one.
+
+    Returns what was measured after the very last step, if it was, and whether the end was asked for.
+    """
+    job, first, stop = run.job, training.world.first, False
+    evaluation, logged_s = None, 0.0
+    while training.step < job.steps and not stop:
+        row, stop = training.advance(stop=first and run.attempt.stop.exists())
+        done = training.step == job.steps
+        evaluation = training.evaluate() if done or training.step % job.validation.every_steps == 0 else None
+        if evaluation:
+            row |= {"validation_loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte}
+        if first:
+            _append(run.attempt.metrics, row)
+            if evaluation or time.monotonic() - logged_s > LOG_INTERVAL_S:
+                log.info("%s", _line(row, job.steps))
+                logged_s = time.monotonic()
+        if stop or done or training.step % job.checkpoint.every_steps == 0:
+            training.save()
+    return evaluation, stop
+
+
+def _finish(training: Training, run: Run, evaluation: Evaluation) -> Result:
+    """Export the model with its lineage (rank 0; all ranks wait)."""
+    metrics, dtype = _metrics(training, evaluation), export_dtype(training.dtype, training.world.device)
+    lineage = lineage_of(run.job, run.attempt.root.name, training.corpus, run.base_model, metrics)
+    training.world.from_first(
+        partial(export_model, run.job_dirs.export, training.model, training.corpus, dtype, lineage)
+    )
+    if training.world.first:
+        log.info("exported %s", run.job_dirs.export)
+    return Result("succeeded", training.step, metrics)
+
+
+def _metrics(training: Training, evaluation: Evaluation | None) -> dict[str, float]:
+    corpus = training.corpus
+    metrics = {
+        "loss": training.loss,
+        "steps": training.step,
+        "tokens": training.tokens,
+        "train_s": round(training.train_s, 3),
+        "gzip_bits": corpus.gzip_bits,
+        "unigram_bits": corpus.unigram_bits,
+    }
+    if evaluation:
+        metrics |= {"validation_loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte}
+    return metrics
+
+
+def _append(path: Path, row: dict[str, float]) -> None:
+    """One line at a time, in one write: a reader never sees half of one that matters to it."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _line(row: dict[str, float], steps: int) -> str:
+    text = f"step {row['step']}/{steps}: loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s"
+    if "bits_per_byte" in row:
+        text += f", validation loss {row['validation_loss']:.4f}, {row['bits_per_byte']:.4f} bits per byte"
+    return text
+
+
+def _write_outcome(attempt: AttemptDirs, result: Result) -> None:
+    write_json(attempt.outcome, {"phase": result.phase, "step": result.step, "metrics": result.metrics})

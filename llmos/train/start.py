@@ -1,0 +1,82 @@
+"""What a run starts from: its data, its model, and what makes two runs the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmos.errors import UsageError
+from llmos.models import ModelConfig, Tokenizer, Transformer, weights
+from llmos.parallel.world import World
+from llmos.spec import PRESETS, TrainJob
+from llmos.spec.load import to_dict
+from llmos.train import data
+from llmos.train.data import Corpus
+
+
+def prepare_corpus(job: TrainJob, data_dir: Path, base_model: Path | None, world: World, report: Any) -> Corpus:
+    """The job's corpus, made by rank 0 unless it is there. Raises DataError on every rank."""
+
+    def make() -> str:
+        tokenizer = Tokenizer.load(base_model) if base_model else None
+        corpus = data.prepare(
+            job.data.path,
+            vocab_size=job.data.vocab_size,
+            validation_fraction=job.data.validation_fraction,
+            data_dir=data_dir,
+            tokenizer=tokenizer,
+            report=report,
+        )
+        return str(corpus.directory)
+
+    return Corpus.load(Path(world.from_first(make)))
+
+
+def build_model(job: TrainJob, corpus: Corpus, base_model: Path | None, device: torch.device) -> Transformer:
+    """The model before the first step, in fp32: the registered one, or fresh weights that ``job.seed`` determines.
+
+    Raises ModelError for a directory that does not hold a model, UsageError when the sequence does not fit it.
+    """
+    if base_model:
+        model = weights.load_model(base_model, dtype=torch.float32, device=device)
+    else:
+        tokenizer = corpus.tokenizer()
+        config = dataclasses.replace(
+            _shape(job),
+            vocab_size=corpus.vocab_size,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+        )
+        torch.manual_seed(job.seed)  # before the model moves to a device: every kind of device gets the same weights
+        model = Transformer(config).to(device)
+    if job.sequence_length > model.config.max_position:
+        limit = f"the model is made for at most {model.config.max_position}"
+        raise UsageError(f"`sequence_length: {job.sequence_length}` is too long: {limit}", param="sequence_length")
+    return model.train()
+
+
+def recipe(job: TrainJob, corpus: Corpus, model: Transformer) -> dict[str, Any]:
+    """What determines the weights, whatever machines train them (JSON). Checkpoints are continued under the same only."""
+    spec = to_dict(job)
+    names = ("optimizer", "steps", "batch_size", "sequence_length", "seed")
+    return {
+        "model": {**spec["model"], **model.config.to_hf()},
+        "data": corpus.digest,
+        **{name: spec[name] for name in names},
+    }
+
+
+def set_threads(job: TrainJob) -> None:
+    """Compute with as many threads as the environment says, else as the job reserves. More would fight over cores."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, int(job.resources.cpus))))
+
+
+def _shape(job: TrainJob) -> ModelConfig:
+    """The shape the job names; its vocabulary is still to be set."""
+    if job.model.preset:
+        return ModelConfig(vocab_size=job.data.vocab_size, **dataclasses.asdict(PRESETS[job.model.preset]))
+    return ModelConfig.load(Path(str(job.model.config)))

@@ -1,0 +1,138 @@
+"""The state of training on one rank, and the ways it changes: a step, a measurement, a checkpoint, a resume."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmos.errors import CheckpointError, TrainingError, UsageError
+from llmos.models import Transformer
+from llmos.parallel.data import GradientBuffer
+from llmos.parallel.world import World
+from llmos.spec import TrainJob
+from llmos.train import checkpoint
+from llmos.train.checkpoint import Checkpoint
+from llmos.train.data import Corpus
+from llmos.train.evaluate import Evaluation, evaluate
+from llmos.train.optimizer import Optimizer
+from llmos.train.sampler import Sampler
+from llmos.train.schedule import learning_rate
+from llmos.train.start import recipe
+from llmos.train.step import accumulate, compute_dtype, windows
+
+log = logging.getLogger("llmos.train")
+
+
+class Training:
+    """``model`` on its way through ``job.steps`` steps over ``corpus``; every rank holds one, in the same state.
+
+    ``step`` counts finished steps, ``loss`` is the last one's (nats per token, over all ranks), ``train_s`` the time all
+    of them took, earlier attempts' included.
+    """
+
+    def __init__(self, job: TrainJob, model: Transformer, corpus: Corpus, checkpoints: Path, world: World) -> None:
+        if job.batch_size < world.size:
+            raise UsageError(f"`batch_size: {job.batch_size}` is less than the {world.size} ranks", param="batch_size")
+        self.job, self.model, self.corpus, self.world = job, model, corpus, world
+        self.dtype = compute_dtype(job.precision, world.device)
+        self.step, self.loss, self.train_s = 0, math.nan, 0.0
+        self._checkpoints, self._saved_step = checkpoints, -1
+        self._recipe = recipe(job, corpus, model)
+        self._optimizer = Optimizer(model, job.optimizer)
+        self._gradients = GradientBuffer(model, world, riders=2)
+        self._tokens = corpus.tokens("train")
+        self._sampler = Sampler(len(self._tokens), job.sequence_length, job.seed)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far, over all ranks."""
+        return self.step * self._step_tokens
+
+    @property
+    def _step_tokens(self) -> int:
+        return self.job.batch_size * self.job.sequence_length
+
+    def advance(self, stop: bool = False) -> tuple[dict[str, float], bool]:
+        """Do one step. Returns its metrics, and whether any rank said ``stop``.
+
+        Raises TrainingError when the loss or the gradient is not a finite number; the weights are then unchanged.
+        """
+        job, began = self.job, time.perf_counter()
+        self._gradients.zero()
+        loss = accumulate(self.model, self._samples(), job.micro_batch_size, self.dtype, 1 / self._step_tokens)
+        loss_over_ranks, stops = self._gradients.sum([loss, float(stop)])
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), job.optimizer.grad_clip))
+        self._check_finite(loss_over_ranks, grad_norm)
+        rate = learning_rate(self.step, job.steps, job.optimizer)
+        self._optimizer.step(rate)
+        self.step, self.loss = self.step + 1, loss_over_ranks
+        elapsed_s = time.perf_counter() - began
+        self.train_s += elapsed_s
+        row = {
+            "step": self.step,
+            "loss": self.loss,
+            "learning_rate": rate,
+            "grad_norm": grad_norm,
+            "tokens_per_s": self._step_tokens / elapsed_s,
+            "tokens": self.tokens,
+            "time_s": time.time(),
+        }
+        return row, stops > 0
+
+    def evaluate(self) -> Evaluation:
+        """The cost of the held-out text, with the weights as they are."""
+        tokens, size = self.corpus.tokens("validation"), self.corpus.validation_bytes
+        return evaluate(self.model, tokens, size, self.job.sequence_length, self.dtype, self.world)
+
+    def save(self) -> None:
+        """Rank 0 writes a checkpoint, unless this step has one. Raises CheckpointError on every rank when it cannot."""
+        if self._saved_step != self.step:
+            self.world.from_first(self._save)
+            self._saved_step = self.step
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint that verifies, if there is any. Raises CheckpointError."""
+        found = self.world.from_first(self._find)
+        if found is None:
+            return
+        latest = checkpoint.load(Path(found), self.world.device)
+        parameters = dict(self.model.named_parameters())
+        if wrong := parameters.keys() ^ latest.model.keys():
+            raise CheckpointError(f"checkpoint {found} does not fit the model: {', '.join(sorted(wrong)[:5])}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(latest.model[name])
+        self._optimizer.load_state(latest.optimizer)
+        self.step = self._saved_step = latest.step
+        self.loss, self.train_s = latest.state["loss"], latest.state["train_s"]
+        if self.world.first:
+            log.info("resumed from %s", found)
+
+    def _samples(self) -> torch.Tensor:
+        """This rank's share of the step's sequences, [B, T+1]."""
+        first, mine = self.step * self.job.batch_size, self.world.share(self.job.batch_size)
+        offsets = self._sampler.offsets(first + mine.start, first + mine.stop)
+        return windows(self._tokens, offsets, self.job.sequence_length).to(self.world.device)
+
+    def _check_finite(self, loss: float, grad_norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is {loss} and the norm of the gradient {grad_norm}: expected finite numbers",
+                hint="Lower optimizer.learning_rate, lengthen warmup_steps, or use precision: fp32.",
+            )
+
+    def _find(self) -> str | None:
+        found = checkpoint.find_latest(self._checkpoints, self._recipe)
+        return str(found) if found else None
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {"loss": self.loss, "train_s": self.train_s, "ranks": self.world.size}
+        model = dict(self.model.named_parameters())
+        snapshot = Checkpoint(self.step, self._recipe, model, self._optimizer.state(), state)
+        path = checkpoint.save(self._checkpoints, snapshot, self.job.checkpoint.keep)
+        log.info("saved %s", path)
