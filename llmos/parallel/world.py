@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,16 +56,13 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """``tensor`` summed over all ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with _others_alive():
+                dist.all_reduce(tensor)
         return tensor
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Each of ``values`` summed over all ranks, in double precision."""
         return [float(value) for value in self.sum(torch.tensor(values, dtype=torch.float64, device=self.device))]
-
-    def barrier(self) -> None:
-        """Return once every rank is here."""
-        self.total([0.0])
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """What ``make()`` returns on rank 0 (JSON-able), on every rank; the others wait.
@@ -86,12 +84,23 @@ class World:
     def _broadcast(self, payload: bytes) -> bytes:
         """Rank 0's ``payload``."""
         length = torch.tensor([len(payload)], device=self.device)
-        dist.broadcast(length, src=0)
-        buffer = torch.empty(int(length), dtype=torch.uint8, device=self.device)
-        if self.first:
-            buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-        dist.broadcast(buffer, src=0)
+        with _others_alive():
+            dist.broadcast(length, src=0)
+            buffer = torch.empty(int(length), dtype=torch.uint8, device=self.device)
+            if self.first:
+                buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+            dist.broadcast(buffer, src=0)
         return bytes(buffer.cpu().numpy())
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """A collective fails with a RuntimeError of the backend when another rank's process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise WorkerLost(f"another rank is gone: {reason}", hint="Its own output says why.") from error
 
 
 def _describe(error: BaseException) -> dict[str, str | None]:

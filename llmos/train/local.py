@@ -1,0 +1,110 @@
+"""Ranks as processes of this machine, without Ray: this process is rank 0, the others are its children.
+
+They meet over a file and talk over the loopback interface only.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+import torch.distributed as dist
+
+from llmos.errors import LlmosError
+from llmos.parallel.world import World
+from llmos.train.loop import Result, Run, train
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long a rank may wait for another: preparing a large corpus on rank 0 takes its time."""
+CHILD_END_TIMEOUT_S = 10.0
+
+log = logging.getLogger("llmos.train")
+
+
+def train_on_ranks(run: Run, ranks: int) -> Result:
+    """:func:`train` with ``ranks`` processes, this one included. Creates the attempt's directory.
+
+    Ctrl-C asks all of them to save and stop; a second one raises KeyboardInterrupt. However this ends, the children are
+    gone. Raises leaves of LlmosError; call it from the main thread.
+    """
+    run.attempt.root.mkdir(parents=True)
+    with ExitStack() as stack:
+        stack.enter_context(_stop_on_interrupt(run.attempt.stop))
+        if ranks > 1:
+            stack.enter_context(_group(run, ranks))
+        return train(run, World.current())
+
+
+@contextmanager
+def _stop_on_interrupt(stop: Path) -> Iterator[None]:
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.exists():
+            raise KeyboardInterrupt
+        stop.touch()
+        log.warning("stopping after this step; Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _group(run: Run, ranks: int) -> Iterator[None]:
+    """Start the other ranks and join them; end them in the end."""
+    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads in mid-work
+    with tempfile.TemporaryDirectory(prefix="llmos-") as directory:
+        children = [
+            context.Process(target=_child, args=(run, directory, rank, ranks), daemon=True) for rank in range(1, ranks)
+        ]
+        for child in children:
+            child.start()
+        try:
+            _join(directory, 0, ranks)
+            yield
+            for child in children:
+                child.join(CHILD_END_TIMEOUT_S)
+        finally:
+            _end(children)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _end(children: list[BaseProcess]) -> None:
+    """End the children that are still there: politely first."""
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(CHILD_END_TIMEOUT_S)
+        if child.is_alive():
+            child.kill()
+            child.join()
+
+
+def _join(directory: str, rank: int, ranks: int) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = dist.FileStore(f"{directory}/store", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
+
+
+def _child(run: Run, directory: str, rank: int, ranks: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; rank 0 decides what it means
+    logging.basicConfig(level=logging.ERROR, format=f"[rank {rank}] %(message)s")
+    _join(directory, rank, ranks)
+    try:
+        train(run, World.current())
+    except LlmosError as error:  # rank 0 says it to the user, unless it is this rank's own
+        log.debug("%s", error)
+        raise SystemExit(1) from error
+    finally:
+        dist.destroy_process_group()
