@@ -75,6 +75,7 @@ def installed_torch() -> tuple[str, str | None] | None:
 
 
 def pip_install(arguments: list[str]) -> None:
+    """Run `pip install`, saying so on stderr. Raises SystemExit when it fails."""
     print("pip install", *arguments, file=sys.stderr, flush=True)
     if subprocess.run([*_PIP, "install", "--quiet", *arguments], check=False).returncode:
         raise SystemExit("pip failed (its message is above); nothing else was changed")
