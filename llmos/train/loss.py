@@ -52,10 +52,13 @@ def _chunk(
     logits_NV = (hidden_ND @ weight_VD.T).float()
     counted_N = (targets_N >= 0).float() * scale
     index_N1 = targets_N.clamp(min=0)[:, None]
-    normalizer_N = logits_NV.logsumexp(1)
-    loss = ((normalizer_N - logits_NV.gather(1, index_N1)[:, 0]) * counted_N).sum()
+    highest_N1 = logits_NV.amax(1, keepdim=True)
+    at_target_N1 = logits_NV.gather(1, index_N1) - highest_N1
+    logits_NV.sub_(highest_N1).exp_()  # logits no more: one pass of exp serves the loss and its derivative
+    sums_N1 = logits_NV.sum(1, keepdim=True)
+    loss = ((sums_N1.log() - at_target_N1)[:, 0] * counted_N).sum()
     if not differentiate:
         return loss, None
-    logits_NV.sub_(normalizer_N[:, None]).exp_()
-    logits_NV.scatter_add_(1, index_N1, -torch.ones_like(index_N1, dtype=logits_NV.dtype))
-    return loss, logits_NV.mul_(counted_N[:, None]).to(hidden_ND.dtype)
+    d_logits_NV = logits_NV.mul_(counted_N[:, None] / sums_N1)
+    d_logits_NV.scatter_add_(1, index_N1, -counted_N[:, None])
+    return loss, d_logits_NV.to(hidden_ND.dtype)
