@@ -35,8 +35,10 @@ test-full: $(VENV)/.installed-dev ## every test, also those that take minutes
 	$(BIN)/python -m pytest --cov
 
 .PHONY: wheel
-wheel: $(VENV)/.installed-dev ## dist/llmos-VERSION-py3-none-any.whl
+wheel: $(VENV)/.installed-dev ## dist/: the wheel, and what another machine needs to install it
+	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist
+	cp constraints.txt scripts/install.py dist/
 
 .PHONY: constraints
 constraints: $(VENV)/.installed-dev ## pin the versions that are installed now in constraints.txt
