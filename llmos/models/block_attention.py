@@ -1,9 +1,9 @@
 """Causal attention for training on CPUs: matrix products on blocks of queries, with a backward pass of its own.
 
-torch's CPU kernel of ``scaled_dot_product_attention`` is blocked for long sequences and spends, at 256 tokens and heads of
-32, 44 % of a training step. Here each block of queries meets only the keys it may see, in plain batched products, and the
-probabilities are kept for the backward pass: 4.4 ms against 14.1 ms forward and backward in bf16, 6.7 against 10.4 in fp32
-(4 × 8 heads × 256 tokens × 32, one core of an AMD EPYC with AVX512-BF16, torch 2.13).
+torch's CPU kernel of ``scaled_dot_product_attention`` is made for long sequences and takes, at 256 tokens and heads of
+32, 44 % of a training step. Here each block of queries meets only the keys it may see, in plain batched products, and
+the probabilities are kept for the backward pass: 4.4 ms against 14.1 ms forward and backward in bf16, 6.7 against 10.4
+in fp32 (4 × 8 heads × 256 tokens × 32, one core of an AMD EPYC with AVX512-BF16, torch 2.13).
 
 Keeping the probabilities costs memory in the square of the sequence, which is why this is for short sequences only.
 """
@@ -26,7 +26,7 @@ def block_attention(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
     """softmax(q · kᵀ / √D, causal) · v, shape [B, H, T, D], in the type of ``v``.
 
     H is a multiple of K: query heads g·H/K … (g+1)·H/K - 1 share key head g (grouped-query attention). Products and
-    probabilities are in the type of ``v``, so in bf16 scores are rounded once before the softmax, which is in fp32 inside.
+    probabilities are in the type of ``v``: in bf16, scores are rounded once before the softmax, which is fp32 inside.
     """
     with torch.autocast(v_BKTD.device.type, enabled=False):
         q_BHTD, k_BKTD = q_BHTD.to(v_BKTD.dtype), k_BKTD.to(v_BKTD.dtype)
@@ -34,7 +34,7 @@ def block_attention(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Inside, N = B·K groups of G = H/K query heads stand for one key head each; a block has n queries and sees S keys."""
+    """Inside, each of N = B·K groups has G = H/K query heads for its key head; a block has n queries and sees S keys."""
 
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:

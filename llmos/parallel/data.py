@@ -1,8 +1,7 @@
 """Data parallelism: every rank holds the whole model and a share of the batch; gradients are summed once a step.
 
-All gradients lie in one buffer, so the sum over ranks is a single collective with no copies, and numbers that ranks must
-agree on each step (the loss, whether to stop) ride along for free. With the model of preset ``tiny`` on two gloo ranks
-this is faster than ``DistributedDataParallel``, whose hooks copy every gradient into buckets (see ``benchmarks``).
+All gradients lie in one buffer, so the sum over ranks is a single collective with no copies, and numbers that ranks
+must agree on each step (the loss, whether to stop) ride along for free.
 """
 
 from __future__ import annotations

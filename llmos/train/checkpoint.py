@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there, and that prove it.
 
 A checkpoint is a directory ``step-00000400`` with two safetensors files, a JSON file and ``manifest.json``, which holds
-the size and SHA-256 of each of them and of itself. It is written as a temporary directory, manifest last, synced to disk
-and renamed: a process that dies at any moment leaves the earlier checkpoints as they were.
+the size and SHA-256 of each of them and of itself. It is written as a temporary directory, manifest last, synced to
+disk and renamed: a process that dies at any moment leaves the earlier checkpoints as they were.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,9 +39,9 @@ log = logging.getLogger("llmos.train")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Training after ``step`` steps. ``recipe`` is what determines the run (JSON): a run with another must not continue it.
+    """Training after ``step`` steps.
 
-    ``model`` and ``optimizer`` are tensors by name; ``state`` holds numbers that are neither (JSON).
+    ``recipe`` is what determines the run (JSON): a run with another must not continue it. ``model`` and ``optimizer`` are tensors by name; ``state`` holds numbers that are neither (JSON).
     """
 
     step: int
@@ -69,17 +70,18 @@ def save(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
             if step < checkpoint.step:
                 shutil.rmtree(path)
         _remove_unfinished(directory)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         hint = "Make room or repair the storage; the next attempt resumes from the checkpoint before this one."
-        raise CheckpointError(f"cannot write checkpoint {final}: {error.strerror or error}", hint=hint) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"cannot write checkpoint {final}: {reason}", hint=hint) from error
     return final
 
 
 def find_latest(directory: Path, recipe: Mapping[str, Any]) -> Path | None:
     """The newest checkpoint under ``directory`` that verifies; None when none was ever made.
 
-    Says loudly when a newer one is damaged. Raises CheckpointError when all are damaged (naming file, expected and found
-    SHA-256) or when the newest good one was made by another ``recipe`` (naming the fields that differ).
+    Says loudly when a newer one is damaged. Raises CheckpointError when all are damaged (naming file, expected and
+    found SHA-256) or when the newest good one was made by another ``recipe`` (naming the fields that differ).
     """
     damage: list[CheckpointError] = []
     for _, path in _steps(directory):
@@ -88,8 +90,8 @@ def find_latest(directory: Path, recipe: Mapping[str, Any]) -> Path | None:
         except CheckpointError as error:
             damage.append(error)
             continue
-        for error in damage:
-            log.error("DAMAGED CHECKPOINT, falling back to the one before it (%s): %s", path.name, error.message)
+        for found in damage:
+            log.error("DAMAGED CHECKPOINT, falling back to the one before it (%s): %s", path.name, found.message)
         _check_recipe(path, manifest["recipe"], recipe)
         return path
     if damage:

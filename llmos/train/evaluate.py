@@ -32,8 +32,8 @@ def evaluate(
 ) -> Evaluation:
     """The cost of ``tokens``, the encoding of ``byte_count`` bytes, with at most ``length`` tokens of context.
 
-    The text is cut into windows without overlap, split over the ranks. Every token is counted once; the very first, which
-    nothing precedes, at the cost of a uniform guess, so that the bits are those of a complete code for the text.
+    The text is cut into windows without overlap, split over the ranks. Every token is counted once; the very first,
+    which nothing precedes, at the cost of a uniform guess: the bits are those of a complete code for the text.
     """
     mine = world.share(-(-(len(tokens) - 1) // length))
     nats = torch.zeros((), dtype=torch.float64, device=world.device)

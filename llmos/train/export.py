@@ -56,8 +56,11 @@ def export_model(
 
 
 def export_dtype(compute: torch.dtype, device: torch.device) -> torch.dtype:
-    """fp32 keeps exactly what was trained, and CPU engines compute in it; a model trained in bf16 on a GPU is served there,
-    where bf16 halves the memory and is what its products were rounded to all along."""
+    """The type of exported weights: fp32 from CPUs, the type of the products from GPUs.
+
+    fp32 keeps exactly what was trained, and CPU engines compute in it. A model trained in bf16 on a GPU is served on
+    one, where bf16 halves the memory and is what its products were rounded to all along.
+    """
     return compute if device.type == "cuda" else torch.float32
 
 

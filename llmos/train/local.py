@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -80,7 +80,7 @@ def _group(run: Run, ranks: int) -> Iterator[None]:
                 dist.destroy_process_group()
 
 
-def _end(children: list[BaseProcess]) -> None:
+def _end(children: Sequence[BaseProcess]) -> None:
     """End the children that are still there: politely first."""
     for child in children:
         child.terminate()

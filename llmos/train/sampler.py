@@ -64,7 +64,7 @@ def permute(positions: NDArray[np.int64], count: int, seed: np.random.SeedSequen
     Black and Rogaway 2002): constant memory however large the corpus, and any position at once.
     """
     half = np.uint64(max(1, -(-(count - 1).bit_length() // 2)))
-    keys = seed.generate_state(_ROUNDS, np.uint64)
+    keys = seed.generate_state(_ROUNDS, np.uint64).astype(np.uint64)
     values = _feistel(positions.astype(np.uint64), half, keys)
     while (outside := values >= count).any():
         values[outside] = _feistel(values[outside], half, keys)

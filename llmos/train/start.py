@@ -60,7 +60,7 @@ def build_model(job: TrainJob, corpus: Corpus, base_model: Path | None, device: 
 
 
 def recipe(job: TrainJob, corpus: Corpus, model: Transformer) -> dict[str, Any]:
-    """What determines the weights, whatever machines train them (JSON). Checkpoints are continued under the same only."""
+    """What determines the weights, whatever machines train them (JSON). A checkpoint is continued by the same only."""
     spec = to_dict(job)
     names = ("optimizer", "steps", "batch_size", "sequence_length", "seed")
     return {

@@ -14,7 +14,7 @@ from llmos.train.loss import cross_entropy_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens per rank and forward pass unless the job says how many sequences. On a CPU, more no longer fit its caches, and
-allocations above 32 MiB cost page faults each time: preset tiny, bf16, one core: 5,000 tokens/s at 1,024, 3,000 at 4,096."""
+allocations above 32 MiB cost page faults each time."""
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -39,15 +39,15 @@ def windows(tokens: NDArray[np.integer], offsets: NDArray[np.int64], length: int
 
 
 def micro_batches(samples: Tensor, size: int | None) -> Iterator[Tensor]:
-    """``samples`` [B, T+1] in parts of ``size`` sequences (default: about MICRO_BATCH_TOKENS); the last may be smaller."""
+    """``samples`` [B, T+1] in parts of ``size`` sequences (default: MICRO_BATCH_TOKENS); the last may be smaller."""
     tokens = MICRO_BATCH_TOKENS[samples.device.type]
     return iter(samples.split(size or max(1, tokens // (samples.shape[1] - 1))))
 
 
 def loss_sum(model: Transformer, samples_BW: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-    """Nats to predict tokens 1… of each row from those before it, summed and times ``scale``. Negative tokens do not count.
+    """Nats to predict tokens 1… of each row from those before it, summed and times ``scale``.
 
-    Weights stay in fp32; ``dtype`` is that of the products (autocast).
+    Negative tokens do not count. Weights stay in fp32; ``dtype`` is that of the products (autocast).
     """
     inputs_BT, targets_BT = samples_BW[:, :-1], samples_BW[:, 1:]
     with torch.autocast(samples_BW.device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
@@ -56,11 +56,13 @@ def loss_sum(model: Transformer, samples_BW: Tensor, dtype: torch.dtype, scale: 
     return cross_entropy_sum(hidden_ND, model.output_weight, targets_BT.flatten(), scale)
 
 
-def accumulate(model: Transformer, samples: Tensor, micro_batch: int | None, dtype: torch.dtype, scale: float) -> Tensor:
+def accumulate(
+    model: Transformer, samples: Tensor, micro_batch: int | None, dtype: torch.dtype, scale: float
+) -> Tensor:
     """Add the gradients of ``scale`` × the summed loss of ``samples`` [B, T+1] to ``.grad``. Returns that loss."""
     total = torch.zeros((), device=samples.device)
     for part in micro_batches(samples, micro_batch):
         loss = loss_sum(model, part, dtype, scale)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.detach()
     return total

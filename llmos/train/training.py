@@ -31,8 +31,8 @@ log = logging.getLogger("llmos.train")
 class Training:
     """``model`` on its way through ``job.steps`` steps over ``corpus``; every rank holds one, in the same state.
 
-    ``step`` counts finished steps, ``loss`` is the last one's (nats per token, over all ranks), ``train_s`` the time all
-    of them took, earlier attempts' included.
+    ``step`` counts finished steps, ``loss`` is the last one's (nats per token, over all ranks), ``train_s`` the time
+    all of them took, earlier attempts' included.
     """
 
     def __init__(self, job: TrainJob, model: Transformer, corpus: Corpus, checkpoints: Path, world: World) -> None:
@@ -122,7 +122,7 @@ class Training:
     def _check_finite(self, loss: float, grad_norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingError(
-                f"step {self.step + 1}: the loss is {loss} and the norm of the gradient {grad_norm}: expected finite numbers",
+                f"step {self.step + 1}: the loss is {loss}, the gradient's norm {grad_norm}: expected finite numbers",
                 hint="Lower optimizer.learning_rate, lengthen warmup_steps, or use precision: fp32.",
             )
 
