@@ -34,7 +34,7 @@ def block_attention(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Inside, each of N = B·K groups has G = H/K query heads for its key head; a block has n queries and sees S keys."""
+    """Inside, each of N = B·K groups has G = H/K query heads for its key head; a block has n queries, sees S keys."""
 
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ log = logging.getLogger("llmos.train")
 class Checkpoint:
     """Training after ``step`` steps.
 
-    ``recipe`` is what determines the run (JSON): a run with another must not continue it. ``model`` and ``optimizer`` are tensors by name; ``state`` holds numbers that are neither (JSON).
+    ``recipe`` is what determines the run (JSON): a run with another must not continue it. ``model`` and ``optimizer``
+    are tensors by name; ``state`` holds numbers that are neither (JSON).
     """
 
     step: int
