@@ -44,6 +44,10 @@ wheel: $(VENV)/.installed-dev ## dist/: the wheel, and what another machine need
 constraints: $(VENV)/.installed-dev ## pin the versions that are installed now in constraints.txt
 	$(BIN)/python scripts/constraints.py > constraints.tmp && mv constraints.tmp constraints.txt
 
+.PHONY: docs
+docs: $(VENV)/.installed-dev ## write docs/specs.md anew from the models in llmos/spec
+	$(BIN)/python scripts/spec_docs.py > specs.tmp && mv specs.tmp docs/specs.md
+
 .PHONY: clean
 clean: ## remove what was built; .venv stays (rm -r .venv for a fresh one)
 	rm -rf build dist *.egg-info .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
