@@ -1,18 +1,18 @@
-"""A wheel built from the tree walks the whole road in an environment that holds nothing else, outside the repository."""
+"""A wheel built from the tree walks the whole road in an environment of its own, outside the repository."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.support import end, free_port, processes
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("llmos", "deployments", "pyproject.toml", "README.md", "LICENSE")
@@ -53,26 +53,7 @@ def home(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("PYTHONPATH", "VIRTUAL_ENV", "RAY_ADDRESS", "LLMOS_URL", "LLMOS_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     yield tmp_path
-    for process in processes(tmp_path):
-        process.kill()
-
-
-def processes(home: Path) -> list[psutil.Process]:
-    """Every process that was started from ``home``."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue  # another user's, or over
-    return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    end(tmp_path)
 
 
 def test_the_wheel_brings_everything_and_no_cuda(environment: Path, home: Path) -> None:
