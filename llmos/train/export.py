@@ -23,9 +23,11 @@ LINEAGE = "lineage.json"
 
 
 def finished(export: Path, job: TrainJob) -> dict[str, float] | None:
-    """The metrics of the model in ``export``; None when there is none. Raises ConflictError for another job's model."""
+    """The metrics of the model in ``export``; None when there is none. Raises ConflictError for anything else there."""
     lineage = read_json(export / LINEAGE)
     if lineage is None:
+        if export.exists():
+            raise ConflictError(f"{export} exists without {LINEAGE}: expected an exported model", hint="Move it away.")
         return None
     if lineage["spec_digest"] != digest(job):
         raise ConflictError(

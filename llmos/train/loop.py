@@ -52,7 +52,7 @@ def train(run: Run, world: World) -> Result:
     """
     start.set_threads(run.job)
     metrics = world.from_first(partial(finished, run.job_dirs.export, run.job))
-    result = Result("succeeded", run.job.steps, metrics) if metrics else _train(run, world)
+    result = Result("succeeded", run.job.steps, metrics) if metrics is not None else _train(run, world)
     world.from_first(partial(_write_outcome, run.attempt, result))
     return result
 

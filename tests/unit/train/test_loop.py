@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,9 @@ def test_a_finished_job_returns_at_once(trainer: Any) -> None:
     assert not trainer.layout.job("tiny").attempt(2).metrics.exists()
     with pytest.raises(ConflictError, match="from another spec"):
         trainer.train(attempt=3, steps=13)
+    (trainer.layout.job("tiny").export / "lineage.json").unlink()
+    with pytest.raises(ConflictError, match="exists without"):
+        trainer.train(attempt=4)
 
 
 def test_killed_between_the_last_checkpoint_and_the_export(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +123,7 @@ def _fails(*_: Any) -> None:
 
 def test_a_checkpoint_of_another_spec_is_refused(trainer: Any) -> None:
     trainer.train(steps=12)
-    (trainer.layout.job("tiny").export / "lineage.json").unlink()
+    shutil.rmtree(trainer.layout.job("tiny").export)
     with pytest.raises(CheckpointError, match="`optimizer.learning_rate` was 0.003, is now 0.5"):
         trainer.train(attempt=2, optimizer={"warmup_steps": 3, "learning_rate": 0.5})
 
