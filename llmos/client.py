@@ -119,7 +119,7 @@ class Client:
             yield rest
 
     def wait(self, job: str, timeout_s: float | None = None, on_progress: OnProgress | None = None) -> JobView:
-        """Wait until a job has ended and return it. ``on_progress`` sees the job and its new metrics rows, twice a second.
+        """Wait until a job has ended and return it. ``on_progress`` sees it and its new metrics rows, twice a second.
 
         Raises DeadlineError after ``timeout_s`` seconds. A job that failed is returned, not raised: see its ``reason``.
         """
@@ -155,7 +155,7 @@ class Client:
         self._call("DELETE", "services", name)
 
     def wait_service(self, name: str, timeout_s: float = 300.0, on_progress: OnService | None = None) -> ServiceView:
-        """Wait until every replica of a service answers and return it. Raises DeadlineError after ``timeout_s`` seconds."""
+        """Return a service once every replica answers. Raises DeadlineError after ``timeout_s`` seconds."""
         deadline = _deadline(timeout_s)
         while True:
             view = self.service(name)
@@ -198,7 +198,7 @@ class Client:
         return [KeyView(row) for row in self._call("GET", "keys")]
 
     def create_key(self, name: str, scopes: Sequence[str] = ("infer",)) -> KeyView:
-        """Make an API key with ``scopes`` out of infer, submit, admin. Its ``secret`` is in this answer and nowhere else."""
+        """Make an API key with ``scopes`` of infer, submit, admin. Its ``secret`` is in this answer only."""
         return KeyView(self._call("POST", "keys", body={"name": name, "scopes": list(scopes)}, repeatable=False))
 
     def revoke_key(self, key_id: str) -> None:
@@ -212,7 +212,7 @@ class Client:
     # Text from served models
 
     def complete(self, model: str, prompt: str, **options: Any) -> str:
-        """The text that service ``model`` writes after ``prompt``. ``options`` are OpenAI's: max_tokens, temperature, seed…"""
+        """What service ``model`` writes after ``prompt``. ``options`` are OpenAI's: max_tokens, temperature, seed…"""
         answer = self._generate("completions", {"model": model, "prompt": prompt, **options})
         return str(answer["choices"][0]["text"])
 

@@ -1,4 +1,4 @@
-"""One HTTP call to a cluster: bounded retries, and every failure as the leaf of ``errors.py`` that the server raised."""
+"""One HTTP call to a cluster: bounded retries, every failure as the leaf of ``errors.py`` that the server raised."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Transport:
         params: dict[str, Any] | None = None,
         repeatable: bool = True,
     ) -> Any:
-        """The JSON that ``method path`` answers. Raises the leaf the server named, or ClusterError if it did not answer."""
+        """The JSON that ``method path`` answers. Raises the leaf the server named, ClusterError if there was none."""
         start, pause_s = time.monotonic(), FIRST_PAUSE_S
         while True:
             try:

@@ -18,10 +18,11 @@ from llmos.errors import LlmosError
 ENV_DEBUG = "LLMOS_DEBUG"
 
 EPILOG = """\
-Exit codes: 0 done · 1 it failed (a job, the cluster, a missing name) · 2 it was asked wrongly (options, a spec) · 130 Ctrl-C.
+Exit codes: 0 done · 1 it failed (a job, the cluster, a missing name) · 2 it was asked wrongly (options, a spec) · \
+130 Ctrl-C.
 
-Environment: LLMOS_URL, LLMOS_API_KEY (default: what `llmos up` or `llmos login` stored) · LLMOS_STATE_DIR (default: ~/.llmos) · \
-NO_COLOR · LLMOS_DEBUG.
+Environment: LLMOS_URL, LLMOS_API_KEY (default: what `llmos up` or `llmos login` stored) · \
+LLMOS_STATE_DIR (default: ~/.llmos) · NO_COLOR · LLMOS_DEBUG.
 """
 
 app = typer.Typer(
@@ -64,7 +65,8 @@ def main() -> None:
     except Exception as error:
         again = shlex.join(["llmos", "--debug", *sys.argv[1:]])
         _fail(
-            f"{paint('error:', 'red', sys.stderr)} {type(error).__name__}: {error}\n  this should not happen; see why with `{again}`",
+            f"{paint('error:', 'red', sys.stderr)} {type(error).__name__}: {error}\n"
+            f"  this should not happen; see why with `{again}`",
             1,
         )
 

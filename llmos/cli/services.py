@@ -44,7 +44,8 @@ def serve(
         return say_json(service)
     base = f"{cluster.connection.url}/v1"
     note(
-        f"service {service.name} is ready; try\n  {_curl(base, service.name)}\nand use this base URL with any OpenAI client:"
+        f"service {service.name} is ready; try\n  {_curl(base, service.name)}\n"
+        "and use this base URL with any OpenAI client:"
     )
     say(base)
 
@@ -98,4 +99,5 @@ def remove_service(names: Annotated[list[str], typer.Argument(metavar="SERVICE..
 
 def _curl(base: str, name: str) -> str:
     body: dict[str, Any] = {"model": name, "prompt": "def fibonacci(n):", "max_tokens": 64}
-    return f'curl {base}/completions -H "Authorization: Bearer $LLMOS_API_KEY" -H "Content-Type: application/json" -d {shlex.quote(json.dumps(body))}'
+    headers = '-H "Authorization: Bearer $LLMOS_API_KEY" -H "Content-Type: application/json"'
+    return f"curl {base}/completions {headers} -d {shlex.quote(json.dumps(body))}"

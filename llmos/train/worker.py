@@ -51,9 +51,7 @@ class _Attempt:
     secrets: Mapping[str, str] = field(repr=False)
 
 
-def fit(
-    state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Mapping[str, str]
-) -> dict[str, Any]:
+def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Mapping[str, str]) -> dict[str, Any]:
     """Run attempt ``number`` of ``job`` on ``nodes`` (Ray node ids, one per rank) and return its result.
 
     The result is that of ``result.json``: phase (succeeded or yielded), step, metrics. Raises what a rank raised,

@@ -34,9 +34,7 @@ def resources(amounts: Mapping[str, Any]) -> Resources:
     custom = tuple(
         sorted((name, float(v)) for name, v in amounts.items() if name not in _KNOWN and not name.startswith("node:"))
     )
-    return Resources(
-        float(amounts.get("CPU", 0)), float(amounts.get("GPU", 0)), int(amounts.get("memory", 0)), custom
-    )
+    return Resources(float(amounts.get("CPU", 0)), float(amounts.get("GPU", 0)), int(amounts.get("memory", 0)), custom)
 
 
 def _at_least_nothing(held: Resources) -> Resources:

@@ -99,7 +99,7 @@ def listener(port: int) -> str:
     return ""
 
 
-def _owners(port: int, connections: Iterable[psutil._common.sconn]) -> Iterator[psutil.Process]:
+def _owners(port: int, connections: Iterable[psutil._ntuples.sconn]) -> Iterator[psutil.Process]:
     for connection in connections:
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
             yield psutil.Process(connection.pid)
