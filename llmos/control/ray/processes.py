@@ -101,5 +101,10 @@ def listener(port: int) -> str:
 
 def _owners(port: int, connections: Iterable[psutil._ntuples.sconn]) -> Iterator[psutil.Process]:
     for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        if (
+            connection.status == psutil.CONN_LISTEN
+            and connection.laddr
+            and connection.laddr.port == port
+            and connection.pid
+        ):
             yield psutil.Process(connection.pid)
