@@ -76,7 +76,7 @@ def test_a_rule_catches(path: str, code: str, expected: str) -> None:
             "llmos/spec/a.py",
             "from typing import Protocol\n\n\nclass P(Protocol):\n    'P.'\n\n    def f(self) -> int: ...",
         ),
-        ("docs/a.md", "on the head node: /home/" + "ubuntu/llmos; and ~/work/x, https://host/root/x"),
+        ("docs/a.md", "on the head node: /home/" + "ubuntu/llmos; and ~/root/x, https://host/root/x"),
     ],
 )
 def test_a_rule_leaves_alone(path: str, code: str) -> None:
