@@ -1,0 +1,74 @@
+"""Chat templates turn messages into the text a model was trained on. They come with models, so they are sandboxed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.exceptions import SecurityError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llmos.errors import ModelError, UsageError
+
+START, END = "<|im_start|>", "<|im_end|>"
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The default template: https://github.com/openai/openai-python/blob/release-v0.28.1/chatml.md."""
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class ChatTemplate:
+    """A Jinja template of a model; ``special`` are its variables, such as bos_token."""
+
+    def __init__(self, source: str, special: Mapping[str, str]) -> None:
+        """Raises ModelError for a template that cannot be compiled."""
+        self.source, self._special = source, dict(special)
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the model's chat template is broken: {error}", hint="Repair the template.") from error
+
+    def render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
+        """The text of ``messages`` and, if asked, the beginning of the answer.
+
+        Raises UsageError for messages the template does not take, ModelError when it leaves the sandbox.
+        """
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._special
+            )
+        except SecurityError as error:
+            what = f"the model's chat template does what the sandbox forbids: {error}"
+            raise ModelError(what, hint="Do not use a model you do not trust.") from error
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            what = f"the model's chat template does not take these messages: {error}"
+            raise UsageError(
+                what, hint="Each message needs a `role` it knows and `content`.", param="messages"
+            ) from error
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What Hugging Face's templates are written for, and no more."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], undefined=jinja2.Undefined
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
+    return environment
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

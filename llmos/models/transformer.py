@@ -1,0 +1,180 @@
+"""A decoder-only transformer of the Llama family. Parameter names are those of Hugging Face's LlamaForCausalLM.
+
+Suffixes of tensors are their dimensions: B rows, T tokens, V vocabulary, D features (of a head inside attention),
+H query heads, K key and value heads, S slots of the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmos.models.block_attention import MAX_TOKENS, block_attention
+from llmos.models.cache import Step
+from llmos.models.config import ModelConfig
+from llmos.models.rope import rotate, rotations
+
+INIT_STD = 0.02
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, in float32 inside; the result has the type of x. Source: arXiv 1910.07467."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped keys and values (GQA, arXiv 2305.13245)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self._layer, self._head_dim = layer, config.head_dim
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation, step: Step | None) -> Tensor:
+        heads = (*x_BTD.shape[:2], -1, self._head_dim)
+        q_BTHD = rotate(self.q_proj(x_BTD).view(heads), rotation)
+        k_BTKD = rotate(self.k_proj(x_BTD).view(heads), rotation)
+        v_BTKD = self.v_proj(x_BTD).view(heads)
+        q_BHTD, k_BKTD, v_BKTD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
+        mask_B1TS = None
+        if step is not None:
+            k_BKSD, v_BKSD = step.append(self._layer, k_BTKD, v_BTKD)
+            if not step.from_start:
+                k_BKTD, v_BKTD, mask_B1TS = k_BKSD, v_BKSD, step.mask_B1TS
+        out_BHTD = _attend(q_BHTD, k_BKTD, v_BKTD, mask_B1TS)
+        return cast(Tensor, self.o_proj(out_BHTD.transpose(1, 2).flatten(2)))
+
+
+def _attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | None) -> Tensor:
+    """Attention under ``mask_B1TS``; without one, causal over as many keys as queries."""
+    if mask_B1TS is not None:
+        return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TS, enable_gqa=True)
+    if q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= MAX_TOKENS:
+        return block_attention(q_BHTD, k_BKSD, v_BKSD)
+    return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=True)
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward: down(silu(gate(x)) · up(x)). Source: arXiv 2002.05202."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each added to a stream that is normalized before it is read."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation, step: Step | None) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, step)
+        return cast(Tensor, x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and the last norm: everything but the output matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+
+class Transformer(nn.Module):
+    """The whole model. New weights are drawn from torch's random generator: same seed, same weights.
+
+    Inside ``with torch.device("meta")`` it is only a shape, to be filled by :mod:`llmos.models.weights`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        with torch.device("meta"):  # or every part would draw weights of its own first
+            self.model = Decoder(config)
+            self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, False)
+        self.to_empty(device=device)
+        self.reset_parameters()
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix [V, D] that turns hidden states into logits; with tied embeddings, the embedding's own."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw new weights: normal with std 0.02, and those that write to the residual stream smaller.
+
+        Their number grows with depth, so each is scaled by 1 / √(2 · layers), which keeps the stream's variance at the
+        same order (GPT-2: Radford et al. 2019, section 2.3). Norms start at 1.
+        """
+        smaller = INIT_STD / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                std = smaller if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD
+                parameter.normal_(std=std, generator=generator)
+
+    def hidden(self, tokens_BT: Tensor, cache: Step | None = None, positions: Tensor | None = None) -> Tensor:
+        """What the output matrix reads, [B, T, D]: :meth:`forward` without the logits."""
+        if positions is None:
+            first_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+            positions = first_T if cache is None else cache.positions_BT
+        x_BTD = self.model.embed_tokens(tokens_BT)
+        if torch.is_autocast_enabled(x_BTD.device.type):
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
+        cos, sin = rotations(self.config, positions)
+        rotation = cos.to(x_BTD.dtype), sin.to(x_BTD.dtype)
+        for layer in self.model.layers:
+            x_BTD = layer(x_BTD, rotation, cache)
+        if cache is not None:
+            cache.finish()
+        return cast(Tensor, self.model.norm(x_BTD))
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        cache: Step | None = None,
+        positions: Tensor | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the token after each of ``tokens_BT``, shape [B, T, V], in the type of the weights.
+
+        With ``cache`` (:meth:`KVCache.step`), the tokens continue its rows, and their keys and values join it.
+        ``positions`` ([T] or [B, T]) says where the tokens stand, if not at 0, 1, … or where the cache ends.
+        ``logits_at`` [B] picks one token of each row: the result is [B, V], and no other logits are computed.
+        """
+        hidden_BTD = self.hidden(tokens_BT, cache, positions)
+        if logits_at is not None:
+            hidden_BTD = hidden_BTD[torch.arange(len(logits_at), device=logits_at.device), logits_at]
+        return F.linear(hidden_BTD, self.output_weight)
