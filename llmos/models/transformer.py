@@ -16,23 +16,12 @@ from torch import Tensor, nn
 from llmos.models.block_attention import MAX_TOKENS, block_attention
 from llmos.models.cache import Step
 from llmos.models.config import ModelConfig
+from llmos.models.norm import RMSNorm
 from llmos.models.rope import rotate, rotations
 
 INIT_STD = 0.02
 
 Rotation = tuple[Tensor, Tensor]
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight, in float32 inside; the result has the type of x. Source: arXiv 1910.07467."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
