@@ -33,7 +33,7 @@ class _RMSNorm(torch.autograd.Function):
         x32 = x.float()
         scale = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x32 * scale).mul_(weight).to(x.dtype)
+        return cast(Tensor, (x32 * scale).mul_(weight).to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *d_out: Tensor) -> tuple[Tensor, Tensor, None]:
