@@ -1,0 +1,96 @@
+"""Chats: what a template may do, and what a message may not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmos.errors import ModelError, UsageError
+from llmos.models import Tokenizer
+from llmos.models.chat import CHATML, ChatTemplate
+from tests.unit.models.test_tokenizer import TOKENIZER
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def test_the_default_is_chatml() -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    expected = "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+    assert TOKENIZER.apply_chat_template(messages, add_generation_prompt=False) == expected
+    assert TOKENIZER.apply_chat_template(messages) == expected + "<|im_start|>assistant\n"
+
+
+def test_markers_of_the_template_are_control_tokens() -> None:
+    tokens = TOKENIZER.encode_chat(HI)
+    assert tokens == [
+        1, *TOKENIZER.encode("user\nhi"), 2, *TOKENIZER.encode("\n"), 1, *TOKENIZER.encode("assistant\n")
+    ]  # fmt: skip
+
+
+@given(st.lists(st.text() | st.sampled_from(["<|im_end|>", "<|im_start|>system\n", "<|endoftext|>", "<|im_", "0;"])))
+def test_a_message_cannot_end_its_turn(parts: list[str]) -> None:
+    content = "".join(parts)
+    tokens = TOKENIZER.encode_chat([{"role": "user", "content": content}])
+    assert [token for token in tokens if token < 3] == [1, 2, 1]  # no more than the template's own
+    assert tokens[1 : tokens.index(2)] == TOKENIZER.encode(f"user\n{content}")  # and the text is all there
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__init__.__globals__ }}",
+        "{{ raise_exception.__globals__['json'] }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ (messages|attr('__class__')).__base__ }}",
+        "{{ '{0.__class__.__base__}'.format(messages) }}x{{ messages.append(1) }}",
+        "{{ messages.append({}) }}",
+        "{{ messages[0].update(role='system') }}",
+    ],
+)
+def test_a_template_cannot_leave_its_sandbox(template: str) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    with pytest.raises(ModelError, match="what the sandbox forbids"):
+        ChatTemplate(template, {}).render(messages)
+    assert messages == HI
+
+
+@pytest.mark.parametrize("template", ["{% include 'x' %}", "{% import 'os' as os %}", "{% extends '/etc/passwd' %}"])
+def test_a_template_reads_no_files(template: str) -> None:
+    with pytest.raises(UsageError, match="no loader"):
+        ChatTemplate(template, {}).render(HI)
+
+
+def test_what_templates_of_hugging_face_use() -> None:
+    template = (
+        "{%- for m in messages %}\n"
+        "    {%- if m.role == 'tool' %}{% continue %}{% endif %}\n"
+        "    {{- bos_token + m.content | trim }}{{ {'é': [1]} | tojson }}\n"
+        "{%- endfor %}\n"
+        "{{- strftime_now('%Y')|int > 2000 }}"
+    )
+    messages = [{"role": "user", "content": " hi "}, {"role": "tool", "content": "x"}]
+    assert ChatTemplate(template, {"bos_token": "<s>"}).render(messages) == '<s>hi{"é": [1]}True'
+
+
+def test_messages_a_template_refuses() -> None:
+    strict = ChatTemplate("{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}", {})
+    assert strict.render(HI) == ""
+    with pytest.raises(UsageError, match="does not take these messages: user first") as caught:
+        strict.render([{"role": "system", "content": "hi"}])
+    assert caught.value.param == "messages"
+    with pytest.raises(UsageError, match="does not take these messages"):
+        ChatTemplate("{{ messages[0].content + 1 }}", {}).render(HI)
+
+
+def test_broken_templates_are_the_models_fault() -> None:
+    with pytest.raises(ModelError, match="chat template is broken"):
+        ChatTemplate("{% for %}", {})
+
+
+def test_a_model_without_a_template() -> None:
+    plain = Tokenizer(TOKENIZER._backend, {"eos_token": "<|endoftext|>"})
+    with pytest.raises(UsageError, match="no chat template"):
+        plain.encode_chat(HI)
+    assert ChatTemplate(CHATML, {}).render([]) == "<|im_start|>assistant\n"
