@@ -50,7 +50,8 @@ class _BlockAttention(torch.autograd.Function):
             scores_NMS.view(groups, -1, end - start, end)[..., start:].add_(ahead_nn.triu_(1))
             p_NMS = torch.softmax(scores_NMS, -1)
             out_NGTD[:, :, start:end] = torch.bmm(p_NMS, v_NTD[:, :end]).view(groups, -1, end - start, dim)
-            kept.append(p_NMS)
+            if any(ctx.needs_input_grad):
+                kept.append(p_NMS)
         ctx.save_for_backward(q_NGTD, k_NTD, v_NTD, *kept)
         ctx.shapes = q_BHTD.shape, k_BKTD.shape
         return out_NGTD.view(batch, heads, length, dim)

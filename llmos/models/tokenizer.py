@@ -24,8 +24,10 @@ END_OF_TEXT = "<|endoftext|>"
 ENDS_OF_TURN = (END, "<|eot_id|>", "<|eom_id|>")
 """Tokens with which models of the Llama family end a turn of a chat."""
 
-WORDS = r""" ?[\p{L}_]+|\p{N}| ?[^\s\p{L}\p{N}_]+|\s*\n+ *|\s+"""
-"""What merges never cross: words, single digits, operators; a line's end takes the next line's indentation along."""
+WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}_]+|\p{N}| ?[^\s\p{L}\p{N}_]+|\s*\n+[ \t]*|\s+"
+"""What merges never cross: names with the mark before them, single digits, operators, a line's end with the next line's
+indentation. 3.53 bytes per token of Python's library at 4,096 tokens, where GPT-4's pattern gives 3.42. Operators do not
+take the line's end along (3.58 bytes): a prompt that ends in ``):`` must end where tokens do."""
 
 
 class Tokenizer:

@@ -53,11 +53,16 @@ class Attention(nn.Module):
 
 def _attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | None) -> Tensor:
     """Attention under ``mask_B1TS``; without one, causal over as many keys as queries."""
-    if mask_B1TS is not None:
+    if mask_B1TS is None:
+        if q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= MAX_TOKENS:
+            return block_attention(q_BHTD, k_BKSD, v_BKSD)
+        return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=True)
+    if q_BHTD.shape[2] > 1:
         return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TS, enable_gqa=True)
-    if q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= MAX_TOKENS:
-        return block_attention(q_BHTD, k_BKSD, v_BKSD)
-    return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=True)
+    # One token a row: the heads that share a key head are as good as tokens that do. On CPUs in bf16, 0.22 ms, not 1.2
+    # (8 rows, 8 heads of 32, 512 slots).
+    shared_BKGD = q_BHTD.reshape(len(q_BHTD), k_BKSD.shape[1], -1, q_BHTD.shape[3])
+    return F.scaled_dot_product_attention(shared_BKGD, k_BKSD, v_BKSD, attn_mask=mask_B1TS).view_as(q_BHTD)
 
 
 class MLP(nn.Module):
