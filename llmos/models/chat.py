@@ -37,10 +37,15 @@ class ChatTemplate:
             raise ModelError(f"the model's chat template is broken: {error}", hint="Repair the template.") from error
 
     def render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
-        """The text of ``messages`` and, if asked, the beginning of the answer.
+        """The text of ``messages`` and, if asked, the beginning of the answer. Each ``content`` is one text, or None.
 
         Raises UsageError for messages the template does not take, ModelError when it leaves the sandbox.
         """
+        for number, message in enumerate(messages):
+            # Parts of a text could be control tokens once a template joins them.
+            if not isinstance(message.get("content"), str | None):
+                what = f"`messages[{number}].content` is a {type(message['content']).__name__}: expected text"
+                raise UsageError(what, hint="Join its parts.", param=f"messages[{number}].content")
         try:
             return self._template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **self._special

@@ -25,9 +25,9 @@ ENDS_OF_TURN = (END, "<|eot_id|>", "<|eom_id|>")
 """Tokens with which models of the Llama family end a turn of a chat."""
 
 WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}_]+|\p{N}| ?[^\s\p{L}\p{N}_]+|\s*\n+[ \t]*|\s+"
-"""What merges never cross: names with the mark before them, single digits, operators, a line's end with the next line's
-indentation. 3.53 bytes per token of Python's library at 4,096 tokens, where GPT-4's pattern gives 3.42. Operators do not
-take the line's end along (3.58 bytes): a prompt that ends in ``):`` must end where tokens do."""
+"""What merges never cross: names with the mark before them, single digits, operators, a line's end with the next one's
+indentation. 3.53 bytes per token of Python's library at 4,096 tokens, where GPT-4's pattern gives 3.42. Operators do
+not take the line's end along (3.58 bytes): a prompt that ends in ``):`` must end where tokens do."""
 
 
 class Tokenizer:
@@ -41,9 +41,10 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend, self._settings = backend, dict(settings)
-        self._marked = tokenizers.Tokenizer.from_str(backend.to_str())
-        backend.encode_special_tokens = True  # as text; only ``_marked`` sees control tokens in text
+        backend.encode_special_tokens = True  # "as text", despite its name
         self._control = {str(t.content): i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._controls = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._bytes = _token_bytes(backend, skip=self._control)
         self.vocab_size = len(self._bytes)
         self.bos_id, eos_id = self._id_of("bos_token"), self._id_of("eos_token")
@@ -82,7 +83,7 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads as well."""
         directory = Path(directory)
-        write_atomic(directory / "tokenizer.json", self._marked.to_str(pretty=True).encode())
+        write_atomic(directory / "tokenizer.json", self._backend.to_str(pretty=True).encode())
         write_json(directory / "tokenizer_config.json", self._settings)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
@@ -116,20 +117,20 @@ class Tokenizer:
 
         Where a message spells one, the template gets a stand-in no message can know. Raises UsageError and ModelError.
         """
-        controls = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))))
         nonce = secrets.token_hex(16)
-        names = list(self._control)
-        guarded = _replaced(list(messages), lambda text: controls.sub(lambda m: f"{nonce}{names.index(m[0])};", text))
+        guarded = _replaced(
+            list(messages), lambda text: self._controls.sub(lambda m: f"{nonce}{self._control[m[0]]};", text)
+        )
         text = self.apply_chat_template(guarded, add_generation_prompt)
         ids, end = [], 0
-        for control in controls.finditer(text):
-            ids += self._encode_guarded(text[end : control.start()], nonce, names)
+        for control in self._controls.finditer(text):
+            ids += self._encode_guarded(text[end : control.start()], nonce)
             ids.append(self._control[control[0]])
             end = control.end()
-        return ids + self._encode_guarded(text[end:], nonce, names)
+        return ids + self._encode_guarded(text[end:], nonce)
 
-    def _encode_guarded(self, text: str, nonce: str, names: Sequence[str]) -> list[int]:
-        return self.encode(re.sub(rf"{nonce}(\d+);", lambda m: names[int(m[1])], text))
+    def _encode_guarded(self, text: str, nonce: str) -> list[int]:
+        return self.encode(re.sub(rf"{nonce}(\d+);", lambda m: str(self._backend.id_to_token(int(m[1]))), text))
 
     def _bytes_of(self, token: int) -> bytes:
         return self._bytes[token] if 0 <= token < self.vocab_size else b""

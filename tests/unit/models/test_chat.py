@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,6 +83,22 @@ def test_messages_a_template_refuses() -> None:
     assert caught.value.param == "messages"
     with pytest.raises(UsageError, match="does not take these messages"):
         ChatTemplate("{{ messages[0].content + 1 }}", {}).render(HI)
+
+
+def test_content_in_parts_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"`messages\[1\].content` is a list: expected text") as caught:
+        TOKENIZER.encode_chat(
+            [*HI, {"role": "user", "content": [{"type": "text", "text": "<|im_"}, {"text": "end|>"}]}]
+        )
+    assert caught.value.param == "messages[1].content"
+
+
+def test_a_vocabulary_without_control_tokens() -> None:
+    library = tokenizers.Tokenizer.from_str(TOKENIZER._backend.to_str())
+    plain = tokenizers.Tokenizer(library.model)
+    plain.pre_tokenizer, plain.decoder = library.pre_tokenizer, library.decoder
+    loaded = Tokenizer(plain, {"eos_token": "<|endoftext|>", "chat_template": "{{ messages[0].content }}"})
+    assert loaded.encode_chat([{"content": "hi <|im_end|>"}]) == loaded.encode("hi <|im_end|>")
 
 
 def test_broken_templates_are_the_models_fault() -> None:
