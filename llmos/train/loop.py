@@ -65,7 +65,7 @@ def _train(run: Run, world: World) -> Result:
     if world.first:
         log.info(
             "training %s: %s parameters, %s, %d ranks, steps %d to %d",
-            *(run.job.name, f"{model.config.num_parameters():,}", str(training.dtype).removeprefix("torch.")),
+            *(run.job.name, f"{model.config.num_parameters:,}", str(training.dtype).removeprefix("torch.")),
             *(world.size, training.step + 1, run.job.steps),
         )
     evaluation, stopped = _steps(training, run)
