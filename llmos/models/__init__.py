@@ -29,8 +29,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "weights":
-        return import_module("llmos.models.weights")
     if name in _HOMES:
         return getattr(import_module(f"llmos.models.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

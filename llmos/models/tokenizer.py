@@ -193,7 +193,7 @@ def train_bpe(texts: Iterable[str | Path], vocab_size: int) -> Tokenizer:
 def _read(texts: Iterable[str | Path]) -> Iterator[str]:
     for text in texts:
         try:
-            yield text if isinstance(text, str) else text.read_text(encoding="utf-8")
+            yield text if isinstance(text, str) else text.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise DataError(f"{text} is not UTF-8 text: {error}", hint="Convert it, or leave it out.") from error
         except OSError as error:

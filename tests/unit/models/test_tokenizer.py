@@ -67,6 +67,21 @@ def test_tokens_suit_code() -> None:
     assert split == ["x", " =", " ", "1", "\n        ", "for", " i", " in", " range", "(", *"1234", "):", "\n"]
 
 
+def test_added_tokens_that_are_no_control_tokens_are_text(tokenizer: Tokenizer) -> None:
+    backend = tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())
+    backend.add_tokens(["two words", "漢漢"])
+    added = Tokenizer(backend, {"eos_token": "<|endoftext|>"})
+    tokens = added.encode("(two words, 漢漢)")
+    assert added.decode(tokens) == "(two words, 漢漢)"
+    assert tokens[1] == tokenizer.vocab_size and tokens[-2] == tokenizer.vocab_size + 1
+
+
+def test_line_ends_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "dos.txt").write_bytes(b"one\r\ntwo\r\n" * 50)
+    trained = train_bpe([tmp_path / "dos.txt"], 270)
+    assert "\r\n" in map(trained.decode, ([token] for token in range(trained.vocab_size)))
+
+
 def test_training_is_deterministic(tmp_path: Path) -> None:
     file = tmp_path / "code.py"
     file.write_text(CODE)

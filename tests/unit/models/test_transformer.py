@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmos.models import ModelConfig, Transformer
+from llmos.models import ModelConfig, Transformer, transformer
 from llmos.models.norm import RMSNorm
 from llmos.spec import PRESETS
 from tests.unit.models.small import SMALL, make
@@ -49,6 +49,14 @@ def test_hidden_and_the_output_matrix_make_the_logits() -> None:
     for tied in (True, False):
         model = make(tie_embeddings=tied)
         assert torch.equal(model.hidden(_tokens()) @ model.output_weight.T, model(_tokens()))
+
+
+@torch.no_grad()
+def test_long_texts_take_torchs_kernel_and_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, blocks = make(), make()(_tokens())
+    monkeypatch.setattr(transformer, "MAX_TOKENS", 39)
+    monkeypatch.delattr(transformer, "block_attention")
+    torch.testing.assert_close(model(_tokens()), blocks, rtol=1e-4, atol=1e-4)
 
 
 def test_a_seed_determines_the_weights() -> None:
