@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llmos.models.block_attention import MAX_TOKENS, block_attention
 from llmos.models.cache import Step
 from llmos.models.config import ModelConfig
-from llmos.models.norm import RMSNorm
+from llmos.models.norm import RMSNorm, product_dtype
 from llmos.models.rope import rotate, rotations
 
 INIT_STD = 0.02
@@ -79,7 +79,11 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each added to a stream that is normalized before it is read."""
+    """Attention and feed-forward, each added to a stream that is normalized before it is read.
+
+    Under autocast the stream stays in float32: in bf16, whose 8 bits swallow small additions, the loss of preset
+    ``tiny`` was 0.12 nats higher after 220 steps of 2,048 tokens.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -145,10 +149,8 @@ class Transformer(nn.Module):
             first_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
             positions = first_T if cache is None else cache.positions_BT
         x_BTD = self.model.embed_tokens(tokens_BT)
-        if torch.is_autocast_enabled(x_BTD.device.type):
-            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         cos, sin = rotations(self.config, positions)
-        rotation = cos.to(x_BTD.dtype), sin.to(x_BTD.dtype)
+        rotation = cos.to(product_dtype(x_BTD)), sin.to(product_dtype(x_BTD))
         for layer in self.model.layers:
             x_BTD = layer(x_BTD, rotation, cache)
         if cache is not None:
