@@ -22,6 +22,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _DURATION_UNITS_S = (86400, 3600, 60, 1)
+LARGEST = 2**53
+"""Of any number in a spec: up to here whole numbers stay exact in JSON, whoever reads it."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B")
 
 
@@ -84,17 +86,18 @@ def check_variable(value: str) -> str:
 
 def parse_duration(value: object) -> float:
     """Seconds of ``"90s"``, ``"2h"``, ``"1h30m"``, ``"1.5d"`` or a positive number; else ValueError."""
+    seconds: float
     if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = value
     else:
         match = _DURATION.fullmatch(value) if isinstance(value, str) else None
         parts = match.groups(default="0") if match else ()
         seconds = sum(float(part) * unit for part, unit in zip(parts, _DURATION_UNITS_S, strict=False))
-    if not 0 < seconds < float("inf"):
+    if not 0 < seconds <= LARGEST:
         raise ValueError(
             "not a duration: expected a positive number of seconds or text such as `90s`, `2h`, `1h30m`, `1d`"
         )
-    return seconds
+    return float(seconds)
 
 
 def parse_size(value: object) -> int:
@@ -102,12 +105,12 @@ def parse_size(value: object) -> int:
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match:
         amount, prefix, binary = match.groups()
-        size = int(float(amount) * (1024 if binary else 1000) ** " KMGT".index(prefix or " "))
+        size = float(amount) * (1024 if binary else 1000) ** " KMGT".index(prefix or " ")
     else:
         size = value if isinstance(value, int) and not isinstance(value, bool) else 0
-    if size <= 0:
+    if not 1 <= size <= LARGEST:
         raise ValueError("not a size: expected a positive number of bytes or text such as `512MiB`, `2GiB`, `1GB`")
-    return size
+    return int(size)
 
 
 def as_list(value: object) -> object:
@@ -122,13 +125,14 @@ Duration = Annotated[
     float, BeforeValidator(parse_duration), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
 ]
 Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}]})]
+_TEXT = {"type": "string", "minLength": 1}
 Paths = Annotated[
-    tuple[str, ...],
+    tuple[Annotated[str, Field(min_length=1)], ...],
     BeforeValidator(as_list),
     Field(strict=False, min_length=1),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}),
 ]
-PositiveInt = Annotated[int, Field(gt=0, le=2**53)]  # 2**53: JSON numbers stay exact
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 
 
 def min_at_most_max(bounds: Any) -> Iterator[Conflict]:
@@ -145,8 +149,8 @@ def _bounded(resources: Resources) -> Iterator[Conflict]:
 class Resources(Strict):
     """What one worker or replica holds."""
 
-    cpus: float = Field(default=1.0, ge=0, description="CPU cores")
-    gpus: float = Field(default=0.0, ge=0, description="GPUs")
+    cpus: float = Field(default=1.0, ge=0, le=LARGEST, description="CPU cores")
+    gpus: float = Field(default=0.0, ge=0, le=LARGEST, description="GPUs")
     memory: Size | None = Field(default=None, description="memory reserved, such as 2GiB")
 
     rules = (_bounded,)

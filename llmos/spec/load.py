@@ -44,8 +44,10 @@ def load_file(path: str | Path) -> list[Spec]:
     """:func:`load` of a file. Raises NotFoundError, UsageError (unreadable) or SpecError."""
     path = Path(path)
     try:
-        with path.open(encoding="utf-8") as file:
-            return load(file.read(MAX_CHARACTERS + 1), source=str(path))
+        with path.open("rb") as file:
+            data = file.read(4 * MAX_CHARACTERS + 1)  # a character has at most 4 bytes
+        cut = len(data) > 4 * MAX_CHARACTERS  # maybe within a character; too long in any case
+        return load(data.decode(errors="replace" if cut else "strict"), source=str(path))
     except FileNotFoundError:
         hint = "Check the path; a spec is a YAML file that begins with `kind:`."
         raise NotFoundError(f"no file `{path}`", hint=hint, param=str(path)) from None
@@ -82,7 +84,10 @@ def digest(spec: Spec) -> str:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of any spec, for editors and for the docs."""
-    return TypeAdapter[Spec](Annotated[Spec, Field(discriminator="kind")]).json_schema()
+    schema = TypeAdapter[Spec](Annotated[Spec, Field(discriminator="kind")]).json_schema()
+    for kind in KINDS:  # in Python the class says it; in a file nothing else does
+        schema["$defs"][kind]["required"].insert(0, "kind")
+    return schema
 
 
 def _check(data: object) -> tuple[Spec | None, list[tuple[Loc, str]]]:

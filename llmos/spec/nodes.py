@@ -76,10 +76,18 @@ def read(text: str) -> Iterator[Document]:
         yield _broken(line, f"not YAML: character {error.character!r} is not allowed in text")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        context = f" {error.context}" if error.context else ""
-        yield _broken(mark.line + 1 if mark else 1, f"not YAML: {error.problem}{context}")
+        yield _broken(mark.line + 1 if mark else 1, f"not YAML: {_explain(error)}")
     except RecursionError:
         yield _broken(1, f"nested too deeply: expected at most {MAX_DEPTH} levels")
+
+
+def _explain(error: yaml.MarkedYAMLError) -> str:
+    """PyYAML's own words, but for two mistakes that they make hard to see."""
+    if "'\\t'" in (error.problem or ""):
+        return "a tab where only spaces may be: indent with spaces"
+    if "undefined alias" in (error.problem or ""):  # PyYAML would show it, and it may be a password
+        return "an alias (`*…`) of nothing: put text that begins with `*` in quotes"
+    return " ".join(filter(None, (error.problem, error.context)))
 
 
 def _broken(line: int, problem: str) -> Document:
@@ -119,8 +127,8 @@ class _Reader:
                 return self.sequence(node, loc)
             case ScalarNode(), "null" | "bool" | "str" | "int" | "float" as kind:
                 return self.scalar(node, kind)
-            case _, tag:
-                self.problem(node, f"tag `{tag[:80]}` is not supported: expected plain values")
+            case _:
+                self.problem(node, "tags are not supported: put text that begins with `!` in quotes")
                 return None
 
     def mapping(self, node: MappingNode, loc: Loc) -> dict[str, Any]:
@@ -157,7 +165,7 @@ class _Reader:
                 case "float":
                     return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
         except ValueError:  # only an explicit tag gets here, as in `!!int abc`
-            self.problem(node, f"{text[:60]!r} is not a number")
+            self.problem(node, f"tagged as `!!{kind}`, and is not a number")
         return text
 
     def problem(self, node: Node, text: str) -> None:

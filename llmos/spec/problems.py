@@ -29,20 +29,22 @@ _EXPECTED = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping of fields",
+    "invalid_key": "a key that is text",
     "literal_error": "{expected}",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
-    "too_short": "at least {min_length} item(s)",
-    "too_long": "at most {max_length} item(s)",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
 }
+_CLOSE = 0.7  # of difflib's ratio: high enough that no unrelated field is suggested
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean `x`?"`` for the known word most like ``word``, else the empty string."""
     folded = {k.lower(): k for k in known}
-    close = get_close_matches(word.lower(), folded, n=1)
+    close = get_close_matches(word.lower(), folded, n=1, cutoff=_CLOSE)
     return f"; did you mean `{folded[close[0]]}`?" if close else ""
 
 
@@ -69,7 +71,7 @@ def found(value: object, *, shown: bool = True) -> str:
         case str():
             return f"the text {value[:60]!r}" if shown else "text"
         case bool() | int() | float():
-            return f"`{str(value).lower()}`" if shown else "a number or truth value"
+            return f"`{str(value).lower()[:60]}`" if shown else "a number or truth value"
         case Sequence():
             return "a list"
         case _:
@@ -123,25 +125,34 @@ def _sentence(detail: ErrorDetails, loc: Loc, kind: type[Strict]) -> str:
 
 def _wrong_value(detail: ErrorDetails, loc: Loc) -> str:
     context, value = detail.get("ctx", {}), detail["input"]
-    expected = _EXPECTED.get(detail["type"], detail["msg"]).format(**context)
+    form = _EXPECTED.get(detail["type"])
+    expected = form.format(**context) if form else detail["msg"]
     hint = nearest(value, re.findall(r"'([^']+)'", expected)) if isinstance(value, str) else ""
     shown = not (loc and loc[0] in _UNSHOWN)
-    return f"`{field_name(loc)}`: expected {expected}, found {found(value, shown=shown)}{hint}"
+    actual = context.get("actual_length", found(value, shown=shown))
+    return f"`{field_name(loc)}`: expected {expected}, found {actual}{hint}"
 
 
 def _unknown_field(loc: Loc, kind: type[Strict]) -> str:
     key, owner = str(loc[-1]), _model_at(kind, loc[:-1])
     parent = field_name(loc[:-1]) or kind.__name__
-    hint = nearest(key, owner.model_fields)
-    for name, model in _children(owner):
-        if not hint and key in model.model_fields:
-            hint = f"; `{name}` has a field of that name"
+    hint = nearest(key, owner.model_fields) or _nearest_within(key, owner)
     return f"`{key[:80]}` is not a field of `{parent}`{hint or '; its fields are ' + ', '.join(owner.model_fields)}"
 
 
+def _nearest_within(key: str, owner: type[Strict]) -> str:
+    """:func:`nearest` among the fields of the models in ``owner``: what is one level too high."""
+    fields = [(field, f"{name}.{field}") for name, model in _children(owner) for field in model.model_fields]
+    close = get_close_matches(key.lower(), {field for field, _ in fields}, n=1, cutoff=_CLOSE)
+    paths = " or ".join(f"`{path}`" for field, path in fields if field in close)
+    return f"; did you mean {paths}?" if paths else ""
+
+
 def _missing_field(loc: Loc, kind: type[Strict]) -> str:
+    if isinstance(loc[-1], int):
+        return f"`{field_name(loc)}` is missing: expected an item there"
     parent = field_name(loc[:-1]) or kind.__name__
-    description = _model_at(kind, loc[:-1]).model_fields[str(loc[-1])].description
+    description = _model_at(kind, loc[:-1]).model_fields[loc[-1]].description
     return f"`{loc[-1]}` is missing from `{parent}` ({description})"
 
 

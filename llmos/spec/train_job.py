@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llmos.spec.base import (
     AUTO_TAG,
+    LARGEST,
     MESH_TAG,
     Conflict,
     Duration,
@@ -165,7 +166,7 @@ class TrainJob(Strict):
     micro_batch_size: PositiveInt | None = Field(default=None, description="sequences per rank and forward pass")
     sequence_length: PositiveInt = Field(default=256, description="tokens per sequence")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, le=LARGEST)
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     validation: Validation = Validation()
     env: dict[Variable, str] = Field(default_factory=dict, description="environment variables of the workers")

@@ -1,0 +1,258 @@
+"""Everything wrong with a spec is said at once, with its line, what was expected and what was probably meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmos.errors import SpecError
+from llmos.spec import load, parse, to_dict
+from tests.unit.spec.examples import SERVICE, TRAIN_JOB
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        load(text, source="job.yaml")
+    return list(caught.value.problems)
+
+
+def job(**changes: str) -> str:
+    """TRAIN_JOB with other values for some keys. Keys that it lacks come last, from line 10."""
+    lines = {line.partition(":")[0]: line for line in TRAIN_JOB.splitlines()}
+    lines |= {key: f"{key}: {value}" for key, value in changes.items()}
+    return "\n".join(lines.values()) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            job(optimizer="{lerning_rate: 1.0}"),
+            "line 7: `lerning_rate` is not a field of `optimizer`; did you mean `learning_rate`?",
+        ),
+        (
+            job(learning_rate="1.0"),
+            "line 10: `learning_rate` is not a field of `TrainJob`; did you mean `optimizer.learning_rate`?",
+        ),
+        (
+            job(every_step="9"),
+            (
+                "line 10: `every_step` is not a field of `TrainJob`; did you mean `checkpoint.every_steps` or "
+                "`validation.every_steps`?"
+            ),
+        ),
+        (
+            job(data="{path: a, zzz: 1}"),
+            "line 4: `zzz` is not a field of `data`; its fields are path, vocab_size, validation_fraction",
+        ),
+        (
+            job(kind="trainjob"),
+            "line 1: `kind`: expected `TrainJob` or `Service`, found the text 'trainjob'; did you mean `TrainJob`?",
+        ),
+        (job(kind="[1]"), "line 1: `kind`: expected `TrainJob` or `Service`, found a list"),
+        ("name: x\n", "line 1: `kind` is missing: expected `TrainJob` or `Service`"),
+        ("- a\n", "line 1: expected a mapping that begins with `kind:`, found a list"),
+        ("", "line 1: nothing here: expected a document that begins with `kind:` (`TrainJob` or `Service`)"),
+        (
+            "# nothing\n---\n---\n",
+            "line 1: nothing here: expected a document that begins with `kind:` (`TrainJob` or `Service`)",
+        ),
+        (job(steps="'400'"), "line 8: `steps`: expected a whole number, found the text '400'"),
+        (job(steps="4.5"), "line 8: `steps`: expected a whole number, found `4.5`"),
+        (job(steps="true"), "line 8: `steps`: expected a whole number, found `true`"),
+        (job(steps=""), "line 8: `steps`: expected a whole number, found nothing"),
+        (job(steps="0"), "line 8: `steps`: expected more than 0, found `0`"),
+        (job(steps="1e400"), "line 8: `steps`: expected a whole number, found `inf`"),
+        (job(steps="9" * 299), "line 8: `steps`: expected at most 9007199254740992, found `" + "9" * 60 + "`"),
+        (
+            job(optimizer="{learning_rate: .nan}"),
+            "line 7: `optimizer.learning_rate`: expected a finite number, found `nan`",
+        ),
+        (job(optimizer="{betas: [0.9]}"), "line 7: `optimizer.betas[1]` is missing: expected an item there"),
+        (job(optimizer="{betas: [0.9, 0.9, 0.9]}"), "line 7: `optimizer.betas`: expected at most 2 of them, found 3"),
+        (
+            job(optimizer="{name: adam}"),
+            "line 7: `optimizer.name`: expected 'adamw' or 'muon', found the text 'adam'; did you mean `adamw`?",
+        ),
+        (job(data="{path: []}"), "line 4: `data.path`: expected at least 1 of them, found 0"),
+        (job(data="{path: ''}"), "line 4: `data.path[0]`: expected some text, found the text ''"),
+        (job(data="\n  path:\n  - a\n  - 7"), "line 7: `data.path[1]`: expected text, found `7`"),
+        (job(data="a.txt"), "line 4: `data`: expected a mapping of fields, found the text 'a.txt'"),
+        (
+            job(data="{}"),
+            "line 4: `path` is missing from `data` (a file, directory or glob of UTF-8 text, or a list of them)",
+        ),
+        (job(model="{}"), "line 3: `model`: expected exactly one of `preset`, `config` and `ref`, found none"),
+        (
+            job(model="{preset: tiny, ref: a@1}"),
+            "line 3: `model`: expected exactly one of `preset`, `config` and `ref`, found preset and ref",
+        ),
+        (job(model="{preset: huge}"), "line 3: `model`: 'huge' is not a preset: expected one of nano, tiny, small, 1b"),
+        (
+            job(model="{ref: a@0}"),
+            (
+                "line 3: `model.ref`: 'a@0' is not a model: expected `name` (its newest version) or "
+                "`name@version`, as in `coder@1`"
+            ),
+        ),
+        (
+            job(output="{model: A B}"),
+            (
+                "line 9: `output.model`: 'A B' is not a name: expected 1 to 64 lower-case "
+                "letters, digits, `.`, `_` or `-`, beginning with a letter or digit"
+            ),
+        ),
+        (job(mesh="{dp: 4}"), "line 5: `mesh` has 4 ranks: expected 2 to 2, as `workers` says"),
+        (
+            job(mesh="{dp: 2, tp: 2}"),
+            "line 5: `mesh`: `tp: 2` is not supported yet: expected 1; today only `dp` splits the work",
+        ),
+        (job(mesh="Auto"), "line 5: `mesh`: expected 'auto', found the text 'Auto'; did you mean `auto`?"),
+        (job(workers="{min: 3, max: 2}"), "line 6: `workers`: `min: 3` is more than `max: 2`: expected min <= max"),
+        (job(batch_size="5"), "line 10: `batch_size: 5` is not a multiple of the 2 data-parallel ranks"),
+        (
+            job(micro_batch_size="3"),
+            "line 10: `micro_batch_size: 3` does not divide the 16 sequences of a rank (batch_size 32 / dp 2)",
+        ),
+        (
+            job(sequence_length="4096"),
+            "line 10: `sequence_length: 4096` is too long: expected at most 1024, which preset `tiny` is made for",
+        ),
+        (
+            job(resources="{cpus: 0}"),
+            (
+                "line 10: `resources`: `cpus` and `gpus` are both 0: expected some of either, or "
+                "nothing bounds what runs at once"
+            ),
+        ),
+        (
+            job(resources="{memory: 2 GIB}"),
+            (
+                "line 10: `resources.memory`: not a size: expected a positive number of "
+                "bytes or text such as `512MiB`, `2GiB`, `1GB`"
+            ),
+        ),
+        (
+            job(max_runtime="2 hours"),
+            (
+                "line 10: `max_runtime`: not a duration: expected a positive number of seconds "
+                "or text such as `90s`, `2h`, `1h30m`, `1d`"
+            ),
+        ),
+        (job(env="{A: 1}"), "line 10: `env.A`: expected text, found a number or truth value"),
+        (
+            SERVICE.replace("tp: 1", "dp: 2"),
+            "line 4: `dp: 2` is not for services: expected 1; use `replicas` for more copies",
+        ),
+        (SERVICE.replace("max: 1", "max: 0"), "line 5: `replicas.max`: expected more than 0, found `0`"),
+    ],
+)
+def test_a_problem_names_its_line_and_what_was_expected(text: str, expected: str) -> None:
+    assert problems(text)[0] == expected
+
+
+def test_one_mistake_is_one_problem() -> None:
+    assert len(problems(job(steps="'400'"))) == 1
+    assert len(problems(job(mesh="{dp: 4}", workers="{min: 3, max: 2}"))) == 1
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_their_lines() -> None:
+    text = """\
+kind: TrainJob
+nmae: x
+model: {preset: tiny, config: ./dir}
+data: {path: [a, 1], vocab_size: 1}
+mesh: {dp: 2}
+workers: {min: 3, max: 2}
+steps: many
+env: {TOKEN: a}
+secrets: {TOKEN: env:TOKEN}
+---
+kind: Service
+name: coder
+model: coder
+max_batch: 0
+---
+kind: Sevrice
+"""
+    assert problems(text) == [
+        "line 1: `name` is missing from `TrainJob` (the job's name)",
+        "line 1: `output` is missing from `TrainJob` (where the result goes)",
+        "line 2: `nmae` is not a field of `TrainJob`; did you mean `name`?",
+        "line 3: `model`: expected exactly one of `preset`, `config` and `ref`, found preset and config",
+        "line 4: `data.path[1]`: expected text, found `1`",
+        "line 4: `data.vocab_size`: expected at least 264, found `1`",
+        "line 6: `workers`: `min: 3` is more than `max: 2`: expected min <= max",
+        "line 7: `steps`: expected a whole number, found the text 'many'",
+        "line 9: `TOKEN` is in both `env` and `secrets`: expected one of them",
+        "line 14: `max_batch`: expected more than 0, found `0`",
+        "line 16: `kind`: expected `TrainJob` or `Service`, found the text 'Sevrice'; did you mean `Service`?",
+    ]
+
+
+def test_the_message_counts_the_problems_and_names_the_file() -> None:
+    with pytest.raises(SpecError, match=r"(?s)^job.yaml has 2 problems:\n  line 8: .*\n  line 10: ") as caught:
+        load(job(steps="0", stepz="1"), source="job.yaml")
+    assert (caught.value.http_status, caught.value.exit_code) == (422, 2)
+
+
+SECRET = "hf_QmVhbXVwU2NvdHR5"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"secrets: {{HF_TOKEN: {SECRET}}}",
+        f"secrets: {{HF_TOKEN: env:{SECRET}-x}}",
+        f"secrets: {{HF_TOKEN: file:{SECRET}}}",
+        f"secrets: {{HF_TOKEN: [{SECRET}]}}",
+        f"secrets: {{'HF TOKEN': {SECRET}}}",
+        f"secrets: [{SECRET}]",
+        f"secrets: {SECRET}",
+        f"secret: {{HF_TOKEN: {SECRET}}}",
+        f"env: {SECRET}",
+        f"env: {{HF_TOKEN: [{SECRET}]}}",
+        f"env: {{HF_TOKEN: {{{SECRET}: {SECRET}}}}}",
+        f"env: {{HF_TOKEN: !{SECRET}}}",
+        f"env: {{HF_TOKEN: !!int {SECRET}}}",
+        f"env: {{HF_TOKEN: *{SECRET}}}",
+        f"env: {{HF_TOKEN: '{SECRET}}}",
+        f"env: {{A: x, HF_TOKEN: {SECRET}",
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_never_shown(line: str) -> None:
+    found = problems(TRAIN_JOB + line + "\n")
+    assert found and SECRET not in "".join(found)
+
+
+def test_a_secret_given_to_the_class_itself_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="not a reference to a secret") as caught:
+        type(load(TRAIN_JOB)[0])(**(to_dict(load(TRAIN_JOB)[0]) | {"secrets": {"HF_TOKEN": SECRET}}))
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"max_runtime": 10**400}, "`max_runtime`: not a duration"),
+        ({"resources": {"memory": 10**400}}, "`resources.memory`: not a size"),
+        ({"resources": {"memory": "9" * 400 + "GiB"}}, "`resources.memory`: not a size"),
+        ({"optimizer": {"learning_rate": 10**400}}, "`optimizer.learning_rate`: expected a number, found `1000"),
+        ({"seed": -1}, "`seed`: expected at least 0, found `-1`"),
+        ({1: 2}, "`[1]`: expected a key that is text, found `1`"),
+        ({"a{b}": 2}, "`a{b}` is not a field of `TrainJob`"),
+        ({"precision": "{x}"}, "`precision`: expected 'auto', 'fp32' or 'bf16', found the text '{x}'"),
+        ({"env": {"A": None}}, "`env.A`: expected text, found nothing"),
+    ],
+)
+def test_dictionaries_from_strangers_get_sentences_too(change: dict[object, object], expected: str) -> None:
+    data: dict[object, object] = dict(to_dict(load(TRAIN_JOB)[0]))
+    with pytest.raises(SpecError) as caught:
+        parse(data | change)
+    assert [problem for problem in caught.value.problems if problem.startswith(expected)]
+    assert max(map(len, caught.value.problems)) < 400
+
+
+@pytest.mark.parametrize("data", [None, 1, "text", [], [{}], {}, {"kind": None}, {"kind": {}}])
+def test_what_is_no_spec_at_all_is_refused(data: object) -> None:
+    with pytest.raises(SpecError, match="kind"):
+        parse(data)
