@@ -1,0 +1,123 @@
+"""What a job's attempts wrote: logs in pieces, metrics as rows. Read while they are being written."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from llmos.errors import UsageError
+from llmos.layout import JobDirs
+
+PIECE_BYTES = 256 * 1024
+_BLOCK_BYTES = 64 * 1024
+_POSITION_BITS = 40
+_LARGEST_OFFSET = 2**53 - 1  # exact in every JSON reader
+
+Row = dict[str, Any]
+
+
+def read_log(dirs: JobDirs, attempts: int, offset: int, *, final: bool) -> Row:
+    """``{text, offset, final}``: at most 256 KiB of the logs of attempts 1 to ``attempts``, one after the other.
+
+    ``offset`` is 0 or what an earlier answer said: the attempt above 40 bits of position in its log, so that lines
+    which come late into an old log do not shift those of the next. ``final`` says that the job has ended. A character
+    is never split, and bytes that are not UTF-8 become U+FFFD. Raises UsageError for an offset that cannot be.
+    """
+    if not 0 <= offset <= _LARGEST_OFFSET:
+        raise UsageError(f"offset {offset}: expected 0 or the offset of an earlier answer", param="offset")
+    attempt, position = max(offset >> _POSITION_BITS, 1), offset & ((1 << _POSITION_BITS) - 1)
+    text, room = "", PIECE_BYTES
+    while attempt <= attempts:
+        log, last = dirs.attempt(attempt).log, attempt == attempts
+        piece, size = _piece(log, position, room, closed=final or not last)
+        text, position, room = text + piece, position + size, room - size
+        if last or position < _size(log):
+            break
+        attempt, position = attempt + 1, 0
+    return {"text": text, "offset": attempt << _POSITION_BITS | position, "final": final}
+
+
+def read_metrics(dirs: JobDirs, attempts: int, after: int) -> list[Row]:
+    """The rows with a step greater than ``after``, in order. Where attempts overlap, the newest one's rows count.
+
+    A line that is not whole yet is left for later; numbers that JSON does not have (NaN) become None.
+    """
+    found: list[Row] = []
+    before = float("inf")
+    for number in range(attempts, 0, -1):
+        path = dirs.attempt(number).metrics
+        found += (
+            row for row in takewhile(lambda row: row["step"] > after, _newest_first(path)) if row["step"] < before
+        )
+        if (oldest := _first_row(path)) is not None:
+            before = min(before, oldest["step"])
+        if before <= after + 1:
+            break
+    return found[::-1]
+
+
+def newest_metrics(dirs: JobDirs, attempts: int) -> Row:
+    """The row that was written last, empty if there is none."""
+    for number in range(attempts, 0, -1):
+        for row in _newest_first(dirs.attempt(number).metrics):
+            return row
+    return {}
+
+
+def _piece(log: Path, position: int, room: int, *, closed: bool) -> tuple[str, int]:
+    """Text of at most ``room`` bytes from ``position`` on, and how many bytes it was. ``closed``: no more will come."""
+    try:
+        with log.open("rb") as file:
+            file.seek(position)
+            content = file.read(room)
+    except FileNotFoundError:
+        return "", 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(content, final=closed and len(content) < room)
+    return text, len(content) - len(decoder.getstate()[0])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _newest_first(path: Path) -> Iterator[Row]:
+    """The rows of a metrics file from the end to the beginning, reading no more of it than is asked for."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        end, rest = file.seek(0, os.SEEK_END), b""
+        while end:
+            start = max(0, end - _BLOCK_BYTES)
+            file.seek(start)
+            rest, *lines = (file.read(end - start) + rest).split(b"\n")
+            yield from filter(None, map(_row, reversed(lines)))
+            end = start
+        yield from filter(None, [_row(rest)])
+
+
+def _first_row(path: Path) -> Row | None:
+    try:
+        with path.open("rb") as file:
+            return _row(file.readline())
+    except FileNotFoundError:
+        return None
+
+
+def _row(line: bytes) -> Row | None:
+    """What a line says; None for one that is not whole: the beginning of a JSON object is never one itself."""
+    try:
+        row = json.loads(line, parse_constant=lambda _: None)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -1,0 +1,180 @@
+"""Jobs and their attempts: accepted once, changed only together with the event that says why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, or_, select, update
+
+from llmos.control.store.database import Database, Row, first, rows
+from llmos.control.store.events import append
+from llmos.control.store.models import require
+from llmos.control.store.tables import attempts, jobs
+from llmos.control.translate import job_gang
+from llmos.core.lifecycle import record
+from llmos.core.types import Action, Gang, Job, JobPhase, Verb
+from llmos.errors import ConflictError, NotFoundError
+from llmos.files import write_json
+from llmos.layout import Layout
+from llmos.spec import TrainJob, parse, to_dict
+
+_FIELDS = ("attempt", "attempts", "failures", "cancelled", "opened_at", "not_before", "run_s", "placement")
+
+
+class Jobs:
+    """Every job there has been. A row has the columns of ``tables.jobs``."""
+
+    def __init__(self, database: Database, layout: Layout) -> None:
+        self._database = database
+        self._layout = layout
+
+    def submit(self, spec: TrainJob, digest: str, idempotency_key: str | None, now: float) -> Row:
+        """Accept ``spec`` (``model.ref`` pinned; ``digest`` is that of what was submitted) and return its row.
+
+        Durable on return, together with the job's ``spec.json``. The same key again gives the same job. Raises
+        ConflictError if the key stands for another spec, NotFoundError if the model is gone.
+        """
+        with self._database.write() as connection:
+            if idempotency_key is not None and (known := _by_key(connection, idempotency_key)):
+                return _same(known, digest, idempotency_key)
+            if spec.model.ref:
+                require(connection, spec.model.ref)
+            number = self._next_number(connection, spec.name)
+            row = _new(spec, number, now) | {"digest": digest, "idempotency_key": idempotency_key}
+            write_json(self._layout.job(row["id"]).spec, row["spec"])
+            connection.execute(insert(jobs).values(row))
+            append(connection, now, "job", row["id"], "submitted", f"{spec.steps} steps, for model {spec.output.model}")
+        return row
+
+    def find(self, ref: str) -> Row:
+        """The job with this id, else the newest of this name. Raises NotFoundError."""
+        query = (
+            select(jobs)
+            .where(or_(jobs.c.id == ref, jobs.c.name == ref))
+            .order_by(jobs.c.id != ref, jobs.c.number.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            row = first(connection, query)
+        if row is None:
+            raise NotFoundError(f"no job `{ref[:200]}`: expected a job's id or name", hint="see `llmos jobs`")
+        return row
+
+    def all(self) -> list[Row]:
+        """Every job, newest first."""
+        query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.number.desc())
+        with self._database.read() as connection:
+            return rows(connection, query)
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each phase."""
+        query = select(jobs.c.phase, func.count()).group_by(jobs.c.phase)
+        with self._database.read() as connection:
+            found: dict[str, int] = dict(connection.execute(query).tuples().all())
+        return {phase.value: found.get(phase.value, 0) for phase in JobPhase}
+
+    def unfinished(self) -> tuple[Job, ...]:
+        """The jobs that ``plan`` decides on, first come first."""
+        query = select(jobs).where(jobs.c.ended_at.is_(None)).order_by(jobs.c.created_at, jobs.c.id)
+        with self._database.read() as connection:
+            return tuple(_job(row) for row in rows(connection, query))
+
+    def cancel(self, ref: str, now: float) -> Row:
+        """Ask for the end of a job and return its row. One that has ended stays as it is."""
+        id = self.find(ref)["id"]
+        with self._database.write() as connection:
+            wanted = (jobs.c.id == id) & jobs.c.ended_at.is_(None) & jobs.c.cancelled.is_(False)
+            if connection.execute(update(jobs).where(wanted).values(cancelled=True)).rowcount:
+                append(connection, now, "job", id, "cancel_requested")
+        return self.find(id)
+
+    def _next_number(self, connection: Connection, name: str) -> int:
+        """The next number of ``name`` whose directory is not taken: the database may be younger than the files."""
+        newest = connection.execute(select(func.max(jobs.c.number)).where(jobs.c.name == name)).scalar()
+        number = (newest or 0) + 1
+        while _taken(self._layout, f"{name}-{number}"):
+            number += 1
+        return number
+
+
+def carry_out(connection: Connection, action: Action, now: float, result: Mapping[str, Any]) -> None:
+    """Record START or CLOSE of a job's attempt. ``result`` holds columns that a CLOSE fills in besides."""
+    row = first(connection, select(jobs).where(jobs.c.id == action.id))
+    assert row is not None, f"plan acts on {action.id}, which is not in the store"
+    job = record(_job(row), action, now)
+    values: dict[str, Any] = {name: getattr(job, name) for name in _FIELDS}
+    if action.verb is Verb.START:
+        values |= {"phase": JobPhase.STARTING, "reason": "", "started_at": row["started_at"] or now}
+        _open(connection, action, now)
+    else:
+        assert action.phase is not None
+        ended_at = now if action.phase.final else None
+        reason = "" if action.phase is JobPhase.SUCCEEDED else action.why
+        values |= {"phase": action.phase, "reason": reason, "ended_at": ended_at, **result}
+        _close(connection, action, now)
+    connection.execute(update(jobs).where(jobs.c.id == action.id).values(values))
+
+
+def begin(connection: Connection, id: str) -> bool:
+    """Record that a starting job runs. False if that was known."""
+    starting = (jobs.c.id == id) & (jobs.c.phase == JobPhase.STARTING)
+    return connection.execute(update(jobs).where(starting).values(phase=JobPhase.RUNNING)).rowcount == 1
+
+
+def _open(connection: Connection, action: Action, now: float) -> None:
+    this = (attempts.c.job == action.id) & (attempts.c.number == action.attempt)
+    values = {"placement": list(action.nodes), "opened_at": now, "failed": False, "why": action.why}
+    if not connection.execute(update(attempts).where(this).values(values)).rowcount:
+        connection.execute(insert(attempts).values(job=action.id, number=action.attempt, **values))
+
+
+def _close(connection: Connection, action: Action, now: float) -> None:
+    this = (attempts.c.job == action.id) & (attempts.c.number == action.attempt)
+    connection.execute(update(attempts).where(this).values(closed_at=now, failed=action.failed, why=action.why))
+
+
+def _new(spec: TrainJob, number: int, now: float) -> dict[str, Any]:
+    job = Job(f"{spec.name}-{number}", Gang(()), now)
+    return {
+        **{"id": job.id, "name": spec.name, "number": number, "spec": to_dict(spec), "base_model": spec.model.ref},
+        **{"phase": JobPhase.QUEUED, "reason": "", "metrics": {}, "model": None},
+        **{"created_at": now, "started_at": None, "ended_at": None},
+        **{name: getattr(job, name) for name in _FIELDS},
+    }
+
+
+def _job(row: Row) -> Job:
+    gang, retries, max_runtime_s = _asked(json.dumps(row["spec"], sort_keys=True))
+    fields = {name: row[name] for name in _FIELDS} | {"placement": tuple(row["placement"])}
+    return Job(row["id"], gang, row["created_at"], retries=retries, max_runtime_s=max_runtime_s, **fields)
+
+
+@lru_cache(maxsize=4096)
+def _asked(spec: str) -> tuple[Gang, int, float | None]:
+    """What the scheduler reads of a spec (JSON). Cached: each tick asks for every unfinished job."""
+    job = parse(json.loads(spec))
+    assert isinstance(job, TrainJob)
+    return job_gang(job), job.retries, job.max_runtime
+
+
+def _by_key(connection: Connection, key: str) -> Row | None:
+    return first(connection, select(jobs).where(jobs.c.idempotency_key == key))
+
+
+def _same(row: Row, digest: str, key: str) -> Row:
+    if row["digest"] != digest:
+        raise ConflictError(
+            f"idempotency_key `{key}` stands for job {row['id']}, whose spec is another one",
+            hint="use a new key for a new spec",
+            param="idempotency_key",
+        )
+    return row
+
+
+def _taken(layout: Layout, id: str) -> bool:
+    """Whether a job of this id has left more than a spec that was never acknowledged."""
+    dirs = layout.job(id)
+    return dirs.root.exists() and any(path != dirs.spec for path in dirs.root.iterdir())

@@ -1,0 +1,54 @@
+"""API keys as the store knows them: never the secret, only its SHA-256."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import insert, select, update
+
+from llmos.control.store.database import Database, Row, first, rows
+from llmos.control.store.events import append
+from llmos.control.store.tables import keys
+from llmos.errors import ConflictError, NotFoundError
+
+
+class Keys:
+    """Every key, revoked ones too. A row has the columns of ``tables.keys``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, id: str, name: str, scopes: Sequence[str], secret_sha256: str, now: float) -> Row:
+        row = {"id": id, "name": name, "scopes": list(scopes), "secret_sha256": secret_sha256, "created_at": now}
+        with self._database.write() as connection:
+            connection.execute(insert(keys).values(row))
+            append(connection, now, "key", id, "created", f"{name}: {', '.join(scopes)}")
+        return {**row, "revoked_at": None}
+
+    def get(self, id: str) -> Row | None:
+        with self._database.read() as connection:
+            return first(connection, select(keys).where(keys.c.id == id))
+
+    def all(self) -> list[Row]:
+        """Oldest first."""
+        with self._database.read() as connection:
+            return rows(connection, select(keys).order_by(keys.c.created_at, keys.c.id))
+
+    def revoke(self, id: str, now: float) -> None:
+        """Make a key invalid; doing it again changes nothing.
+
+        Raises NotFoundError, and ConflictError for the last valid key with scope admin: nobody could make another.
+        """
+        with self._database.write() as connection:
+            valid = rows(connection, select(keys).where(keys.c.revoked_at.is_(None)))
+            admins = [row["id"] for row in valid if "admin" in row["scopes"]]
+            if admins == [id]:
+                raise ConflictError(
+                    f"key {id} is the last one with scope `admin`: expected another to remain",
+                    hint="create one first: `llmos keys create NAME --scope admin`",
+                )
+            if id in (row["id"] for row in valid):
+                connection.execute(update(keys).where(keys.c.id == id).values(revoked_at=now))
+                append(connection, now, "key", id, "revoked")
+            elif not connection.execute(select(keys.c.id).where(keys.c.id == id)).first():
+                raise NotFoundError(f"no key `{id[:200]}`: expected a key's id", hint="see `llmos keys`")

@@ -1,0 +1,109 @@
+"""The tables of control.db. Times are seconds since the epoch."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData()
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String, primary_key=True),  # <name>-<number>
+    Column("name", String, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("spec", JSON, nullable=False),  # as accepted: the version of `model.ref` is pinned
+    Column("digest", String, nullable=False),  # of the spec as submitted: what an idempotency key stands for
+    Column("idempotency_key", String, unique=True),
+    Column("base_model", String),  # `model.ref`, pinned
+    Column("phase", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("model", String),  # what it made: name@version
+    Column("metrics", JSON, nullable=False),  # the newest row of metrics when an attempt was closed
+    # the fields of core.types.Job
+    Column("attempt", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("cancelled", Boolean, nullable=False),
+    Column("opened_at", Float, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("run_s", Float, nullable=False),
+    Column("placement", JSON, nullable=False),
+    UniqueConstraint("name", "number"),
+    Index("jobs_unfinished", "created_at", sqlite_where=text("ended_at IS NULL")),
+    Index("jobs_by_age", "created_at"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job", ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("placement", JSON, nullable=False),
+    Column("opened_at", Float, nullable=False),
+    Column("closed_at", Float),
+    Column("failed", Boolean, nullable=False),
+    Column("why", String, nullable=False),  # it ended, or began
+)
+
+services = Table(
+    "services",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("spec", JSON, nullable=False),  # the version of `model` is pinned
+    Column("model", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("digest", String, nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    Column("parameters", Integer, nullable=False),
+    Column("lineage", JSON, nullable=False),
+    Column("job", ForeignKey("jobs.id"), unique=True),
+    Column("created_at", Float, nullable=False),
+    Column("removed_at", Float),  # a version is never given twice, so removed ones stay as rows
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("secret_sha256", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("revoked_at", Float),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("kind", String, nullable=False),  # job, service, model, key
+    Column("subject", String, nullable=False),
+    Column("what", String, nullable=False),
+    Column("why", String, nullable=False),
+    Index("events_of", "kind", "subject", "number"),
+)

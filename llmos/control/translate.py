@@ -1,0 +1,26 @@
+"""From what a user wrote to what ``plan`` decides on."""
+
+from __future__ import annotations
+
+from llmos.core.types import Gang, Resources
+from llmos.spec import Replicas, Service, TrainJob, digest
+from llmos.spec import Resources as ResourcesSpec
+
+
+def job_gang(spec: TrainJob) -> Gang:
+    """One bundle per worker."""
+    return Gang((_bundle(spec.resources),) * spec.placed_mesh.size)
+
+
+def replica_gang(spec: Service) -> Gang:
+    """What one replica holds: one bundle per rank of its mesh."""
+    return Gang((_bundle(spec.resources),) * spec.mesh.size)
+
+
+def deployment_digest(spec: Service) -> str:
+    """Changes when replicas have to be started anew, which is not so when only their number changes."""
+    return digest(spec.model_copy(update={"replicas": Replicas()}))
+
+
+def _bundle(wanted: ResourcesSpec) -> Resources:
+    return Resources(wanted.cpus, wanted.gpus, wanted.memory or 0)
