@@ -24,14 +24,14 @@ def backoff_s(failures: int) -> float:
 def settle(job: Job, seen: Attempt | None, now: float) -> Action | None:
     """The STOP or CLOSE that ``job`` needs, given what is ``seen`` of its open attempt (None: nothing). None: carry on.
 
-    A result that exists wins over a cancel or a time limit that came later.
+    Success wins over a cancel or a time limit that came later; they win over every other end.
     """
     if seen and seen.number != job.attempt:
         seen = None  # another attempt's: it says nothing about this one
     phase = seen.phase if seen else AttemptPhase.ABSENT
     if phase is AttemptPhase.SUCCEEDED:
         return _close(job, JobPhase.SUCCEEDED, "finished")
-    verdict = _overruled(job, now)
+    verdict = _overruled(job, now if phase is not AttemptPhase.ABSENT else job.opened_at)
     if seen and seen.alive:
         return stop(seen, verdict[1], now) if verdict else None
     if verdict:
@@ -72,21 +72,23 @@ def record(job: Job, action: Action, now: float) -> Job:
             return job
 
 
-def _overruled(job: Job, now: float) -> tuple[JobPhase, str] | None:
-    """Why ``job`` must end without a result, if it must."""
+def _overruled(job: Job, until: float) -> tuple[JobPhase, str] | None:
+    """Why ``job``, whose open attempt has run ``until`` then, must end without a result, if it must."""
     if job.cancelled:
         return JobPhase.CANCELLED, "cancelled"
-    ran_s = job.run_s + (now - job.opened_at if job.attempt else 0.0)
+    ran_s = job.run_s + (until - job.opened_at if job.attempt else 0.0)
     if job.max_runtime_s is not None and ran_s >= job.max_runtime_s:
         return JobPhase.FAILED, f"ran for {ran_s:.0f} s: max_runtime is {job.max_runtime_s:.0f} s"
     return None
 
 
 def _failure(job: Job, seen: Attempt, now: float) -> Action:
-    """Another attempt after a pause, or the end when ``retries`` are used up."""
+    """Another attempt after a pause, or the end when ``retries`` are used up or would be of no use."""
     failures = job.failures + 1
     lost = "ended without a result (its process or node is gone)"
     error = f"attempt {job.attempt}: {seen.error or (lost if seen.phase is AttemptPhase.LOST else 'failed')}"
+    if not seen.retry:
+        return _close(job, JobPhase.FAILED, f"{error} (not tried again: it would fail the same way)", failed=True)
     if failures > job.retries:
         return _close(job, JobPhase.FAILED, f"{error} (failure {failures}, retries: {job.retries})", failed=True)
     wait_s = backoff_s(failures)

@@ -34,20 +34,24 @@ def fits(gang: Gang, nodes: tuple[str, ...], free: Mapping[str, Resources]) -> b
 def place(gang: Gang, free: Mapping[str, Resources]) -> tuple[str, ...] | None:
     """A node for each bundle such that all fit together, or None.
 
-    Best fit, largest bundle first: each goes to the node that it leaves the least on, so that large holes stay whole
-    and neighbouring ranks share nodes. For equal bundles None means that no placement exists; for mixed ones it is the
-    usual heuristic (vector bin packing is NP-hard), which may miss a placement but never returns a wrong one.
+    Best fit, largest bundle first: each goes to the node with the least room that holds it, so that large holes stay
+    whole and neighbouring ranks share nodes. For equal bundles None means that no placement exists; for mixed ones it
+    is the usual heuristic (vector bin packing is NP-hard), which may miss a placement but never returns a wrong one.
     """
     left = dict(free)
     chosen = [""] * len(gang.bundles)
-    order = sorted(range(len(chosen)), key=lambda i: _size(gang.bundles[i]), reverse=True)
-    for i in order:
-        bundle = gang.bundles[i]
-        candidates = [node for node, room in left.items() if bundle.fits_in(room)]
-        if not candidates:
-            return None
-        chosen[i] = min(candidates, key=lambda node: (_size(left[node]), node))
-        left[chosen[i]] -= bundle
+    for bundle in sorted(dict.fromkeys(gang.bundles), key=_size, reverse=True):
+        # a node that has taken one of equal bundles has the least room still: it is filled before the next is opened
+        candidates = (node for node, room in left.items() if bundle.fits_in(room))
+        queue = iter(sorted(candidates, key=lambda node: (_size(left[node]), node)))
+        node = next(queue, None)
+        for i in (i for i, other in enumerate(gang.bundles) if other == bundle):
+            while node and not bundle.fits_in(left[node]):
+                node = next(queue, None)
+            if not node:
+                return None
+            chosen[i] = node
+            left[node] -= bundle
     return tuple(chosen)
 
 

@@ -23,11 +23,9 @@ def gang_size(gang: Gang) -> str:
     return " + ".join(f"{n} bundle{'s' * (n != 1)} of {size}" for size, n in groups.items())
 
 
-def no_room(gang: Gang, free: Iterable[Resources], total: Iterable[Resources]) -> str:
-    """Why ``gang`` does not start now: what it needs, what is free of what there is (of the kinds it asks for)."""
-    rooms = list(total)
-    available, everything = _sum(free), _sum(rooms)
-    wanted = _sum(gang.bundles)
+def no_room(gang: Gang, available: Resources, everything: Resources, nodes: int) -> str:
+    """Why ``gang`` does not start now: what it needs, what is available of everything (of the kinds it asks for)."""
+    wanted = added(gang.bundles)
     kinds = [(available.cpus, everything.cpus, "CPU")] if wanted.cpus else []
     kinds += [(available.gpus, everything.gpus, "GPU")] if wanted.gpus else []
     if wanted.memory_bytes:
@@ -35,7 +33,7 @@ def no_room(gang: Gang, free: Iterable[Resources], total: Iterable[Resources]) -
     have, has = dict(available.custom), dict(everything.custom)
     kinds += [(have.get(name, 0.0), has.get(name, 0.0), name) for name, value in wanted.custom if value]
     shown = ", ".join(f"{_count(max(now, 0.0), name)} free of {most:.4g}" for now, most, name in kinds)
-    where = f" on {len(rooms)} nodes" if len(rooms) > 1 else ""
+    where = f" on {nodes} nodes" if nodes > 1 else ""
     return f"needs {gang_size(gang)}; {shown}{where}"
 
 
@@ -46,13 +44,13 @@ def never(gang: Gang, total: Iterable[Resources]) -> str:
         return f"needs {gang_size(gang)}; the cluster has no node that takes work"
     nodes = "the 1 node" if len(rooms) == 1 else f"the {len(rooms)} nodes"
     return (
-        f"needs {gang_size(gang)}; cannot start on this cluster: {nodes} ({amount(_sum(rooms))} in all) cannot hold it"
+        f"needs {gang_size(gang)}; cannot start on this cluster: {nodes} ({amount(added(rooms))} in all) cannot hold it"
     )
 
 
 def beside_services(gang: Gang, left: Iterable[Resources]) -> str:
     """Why ``gang`` cannot start while the services are there, whatever else ends."""
-    return f"needs {gang_size(gang)}; cannot start while services hold their share: they leave {amount(_sum(left))}"
+    return f"needs {gang_size(gang)}; cannot start while services hold their share: they leave {amount(added(left))}"
 
 
 def held_back(job: Job, now: float) -> str:
@@ -64,5 +62,6 @@ def _count(value: float, name: str) -> str:
     return f"{value:.4g} {name}{'s' * (name in ('CPU', 'GPU') and value != 1)}"
 
 
-def _sum(amounts: Iterable[Resources]) -> Resources:
+def added(amounts: Iterable[Resources]) -> Resources:
+    """All ``amounts`` together."""
     return sum(amounts, Resources())

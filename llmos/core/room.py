@@ -28,9 +28,11 @@ class Room:
         nodes = [node for node in nodes if not node.draining]
         self.total = {node.id: node.total for node in nodes}
         self.unserved = dict(self.total)
+        self._everything = reasons.added(self.total.values())
         self.free = capacity(nodes)
         self._memo = memo if isinstance(memo, Memo) else Memo()
         self._holds: dict[Gang, bool] = {}
+        self._free_in_all: Resources | None = None
 
     def shut(self, nodes: Iterable[str]) -> None:
         """Give nothing out on ``nodes``: something there is about to end, and how much it holds is not known."""
@@ -40,6 +42,7 @@ class Room:
     def seat(self, gang: Gang, nodes: Iterable[str]) -> None:
         """Give ``nodes`` to the bundles of ``gang``."""
         occupy(self.free, gang, nodes)
+        self._free_in_all = None
 
     def reserve(self, services: Iterable[Service], seen: Mapping[str, ServiceStatus]) -> str:
         """Take what services hold and what their missing replicas need.
@@ -73,9 +76,11 @@ class Room:
         return Memo(self.unserved, self._holds)
 
     def why_not(self, gang: Gang) -> str:
-        """Why ``gang`` does not start now."""
+        """Why ``gang`` does not start now. To be asked once services have reserved their share."""
         if self.could_hold(gang):
-            return reasons.no_room(gang, self.free.values(), self.total.values())
+            if self._free_in_all is None:  # the same for all jobs behind the first that waits
+                self._free_in_all = reasons.added(self.free.values())
+            return reasons.no_room(gang, self._free_in_all, self._everything, len(self.total))
         if place(gang, self.total):
             return reasons.beside_services(gang, self.unserved.values())
         return reasons.never(gang, self.total.values())

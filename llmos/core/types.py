@@ -149,6 +149,7 @@ class Attempt:
     """What the adapter sees of one job's attempt. ``nodes`` is where its bundles landed, when known.
 
     ``stopping_since`` is when the attempt was first asked to end; it keeps its resources until it has ended.
+    ``retry`` of a FAILED one says whether another attempt could go better: bad data stays bad.
     """
 
     job: str
@@ -157,6 +158,7 @@ class Attempt:
     error: str = ""
     nodes: tuple[str, ...] = ()
     stopping_since: float | None = None
+    retry: bool = True
 
     @property
     def alive(self) -> bool:

@@ -31,6 +31,7 @@ class Outcome:
     run_s: float
     phase: AttemptPhase = AttemptPhase.SUCCEEDED
     error: str = ""
+    retry: bool = True  # whether another attempt could go better, if this one fails
     deaf: bool = False  # ignores a request to stop, as a hanging process does
 
 
@@ -88,7 +89,7 @@ class SimCluster:
             case Verb.STOP, _:
                 self._stop(self._runs[action.id, action.attempt], force=action.force)
             case Verb.DEPLOY, Service():
-                self._deploy(subject)
+                self._deploy(replace(subject, replicas=action.replicas))
             case Verb.REMOVE, _:
                 gang, status = self._services[action.id]
                 self._services[action.id] = gang, replace(status, removing=True)
@@ -98,7 +99,7 @@ class SimCluster:
         self.now = to
         for run in self._runs.values():
             if run.seen.alive and run.ends_at <= to:
-                run.seen = replace(run.seen, phase=run.outcome.phase, error=run.outcome.error)
+                run.seen = replace(run.seen, phase=run.outcome.phase, error=run.outcome.error, retry=run.outcome.retry)
             elif run.seen.phase is AttemptPhase.STARTING and run.begins_at <= to:
                 run.seen = replace(run.seen, phase=AttemptPhase.RUNNING)
         self._services = {id: entry for id, entry in self._services.items() if not entry[1].removing}

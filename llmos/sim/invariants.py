@@ -164,7 +164,7 @@ def _verdict(job: Job, snapshot: Snapshot) -> tuple[JobPhase, bool]:
     """How a job whose attempt (if any) is over must go on, and whether that counts as a failure."""
     seen = snapshot.attempts.get(job.id)
     phase = seen.phase if seen and seen.number == job.attempt else AttemptPhase.ABSENT
-    ran_s = job.run_s + (snapshot.now - job.opened_at if job.attempt else 0.0)
+    ran_s = job.run_s + (snapshot.now - job.opened_at if phase is not AttemptPhase.ABSENT else 0.0)
     if phase is AttemptPhase.SUCCEEDED:
         return JobPhase.SUCCEEDED, False
     if job.cancelled:
@@ -173,7 +173,8 @@ def _verdict(job: Job, snapshot: Snapshot) -> tuple[JobPhase, bool]:
         return JobPhase.FAILED, False
     if phase is AttemptPhase.YIELDED:
         return JobPhase.QUEUED, False
-    return (JobPhase.FAILED if job.failures >= job.retries else JobPhase.QUEUED), True
+    hopeless = job.failures >= job.retries or (phase is AttemptPhase.FAILED and seen and not seen.retry)
+    return (JobPhase.FAILED if hopeless else JobPhase.QUEUED), True
 
 
 def _ready(desired: Desired, snapshot: Snapshot, plan: Plan) -> list[Job]:
