@@ -70,7 +70,7 @@ class Auth:
         self._keys.revoke(id, self._clock())
 
     def authorize(self, header: str | None, scope: str) -> Key:
-        """The key in an ``Authorization`` header. Raises AuthError, or ForbiddenError if it does not allow ``scope``."""
+        """The key in an ``Authorization`` header. Raises AuthError; ForbiddenError if it does not allow ``scope``."""
         key = self.authenticate(header)
         if not key.allows(scope):
             raise ForbiddenError(

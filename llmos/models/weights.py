@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from torch import Tensor
 from llmos.errors import ModelError
 from llmos.files import read_json, sync_directory, write_json
 from llmos.models.config import ModelConfig
+from llmos.models.digest import digest as digest
 from llmos.models.transformer import Transformer
 
 SINGLE = "model.safetensors"
@@ -33,8 +33,6 @@ DERIVED = ".rotary_emb.inv_freq"
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _COPY_AGAIN = "Copy or export the model again."
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja")
-_ABOUT_THE_MODEL = "lineage.json"
 
 
 def load_model(
@@ -85,21 +83,6 @@ def save_model(model: Transformer, directory: str | Path, dtype: torch.dtype | N
     if len(shards) == 1:
         (directory / INDEX).unlink(missing_ok=True)
     sync_directory(directory)
-
-
-def digest(directory: str | Path) -> str:
-    """SHA-256 (hex) over the names and contents of the files that make the model in ``directory`` what it is.
-
-    These are its weights, configuration, tokenizer and chat template; not its card, nor its lineage.
-    """
-    directory, whole = Path(directory), hashlib.sha256()
-    paths = {path for pattern in _MODEL_FILES for path in directory.glob(pattern) if path.name != _ABOUT_THE_MODEL}
-    if not paths:
-        raise ModelError(f"there is no model in {directory}: expected config.json and {SINGLE}", hint="Check the path.")
-    for path in sorted(paths, key=lambda path: path.name):
-        with path.open("rb") as file:
-            whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

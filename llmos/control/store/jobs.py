@@ -71,9 +71,9 @@ class Jobs:
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each phase."""
-        query = select(jobs.c.phase, func.count()).group_by(jobs.c.phase)
+        query = select(jobs.c.phase, func.count().label("count")).group_by(jobs.c.phase)
         with self._database.read() as connection:
-            found: dict[str, int] = dict(connection.execute(query).tuples().all())
+            found = {row["phase"]: row["count"] for row in rows(connection, query)}
         return {phase.value: found.get(phase.value, 0) for phase in JobPhase}
 
     def unfinished(self) -> tuple[Job, ...]:

@@ -26,6 +26,11 @@ class Models:
         with self._database.read() as connection:
             return rows(connection, query)
 
+    def removed(self) -> list[Row]:
+        """The versions there are no more."""
+        with self._database.read() as connection:
+            return rows(connection, select(models).where(models.c.removed_at.is_not(None)))
+
     def find(self, ref: str) -> Row:
         """The version that ``name@version`` or ``name`` (the newest) means. Raises NotFoundError."""
         with self._database.read() as connection:

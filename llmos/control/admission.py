@@ -1,0 +1,67 @@
+"""What is checked when a spec is handed in, so that it fails then and not an hour later."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmos.errors import LlmosError, NotFoundError, UsageError
+from llmos.models import ModelConfig
+from llmos.spec import Service, TrainJob, parse
+
+
+def train_job(data: Mapping[str, Any]) -> TrainJob:
+    """The TrainJob in ``data``, all that it names on this machine there. Raises leaves of ``errors`` that name it."""
+    spec = parse(data)
+    if not isinstance(spec, TrainJob):
+        raise UsageError(f"expected a TrainJob, found a {spec.kind}", hint="PUT it to /services/<name>", param="spec")
+    for path in spec.data.path:
+        _check_there(path, "data.path", "text to train on")
+    if spec.model.config is not None:
+        _check_there(spec.model.config, "model.config", "a directory with config.json")
+        ModelConfig.load(spec.model.config)
+    return spec
+
+
+def service(name: str, data: Mapping[str, Any]) -> Service:
+    """The Service in ``data``, which must be called ``name``. Raises leaves of ``errors``."""
+    spec = parse(data)
+    if not isinstance(spec, Service):
+        raise UsageError(f"expected a Service, found a {spec.kind}", hint="POST it to /jobs", param="spec")
+    if spec.name != name:
+        raise UsageError(
+            f"the spec is of service `{spec.name}`, the address names `{name[:100]}`: expected the same name",
+            param="name",
+        )
+    return spec
+
+
+def pinned(spec: TrainJob, ref: str) -> TrainJob:
+    """``spec`` starting from exactly the model version ``ref``."""
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"ref": ref})})
+
+
+def _check_there(path: str, field: str, expected: str) -> None:
+    if "\0" in path or not Path(path).is_absolute():
+        raise UsageError(
+            f"`{field}`: {path[:200]!r} is not absolute: expected a path on the head node",
+            hint="`llmos submit` makes paths absolute by itself",
+            param=field,
+        )
+    try:
+        there = Path(path).exists() or any(True for _ in glob.iglob(path, recursive=True))
+    except OSError as error:
+        raise _missing(path, field, expected, f" ({error.strerror})") from error
+    if not there:
+        raise _missing(path, field, expected)
+
+
+def _missing(path: str, field: str, expected: str, why: str = "") -> LlmosError:
+    what = "matches nothing" if glob.has_magic(path) else "does not exist"
+    return NotFoundError(
+        f"`{field}`: `{path[:500]}` {what} on the head node{why}: expected {expected}",
+        hint="check the path; with several nodes it must lie on storage that all of them mount",
+        param=field,
+    )

@@ -1,0 +1,226 @@
+"""The control HTTP API: ``/api/v1`` as a FastAPI application over whoever carries out the verbs.
+
+One request is one call of the port, which checks the key before it does anything. What cannot be read is told only to
+those who could have asked: whoever has no valid key gets 401 whatever the request looks like.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+import llmos
+from llmos.control.control import SCOPE_OF
+from llmos.control.http import BodyLimit, error_response
+from llmos.errors import LlmosError, NotFoundError, UsageError
+
+PREFIX = "/api/v1"
+
+
+class ControlPort(Protocol):
+    """Whoever carries out the verbs: the control module itself, or a proxy to it in another process.
+
+    ``authorization`` is the request's header as it came. Both raise leaves of ``errors``.
+    """
+
+    async def call(self, verb: str, authorization: str | None, **arguments: Any) -> Any:
+        """The answer of a verb of :data:`llmos.control.control.SCOPE_OF`, if the key allows it."""
+
+    async def authorize(self, authorization: str | None, scope: str) -> dict[str, Any]:
+        """``{id, name, scopes}`` of a key that allows ``scope``."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SubmitJob(_Body):
+    spec: dict[str, Any] = Field(description="a TrainJob")
+    idempotency_key: str | None = Field(
+        default=None, min_length=1, max_length=200, description="the same key again gives the same job"
+    )
+
+
+class PutService(_Body):
+    spec: dict[str, Any] = Field(description="a Service of this name")
+
+
+class ImportModel(_Body):
+    name: str = Field(description="of the model; the version follows")
+    path: str = Field(max_length=4096, description="a directory on the head node, in the Hugging Face layout")
+
+
+class ExportModel(_Body):
+    path: str = Field(max_length=4096, description="a directory on the head node that does not exist yet")
+
+
+class CreateKey(_Body):
+    name: str = Field(description="what the key is for")
+    scopes: list[str] = Field(default=["infer"], description="some of infer, submit, admin; each contains the former")
+
+
+Authorization = Annotated[str | None, Header(include_in_schema=False)]
+Name = Annotated[str, Path(max_length=200)]
+Offset = Annotated[int, Query(ge=0, le=2**53 - 1)]
+
+
+def create_api(port: ControlPort) -> FastAPI:
+    """The application; its routes begin with ``/api/v1``. Mount it at the root of the front door, after all others."""
+    app = FastAPI(
+        title="llmos control API",
+        version=llmos.__version__,
+        openapi_url=None,  # served below, to those with a key
+        docs_url=None,  # these pages load scripts from strangers
+        redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))],
+    )
+    app.add_middleware(BodyLimit)
+    _answer_errors(app, port)
+    _add_job_routes(app, port)
+    _add_service_routes(app, port)
+    _add_model_routes(app, port)
+    _add_key_routes(app, port)
+
+    @app.get(f"{PREFIX}/status", name="status")
+    async def status(authorization: Authorization = None) -> Any:
+        return await port.call("status", authorization)
+
+    @app.get(f"{PREFIX}/openapi.json", name="openapi")
+    async def openapi(authorization: Authorization = None) -> Any:
+        await port.authorize(authorization, "infer")
+        return JSONResponse(app.openapi())
+
+    return app
+
+
+def _add_job_routes(app: FastAPI, port: ControlPort) -> None:
+    base = f"{PREFIX}/jobs"
+
+    @app.post(base, name="submit_job", status_code=201)
+    async def submit_job(body: SubmitJob, authorization: Authorization = None) -> Any:
+        return await port.call("submit_job", authorization, **body.model_dump())
+
+    @app.get(base, name="list_jobs")
+    async def list_jobs(authorization: Authorization = None) -> Any:
+        return await port.call("list_jobs", authorization)
+
+    @app.get(f"{base}/{{job}}", name="get_job")
+    async def get_job(job: Name, authorization: Authorization = None) -> Any:
+        return await port.call("get_job", authorization, job=job)
+
+    @app.post(f"{base}/{{job}}/cancel", name="cancel_job")
+    async def cancel_job(job: Name, authorization: Authorization = None) -> Any:
+        return await port.call("cancel_job", authorization, job=job)
+
+    @app.get(f"{base}/{{job}}/events", name="job_events")
+    async def job_events(job: Name, authorization: Authorization = None) -> Any:
+        return await port.call("job_events", authorization, job=job)
+
+    @app.get(f"{base}/{{job}}/logs", name="job_logs")
+    async def job_logs(job: Name, offset: Offset = 0, authorization: Authorization = None) -> Any:
+        return await port.call("job_logs", authorization, job=job, offset=offset)
+
+    @app.get(f"{base}/{{job}}/metrics", name="job_metrics")
+    async def job_metrics(job: Name, after: Offset = 0, authorization: Authorization = None) -> Any:
+        return await port.call("job_metrics", authorization, job=job, after=after)
+
+
+def _add_service_routes(app: FastAPI, port: ControlPort) -> None:
+    base = f"{PREFIX}/services"
+
+    @app.get(base, name="list_services")
+    async def list_services(authorization: Authorization = None) -> Any:
+        return await port.call("list_services", authorization)
+
+    @app.get(f"{base}/{{name}}", name="get_service")
+    async def get_service(name: Name, authorization: Authorization = None) -> Any:
+        return await port.call("get_service", authorization, name=name)
+
+    @app.put(f"{base}/{{name}}", name="put_service")
+    async def put_service(name: Name, body: PutService, authorization: Authorization = None) -> Any:
+        return await port.call("put_service", authorization, name=name, spec=body.spec)
+
+    @app.delete(f"{base}/{{name}}", name="delete_service", status_code=204)
+    async def delete_service(name: Name, authorization: Authorization = None) -> None:
+        await port.call("delete_service", authorization, name=name)
+
+
+def _add_model_routes(app: FastAPI, port: ControlPort) -> None:
+    base = f"{PREFIX}/models"
+
+    @app.get(base, name="list_models")
+    async def list_models(authorization: Authorization = None) -> Any:
+        return await port.call("list_models", authorization)
+
+    @app.post(base, name="import_model", status_code=201)
+    async def import_model(body: ImportModel, authorization: Authorization = None) -> Any:
+        return await port.call("import_model", authorization, **body.model_dump())
+
+    @app.get(f"{base}/{{ref}}", name="get_model")
+    async def get_model(ref: Name, authorization: Authorization = None) -> Any:
+        return await port.call("get_model", authorization, ref=ref)
+
+    @app.post(f"{base}/{{ref}}/export", name="export_model")
+    async def export_model(ref: Name, body: ExportModel, authorization: Authorization = None) -> Any:
+        return await port.call("export_model", authorization, ref=ref, path=body.path)
+
+    @app.delete(f"{base}/{{ref}}", name="remove_model", status_code=204)
+    async def remove_model(ref: Name, authorization: Authorization = None) -> None:
+        await port.call("remove_model", authorization, ref=ref)
+
+
+def _add_key_routes(app: FastAPI, port: ControlPort) -> None:
+    base = f"{PREFIX}/keys"
+
+    @app.get(base, name="list_keys")
+    async def list_keys(authorization: Authorization = None) -> Any:
+        return await port.call("list_keys", authorization)
+
+    @app.post(base, name="create_key", status_code=201)
+    async def create_key(body: CreateKey, authorization: Authorization = None) -> Any:
+        return await port.call("create_key", authorization, **body.model_dump())
+
+    @app.delete(f"{base}/{{id}}", name="revoke_key", status_code=204)
+    async def revoke_key(id: Name, authorization: Authorization = None) -> None:
+        await port.call("revoke_key", authorization, id=id)
+
+
+def _answer_errors(app: FastAPI, port: ControlPort) -> None:
+    """Every error in one shape; those found before the port was asked only for those with a key."""
+
+    async def refuse(request: Request, error: LlmosError, status: int | None = None) -> Response:
+        scope = SCOPE_OF.get(getattr(request.scope.get("route"), "name", ""), "infer")
+        try:
+            await port.authorize(request.headers.get("authorization"), scope)
+        except LlmosError as denied:
+            return error_response(denied)
+        return error_response(error, status)
+
+    @app.exception_handler(LlmosError)
+    async def told(_request: Request, error: LlmosError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(request: Request, error: RequestValidationError) -> Response:
+        return await refuse(request, _explain(error))
+
+    @app.exception_handler(HTTPException)
+    async def no_such_route(request: Request, error: HTTPException) -> Response:
+        where = f"{request.method} {request.url.path[:200]}"
+        hint = f"see {PREFIX}/openapi.json"
+        if error.status_code == 405:
+            return await refuse(request, UsageError(f"{where}: not a method of this address", hint=hint), 405)
+        return await refuse(request, NotFoundError(f"no route {where}", hint=hint), error.status_code)
+
+
+def _explain(error: RequestValidationError) -> UsageError:
+    """Every problem of a request, by the field's path. What was sent is not repeated."""
+    problems = [(".".join(str(part) for part in found["loc"][1:]), str(found["msg"])) for found in error.errors()]
+    text = "; ".join(f"`{where}`: {what}" if where else what for where, what in problems)
+    return UsageError(f"the request cannot be read: {text}", hint=f"see {PREFIX}/openapi.json", param=problems[0][0])

@@ -1,0 +1,164 @@
+"""The control module's verbs: every one a method that returns JSON-able values and raises leaves of ``errors``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import llmos
+from llmos.control import admission, journal
+from llmos.control.auth import Auth
+from llmos.control.describe import job_view, node_views, service_view
+from llmos.control.loop import Loop
+from llmos.control.registry import Registry
+from llmos.control.store import Store
+from llmos.core.types import JobPhase
+from llmos.layout import Layout
+from llmos.spec import digest
+
+View = dict[str, Any]
+
+SCOPE_OF: Mapping[str, str] = {
+    **dict.fromkeys(("submit_job", "list_jobs", "get_job", "cancel_job"), "submit"),
+    **dict.fromkeys(("job_events", "job_logs", "job_metrics"), "submit"),
+    **dict.fromkeys(("list_services", "get_service", "put_service", "delete_service"), "submit"),
+    **dict.fromkeys(("list_models", "get_model"), "submit"),
+    **dict.fromkeys(("import_model", "export_model", "remove_model"), "admin"),
+    **dict.fromkeys(("list_keys", "create_key", "revoke_key"), "admin"),
+    "status": "submit",
+}
+"""The scope that each verb needs: all that can be called from outside, and nothing else."""
+
+
+class Control:
+    """What can be asked of the cluster. Methods are safe to call from any thread.
+
+    :meth:`call` is the way in for requests from outside; the methods themselves ask for no key.
+    """
+
+    def __init__(
+        self, store: Store, registry: Registry, loop: Loop, layout: Layout, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._loop = loop
+        self._layout = layout
+        self._clock = clock
+        self._auth = Auth(store, clock)
+        self._started_at = clock()
+
+    def call(self, verb: str, authorization: str | None, **arguments: Any) -> Any:
+        """Carry out ``verb`` for whoever sent the header ``authorization``, if their key allows it."""
+        self.authorize(authorization, SCOPE_OF[verb])
+        return getattr(self, verb)(**arguments)
+
+    def authorize(self, authorization: str | None, scope: str) -> View:
+        """``{id, name, scopes}`` of the key in an ``Authorization`` header. Raises AuthError, ForbiddenError."""
+        key = self._auth.authorize(authorization, scope)
+        return {"id": key.id, "name": key.name, "scopes": list(key.scopes)}
+
+    # Jobs
+
+    def submit_job(self, spec: Mapping[str, Any], idempotency_key: str | None = None) -> View:
+        """Accept a TrainJob; durable on return. The same key again gives the same job."""
+        job = admission.train_job(spec)
+        asked = digest(job)
+        if job.model.ref:
+            job = admission.pinned(job, self._registry.get(job.model.ref)["ref"])
+        row = self._store.jobs.submit(job, asked, idempotency_key, self._clock())
+        self._loop.nudge()
+        return self._job(row)
+
+    def list_jobs(self) -> list[View]:
+        return [self._job(row) for row in self._store.jobs.all()]
+
+    def get_job(self, job: str) -> View:
+        """One job, by id or by name (its newest job)."""
+        return self._job(self._store.jobs.find(job))
+
+    def cancel_job(self, job: str) -> View:
+        """Ask a job to end; one that has ended stays as it is."""
+        row = self._store.jobs.cancel(job, self._clock())
+        self._loop.nudge()
+        return self._job(row)
+
+    def job_events(self, job: str) -> list[View]:
+        return self._store.events.of("job", self._store.jobs.find(job)["id"])
+
+    def job_logs(self, job: str, offset: int = 0) -> View:
+        """``{text, offset, final}``: the next piece of the logs of all its attempts."""
+        row = self._store.jobs.find(job)
+        final = JobPhase(row["phase"]).final
+        return journal.read_log(self._layout.job(row["id"]), row["attempts"], offset, final=final)
+
+    def job_metrics(self, job: str, after: int = 0) -> View:
+        """``{rows, final}``: the rows of steps after ``after``."""
+        row = self._store.jobs.find(job)
+        rows = journal.read_metrics(self._layout.job(row["id"]), row["attempts"], after)
+        return {"rows": rows, "final": JobPhase(row["phase"]).final}
+
+    # Services
+
+    def list_services(self) -> list[View]:
+        return [service_view(row, self._loop.sight) for row in self._store.services.all()]
+
+    def get_service(self, name: str) -> View:
+        return service_view(self._store.services.find(name), self._loop.sight)
+
+    def put_service(self, name: str, spec: Mapping[str, Any]) -> View:
+        """Create the service ``name``, or change it."""
+        row = self._store.services.put(admission.service(name, spec), self._clock())
+        self._loop.nudge()
+        return service_view(row, self._loop.sight)
+
+    def delete_service(self, name: str) -> None:
+        self._store.services.remove(name, self._clock())
+        self._loop.nudge()
+
+    # Models
+
+    def list_models(self) -> list[View]:
+        return self._registry.all()
+
+    def get_model(self, ref: str) -> View:
+        return self._registry.get(ref)
+
+    def import_model(self, name: str, path: str) -> View:
+        return self._registry.import_model(name, path)
+
+    def export_model(self, ref: str, path: str) -> View:
+        return self._registry.export(ref, path)
+
+    def remove_model(self, ref: str) -> None:
+        self._registry.remove(ref)
+
+    # Keys and the cluster
+
+    def list_keys(self) -> list[View]:
+        return self._auth.list()
+
+    def create_key(self, name: str, scopes: Sequence[str] = ("infer",)) -> View:
+        """A new key with its ``secret``, which is not stored and not shown again."""
+        return self._auth.create(name, scopes)
+
+    def revoke_key(self, id: str) -> None:
+        self._auth.revoke(id)
+
+    def status(self) -> View:
+        """The cluster at a glance."""
+        sight, services = self._loop.sight, self._store.services.all()
+        return {
+            "control": {
+                **{"pid": os.getpid(), "version": llmos.__version__, "error": sight.error},
+                **{"started_at": self._started_at, "uptime_s": self._clock() - self._started_at},
+            },
+            "nodes": node_views(sight.snapshot, self._store.jobs.unfinished(), services),
+            "jobs": self._store.jobs.counts(),
+            "waiting": dict(sight.waiting),
+            "services": [service_view(row, sight) for row in services],
+        }
+
+    def _job(self, row: View) -> View:
+        return job_view(row, self._layout, self._loop.sight)

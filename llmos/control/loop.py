@@ -1,0 +1,139 @@
+"""The control loop: observe → plan → record → apply, once a second and whenever something was asked for.
+
+What is decided is written down before it is done. So a crash leaves either a decision that is carried out by the next
+tick, or none.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llmos.control.cluster import Cluster
+from llmos.control.journal import newest_metrics
+from llmos.control.registry import Registry
+from llmos.control.store import Store
+from llmos.core.plan import plan
+from llmos.core.types import Action, AttemptPhase, Desired, Job, JobPhase, Service, Snapshot, Verb
+from llmos.errors import ClusterError, LlmosError
+from llmos.layout import Layout
+
+INTERVAL_S = 1.0
+
+log = logging.getLogger("llmos.control")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the last tick saw: the cluster, why each waiting job waits, and why it could not look, if so."""
+
+    snapshot: Snapshot = field(default_factory=lambda: Snapshot(0.0))
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    error: str = "the cluster has not been looked at yet"
+
+
+class Loop:
+    """Drives ``cluster`` towards what ``store`` holds. One thread ticks; ``sight`` and ``nudge`` are for all."""
+
+    def __init__(self, store: Store, registry: Registry, cluster: Cluster, layout: Layout) -> None:
+        self.sight = Sight()
+        self._store = store
+        self._registry = registry
+        self._cluster = cluster
+        self._layout = layout
+        self._memo: object = None
+        self._running: frozenset[str] = frozenset()  # jobs of which that is recorded: most ticks write nothing
+        self._nudged = threading.Event()
+        self._stopped = threading.Event()
+
+    def run(self, interval_s: float = INTERVAL_S) -> None:
+        """Tick until :meth:`stop`. Whatever goes wrong in a tick is logged, and the next one tries again."""
+        while not self._stopped.is_set():
+            self._nudged.clear()
+            try:
+                self.tick()
+            except Exception as error:
+                log.exception("a tick failed")
+                self.sight = replace(self.sight, error=f"the control loop failed: {type(error).__name__}: {error}")
+            self._nudged.wait(interval_s)
+
+    def stop(self) -> None:
+        """Make :meth:`run` return after the tick it is in."""
+        self._stopped.set()
+        self._nudged.set()
+
+    def nudge(self) -> None:
+        """Tick soon."""
+        self._nudged.set()
+
+    def tick(self) -> None:
+        """One turn. A cluster that cannot be seen is left alone: ``sight.error`` says so."""
+        desired = Desired(self._store.jobs.unfinished(), self._store.services.desired())
+        try:
+            snapshot = self._cluster.observe(desired.jobs, desired.services)
+        except ClusterError as error:
+            self.sight = replace(self.sight, error=str(error))
+            return
+        decided = plan(desired, snapshot, self._memo)
+        self._memo = decided.memo
+        actions, results = self._conclude(decided.actions, desired.jobs)
+        running = _running(desired.jobs, snapshot)
+        if actions or running - self._running:
+            self._store.record(actions, snapshot.now, running=sorted(running - self._running), results=results)
+        self._running = running
+        self.sight = Sight(snapshot, decided.waiting, "")
+        self._apply(actions, snapshot.now)
+
+    def _conclude(
+        self, actions: Iterable[Action], jobs: Iterable[Job]
+    ) -> tuple[list[Action], dict[str, dict[str, Any]]]:
+        """The actions, and what each CLOSE adds to its job's record. The model of a job that succeeded is registered
+        first; where that fails, so does the job."""
+        attempts = {job.id: job.attempts for job in jobs}
+        final: list[Action] = []
+        results: dict[str, dict[str, Any]] = {}
+        for action in actions:
+            if action.verb is Verb.CLOSE:
+                result = {"metrics": newest_metrics(self._layout.job(action.id), attempts[action.id])}
+                if action.phase is JobPhase.SUCCEEDED:
+                    action, model = self._register(action)
+                    result["model"] = model
+                results[action.id] = result
+            final.append(action)
+        return final, results
+
+    def _register(self, action: Action) -> tuple[Action, Any]:
+        try:
+            return action, self._registry.register(action.id)
+        except (LlmosError, OSError) as error:
+            why = f"trained, but its model could not be registered: {error}"
+            return replace(action, phase=JobPhase.FAILED, why=why), None
+
+    def _apply(self, actions: Iterable[Action], now: float) -> None:
+        """Carry out what was recorded. An action that fails is an event, and does not keep the others from theirs."""
+        subjects: dict[tuple[bool, str], Job | Service] = {}
+        if any(action.verb is not Verb.CLOSE for action in actions):
+            subjects |= {(False, job.id): job for job in self._store.jobs.unfinished()}
+            subjects |= {(True, service.id): service for service in self._store.services.desired()}
+        for action in actions:
+            about_service = action.verb in (Verb.DEPLOY, Verb.REMOVE)
+            try:
+                self._cluster.apply(action, subjects.get((about_service, action.id)))
+            except Exception as error:
+                expected = isinstance(error, LlmosError)
+                log.warning("could not %s %s: %s", action.verb, action.id, error, exc_info=not expected)
+                why = str(error) if expected else f"{type(error).__name__}: {error}"
+                kind = "service" if about_service else "job"
+                self._store.events.add(now, kind, action.id, f"{action.verb}_failed", why)
+
+
+def _running(jobs: Iterable[Job], snapshot: Snapshot) -> frozenset[str]:
+    """The jobs whose open attempt runs."""
+    return frozenset(
+        job.id
+        for job in jobs
+        if (seen := snapshot.attempts.get(job.id)) and (seen.number, seen.phase) == (job.attempt, AttemptPhase.RUNNING)
+    )

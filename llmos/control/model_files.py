@@ -1,0 +1,125 @@
+"""A model's directory as the registry takes it in: checked without torch, and only the files that belong to a model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from llmos.errors import ModelError
+from llmos.files import read_json, sync_directory
+from llmos.models import ModelConfig, Tokenizer
+
+KNOWN = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("chat_template.jinja", "model*.safetensors", "model.safetensors.index.json", "lineage.json", "README.md"),
+    *("LICENSE", "LICENSE.*"),
+)
+_DTYPES = ("F32", "BF16", "F16")
+_COPY_AGAIN = "Copy or export the model again."
+
+
+def files(directory: Path) -> list[Path]:
+    """The files of the model in ``directory``, links resolved.
+
+    Raises ModelError if there is no such directory, or if a link or a special file would let other files in.
+    """
+    if not directory.is_dir():
+        raise ModelError(f"{directory} is not a directory: expected a model in the Hugging Face layout", param="path")
+    found = [path for path in sorted(directory.iterdir()) if any(fnmatchcase(path.name, known) for known in KNOWN)]
+    home = directory.resolve()
+    for path in found:
+        target = path.resolve()
+        if target.parent != home:
+            hint = "Copy it with its links resolved first: `cp -rL`."
+            raise ModelError(f"{path} is a link out of its directory: expected a file", hint=hint, param="path")
+        if not target.is_file():
+            raise ModelError(f"{path} is not a file", hint="Check the path.", param="path")
+    return found
+
+
+def inspect(directory: Path) -> ModelConfig:
+    """The shape of a whole, supported model. Raises ModelError, naming the file and what was expected."""
+    names = {path.name for path in files(directory)}
+    config = ModelConfig.load(directory)
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocab_size > config.vocab_size:
+        what = f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}"
+        raise ModelError(f"{what}; expected at most as many", hint=_COPY_AGAIN)
+    weights = _weight_files(directory)
+    if missing := [name for name in weights if name not in names]:
+        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
+        hint = "Convert its pickled files to safetensors first." if pickled else _COPY_AGAIN
+        raise ModelError(f"there is no {directory / missing[0]}: expected weights in safetensors files", hint=hint)
+    shapes = {name: shape for file in weights for name, shape in _shapes(directory / file).items()}
+    found = sum(prod(shape) for name, shape in shapes.items() if not _derived(name, config))
+    if found != config.num_parameters:
+        expected = f"config.json calls for {config.num_parameters:,}"
+        raise ModelError(f"{directory}: the weights have {found:,} parameters; {expected}", hint=_COPY_AGAIN)
+    return config
+
+
+def copy(source: Path, target: Path, *, link: bool = False) -> None:
+    """Copy the model's files into the existing directory ``target``, durably.
+
+    ``link``: share their storage where the file system can; for sources that nobody changes.
+    """
+    for path in files(source):
+        if not (link and _linked(path, target / path.name)):
+            _copy_file(path.resolve(), target / path.name)
+        with (target / path.name).open("rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(target)
+
+
+def _weight_files(directory: Path) -> list[str]:
+    index = directory / "model.safetensors.index.json"
+    try:
+        found = read_json(index)
+        return sorted(set(found["weight_map"].values())) if found is not None else ["model.safetensors"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is not an index of weights: expected `weight_map`", hint=_COPY_AGAIN) from error
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by tensor. Only the header is read; the library refuses a file that is shorter than it says."""
+    try:
+        with safe_open(path, framework="np") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            kinds = {name: part.get_dtype() for name, part in parts.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+    except (SafetensorError, OSError) as error:
+        what = f"{path} ({path.stat().st_size:,} bytes) is truncated or corrupt: {error}"
+        raise ModelError(f"{what}; expected a whole safetensors file", hint=_COPY_AGAIN) from error
+    for name, kind in kinds.items():
+        if kind not in _DTYPES:
+            what = f"{path}: {name} has type {kind}; expected {', '.join(_DTYPES)}"
+            raise ModelError(what, hint="Quantized weights are not supported: use the original model.")
+    return shapes
+
+
+def _derived(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor follows from others: rotary frequencies, and the second copy of a tied matrix."""
+    return name.endswith(".rotary_emb.inv_freq") or (config.tie_embeddings and name == "lm_head.weight")
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target, follow_symlinks=False)
+        return True
+    except OSError:  # another file system, or one without hard links
+        return False
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    # not following links: it may have become one since it was looked at
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as reader, target.open("xb") as writer:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ModelError(f"{source} is not a file", hint="Check the path.", param="path")
+        shutil.copyfileobj(reader, writer, 1 << 20)
