@@ -1,0 +1,116 @@
+"""What an engine is asked and what it answers. Plain values: no torch, and they can be pickled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from llmos.errors import UsageError
+
+SEED_BITS = 128
+MAX_LOGPROBS = 20
+MAX_STOPS, MAX_STOP_CHARS = 16, 256
+FinishReason = str
+"""``stop``: a stop string or an end token. ``length``: no more tokens allowed, by the request or by the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen, and when to stop. Raises UsageError, which names the field.
+
+    ``max_tokens`` None is what the context leaves. ``temperature`` 0 always takes the likeliest token. ``top_k`` 0,
+    ``top_p`` 1 and ``min_p`` 0 keep every token; ``min_p`` drops those less likely than that share of the likeliest.
+    ``repetition_penalty`` counts the prompt too, ``frequency_penalty`` and ``presence_penalty`` only the answer.
+    ``seed`` fixes the answer: with None it is drawn. ``logprobs`` is how many alternatives to report for each token;
+    0 reports the token itself, None nothing.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        _check("temperature", self.temperature, 0 <= self.temperature <= 100, "0 to 100")
+        _check("top_k", self.top_k, self.top_k >= 0, "at least 0, which keeps every token")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1")
+        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _check(name, getattr(self, name), -2 <= getattr(self, name) <= 2, "-2 to 2")
+        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**SEED_BITS, f"0 to 2^{SEED_BITS} - 1")
+        fit = len(self.stop) <= MAX_STOPS and all(0 < len(stop) <= MAX_STOP_CHARS for stop in self.stop)
+        expected = f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters"
+        _check("stop", f"{len(self.stop)} strings", fit, expected)
+        enough = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
+        _check("logprobs", self.logprobs, enough, f"0 to {MAX_LOGPROBS}")
+
+    @property
+    def penalized(self) -> bool:
+        """Whether the choice depends on the tokens so far."""
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt to continue. ``id`` is the caller's, unique among the requests an engine works on."""
+
+    id: str
+    prompt_tokens: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model found a token: natural logarithms, before temperature, filters and penalties.
+
+    ``top`` holds the likeliest tokens at that place, as (token, logprob), likeliest first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """Some more of an answer: one token, or several that came while nobody was looking.
+
+    ``text`` is what may be shown: it can lag behind ``token_ids`` while a character is incomplete or a stop string
+    may be coming. ``logprobs`` has one entry per token if asked for. The last event of a request has a
+    ``finish_reason``. ``prompt_tokens`` and ``completion_tokens`` count the request so far.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def then(self, later: TokenEvent) -> TokenEvent:
+        """This event and the next one of the same request as one."""
+        return TokenEvent(
+            self.request_id,
+            self.token_ids + later.token_ids,
+            self.text + later.text,
+            self.logprobs + later.logprobs,
+            later.finish_reason,
+            later.prompt_tokens,
+            later.completion_tokens,
+        )
+
+
+def _check(name: str, value: object, right: bool, expected: str) -> None:
+    if not right:
+        raise UsageError(f"`{name}` is {value}: expected {expected}", param=name)
