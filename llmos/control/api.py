@@ -78,6 +78,7 @@ def create_api(port: ControlPort) -> FastAPI:
         openapi_url=None,  # served below, to those with a key
         docs_url=None,  # these pages load scripts from strangers
         redoc_url=None,
+        redirect_slashes=False,
         dependencies=[Depends(HTTPBearer(auto_error=False))],
     )
     app.add_middleware(BodyLimit)
@@ -205,6 +206,12 @@ def _answer_errors(app: FastAPI, port: ControlPort) -> None:
     @app.exception_handler(LlmosError)
     async def told(_request: Request, error: LlmosError) -> Response:
         return error_response(error)
+
+    @app.exception_handler(Exception)
+    async def broken(_request: Request, error: Exception) -> Response:
+        # the server logs it with its traceback: a handler of `Exception` only chooses the answer
+        what = f"llmos failed to answer: {type(error).__name__}"
+        return error_response(LlmosError(what, hint="the front door's log has the traceback; please report it"))
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> Response:
