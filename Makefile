@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev ## the tests that CI runs, with coverage
 
 .PHONY: test-full
 test-full: $(VENV)/.installed-dev ## every test, also those that take minutes
-	$(BIN)/python -m pytest --cov
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest --cov
 
 .PHONY: wheel
 wheel: $(VENV)/.installed-dev ## dist/: the wheel, and what another machine needs to install it

@@ -1,12 +1,17 @@
-"""What all tests share: how long a test of each tier may take."""
+"""What all tests share: how long a test of each tier may take, and how many examples Hypothesis tries."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 TESTS = Path(__file__).parent
+settings.register_profile("fixed", derandomize=True, deadline=None)  # a red build is red again when repeated
+settings.register_profile("full", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 TIMEOUT_S = {"ray": 180, "e2e": 600}  # tests/unit: the default in pyproject.toml
 
 

@@ -40,12 +40,9 @@ def no_room(gang: Gang, available: Resources, everything: Resources, nodes: int)
 def never(gang: Gang, total: Iterable[Resources]) -> str:
     """Why ``gang`` cannot start on this cluster, whatever ends."""
     rooms = list(total)
-    if not rooms:
-        return f"needs {gang_size(gang)}; the cluster has no node that takes work"
-    nodes = "the 1 node" if len(rooms) == 1 else f"the {len(rooms)} nodes"
-    return (
-        f"needs {gang_size(gang)}; cannot start on this cluster: {nodes} ({amount(added(rooms))} in all) cannot hold it"
-    )
+    nodes = "its 1 node" if len(rooms) == 1 else f"its {len(rooms)} nodes"
+    why = f"{nodes} ({amount(added(rooms))} in all) cannot hold it" if rooms else "it has no node that takes work"
+    return f"needs {gang_size(gang)}; cannot start on this cluster: {why}"
 
 
 def beside_services(gang: Gang, left: Iterable[Resources]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from llmos.core.placement import capacity, occupy, place
 from llmos.core.types import (
@@ -79,7 +80,8 @@ class SimCluster:
             if run.seen.alive or open_attempts.get(id) == number
         }
         deployed = {id: status for id, (_, status) in self._services.items()}
-        return Snapshot(self.now, tuple(self.nodes.values()), attempts, deployed)
+        # read-only, so that a planner that changes what it is given is found out
+        return Snapshot(self.now, tuple(self.nodes.values()), MappingProxyType(attempts), MappingProxyType(deployed))
 
     def apply(self, action: Action, subject: Job | Service | None = None) -> None:
         """Carry out ``action``; ``subject`` is the job or service it is about. Doing it twice is doing it once."""
@@ -120,6 +122,10 @@ class SimCluster:
         for name, (gang, status) in self._services.items():
             self._services[name] = gang, _with(status, [r for r in _replicas(gang, status) if id not in r])
 
+    def living(self) -> list[Attempt]:
+        """Every attempt that has a process."""
+        return [run.seen for run in self._runs.values() if run.seen.alive]
+
     def free(self) -> dict[str, Resources]:
         """What is left on each node that takes work. Negative when something was started where it does not fit."""
         free = capacity(self.nodes.values())
@@ -144,8 +150,7 @@ class SimCluster:
 
     def _stop(self, run: _Run, *, force: bool) -> None:
         if force:
-            run.outcome = replace(run.outcome, phase=AttemptPhase.LOST, error="killed")
-            run.ends_at = self.now
+            run.seen = replace(run.seen, phase=AttemptPhase.LOST, error="killed")
         elif run.seen.stopping_since is None:
             run.seen = replace(run.seen, stopping_since=self.now)
             if not run.outcome.deaf and run.ends_at > self.now + self._stop_s:

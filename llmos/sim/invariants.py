@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from llmos.core.lifecycle import STOP_GRACE_S
 from llmos.core.placement import place
 from llmos.core.types import (
     Action,
+    Attempt,
     AttemptPhase,
     Desired,
     Gang,
@@ -92,18 +94,22 @@ def reasons_given(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[
 
 
 def ends_carried_out(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
-    """A cancelled job, and an attempt that has ended, are acted on at once; nothing else is ended."""
-    acted = {action.id: action for action in plan.actions if action.verb in (Verb.STOP, Verb.CLOSE)}
-    for job in desired.jobs:
-        seen = snapshot.attempts.get(job.id)
-        current = seen if seen and seen.number == job.attempt else None
-        over = bool(current and not current.alive)
-        asked = bool(current and current.stopping_since is not None)
-        if (job.cancelled or over) and not asked and job.id not in acted:
-            yield f"{job.id}: cancelled or over, and nothing is done"
-        limited = job.cancelled or job.max_runtime_s is not None
-        if job.id in acted and not (limited or over or (seen and seen is not current)):
-            yield f"{job.id}: {acted[job.id].verb} for no reason"
+    """What must end is asked to once, killed after the grace period, and closed once it is over; nothing else is."""
+    stops = {(a.id, a.attempt): a.force for a in plan.actions if a.verb is Verb.STOP}
+    closes = {action.id for action in plan.actions if action.verb is Verb.CLOSE}
+    jobs = {job.id: job for job in desired.jobs}
+    for id in jobs.keys() | snapshot.attempts.keys():
+        job, seen = jobs.get(id), snapshot.attempts.get(id)
+        current = seen if job and seen and seen.number == job.attempt else None
+        unwanted = job is None or _overruled(job, current, snapshot.now)
+        if job and (id in closes) != bool(not current.alive if current else unwanted):
+            yield f"{id}: its end is not recorded, or is before it has come"
+        asked_at = seen.stopping_since if seen else None
+        due = asked_at is None or snapshot.now - asked_at >= STOP_GRACE_S
+        ends = seen and seen.alive and (unwanted or seen is not current) and due
+        expected = asked_at is not None if ends else None
+        if seen and stops.get((id, seen.number)) != expected:
+            yield f"{id}: stopped with force {stops.get((id, seen.number))}, expected {expected}"
 
 
 def verdicts_right(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
@@ -163,18 +169,22 @@ def _turn(job: Job) -> tuple[float, str]:
 def _verdict(job: Job, snapshot: Snapshot) -> tuple[JobPhase, bool]:
     """How a job whose attempt (if any) is over must go on, and whether that counts as a failure."""
     seen = snapshot.attempts.get(job.id)
-    phase = seen.phase if seen and seen.number == job.attempt else AttemptPhase.ABSENT
-    ran_s = job.run_s + (snapshot.now - job.opened_at if phase is not AttemptPhase.ABSENT else 0.0)
+    current = seen if seen and seen.number == job.attempt else None
+    phase = current.phase if current else AttemptPhase.ABSENT
     if phase is AttemptPhase.SUCCEEDED:
         return JobPhase.SUCCEEDED, False
-    if job.cancelled:
-        return JobPhase.CANCELLED, False
-    if job.max_runtime_s is not None and ran_s >= job.max_runtime_s:
-        return JobPhase.FAILED, False
+    if _overruled(job, current, snapshot.now):
+        return (JobPhase.CANCELLED if job.cancelled else JobPhase.FAILED), False
     if phase is AttemptPhase.YIELDED:
         return JobPhase.QUEUED, False
-    hopeless = job.failures >= job.retries or (phase is AttemptPhase.FAILED and seen and not seen.retry)
+    hopeless = job.failures >= job.retries or (current is not None and not current.retry)
     return (JobPhase.FAILED if hopeless else JobPhase.QUEUED), True
+
+
+def _overruled(job: Job, current: Attempt | None, now: float) -> bool:
+    """Whether ``job`` must end because it was cancelled or has run for too long."""
+    ran_s = job.run_s + (now - job.opened_at if current else 0.0)
+    return job.cancelled or (job.max_runtime_s is not None and ran_s >= job.max_runtime_s)
 
 
 def _ready(desired: Desired, snapshot: Snapshot, plan: Plan) -> list[Job]:
@@ -194,14 +204,29 @@ def _ready(desired: Desired, snapshot: Snapshot, plan: Plan) -> list[Job]:
 
 
 def _free(desired: Desired, snapshot: Snapshot) -> dict[str, Resources]:
-    """What living attempts, replicas and foreign work leave on each node that takes work."""
+    """What living attempts, replicas and foreign work leave on each node that takes work.
+
+    Nothing where something is that nobody asked for (any more): how much that holds cannot be known.
+    """
     free = {node.id: node.total - node.foreign for node in snapshot.nodes if not node.draining}
     _take_services(desired.services, snapshot, free)
     for job in desired.jobs:
         seen = snapshot.attempts.get(job.id)
-        if seen and seen.alive:
+        if seen and seen.alive and seen.number == job.attempt:
             _take(job.gang, seen.nodes, free)
-    return free
+    unknown = _unknown(desired, snapshot)
+    return {node: left for node, left in free.items() if node not in unknown}
+
+
+def _unknown(desired: Desired, snapshot: Snapshot) -> set[str]:
+    """The nodes of attempts and deployments that are not desired as they are."""
+    attempts = {(job.id, job.attempt) for job in desired.jobs}
+    digests = {(service.id, service.digest) for service in desired.services}
+    strays = [
+        seen.nodes for seen in snapshot.attempts.values() if seen.alive and (seen.job, seen.number) not in attempts
+    ]
+    leaving = [s.nodes for s in snapshot.services.values() if s.removing or (s.id, s.digest) not in digests]
+    return {node for nodes in strays + leaving for node in nodes}
 
 
 def _unserved(desired: Desired, snapshot: Snapshot) -> dict[str, Resources]:

@@ -34,6 +34,14 @@ class Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
 
+    def represent_str(self, data: str) -> ScalarNode:
+        # YAML 1.1 takes these for line ends, and PyYAML would fold them into spaces
+        style = '"' if any(end in data for end in "\x85\u2028\u2029") else None
+        return self.represent_scalar(f"{_TAG}str", data, style=style)
+
+
+Dumper.add_representer(str, Dumper.represent_str)
+
 
 for _resolver in (Loader, Dumper):
     _resolver.yaml_implicit_resolvers = {}

@@ -180,7 +180,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
 variables = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,9}", fullmatch=True)
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\r\x85\u2028\u2029"), max_size=20)
+texts = st.text(st.characters(codec="utf-8") | st.sampled_from("\n\r\t\x85\u2028: #'\""), max_size=20)
 resources = st.fixed_dictionaries(
     {"cpus": st.floats(0.01, 64)},
     optional={"gpus": st.floats(0, 8), "memory": st.integers(1, 2**40) | st.sampled_from(["1GiB", "2.5MB"])},
@@ -190,9 +190,7 @@ train_jobs = st.fixed_dictionaries(
         "kind": st.just("TrainJob"),
         "name": names,
         "model": st.sampled_from([{"preset": name} for name in PRESETS] + [{"config": "./dir"}, {"ref": "m@3"}]),
-        "data": st.fixed_dictionaries(
-            {"path": st.text(min_size=1, max_size=9) | st.lists(st.just("*.txt"), min_size=1)}
-        ),
+        "data": st.fixed_dictionaries({"path": texts.filter(bool) | st.lists(st.just("*.txt"), min_size=1)}),
         "steps": st.integers(1, 2**53),
         "output": st.fixed_dictionaries({"model": names}),
     },
