@@ -121,14 +121,12 @@ class Registry:
         if not (temporary / "README.md").exists():
             card = model_card(ref, config, row["digest"], row["lineage"])
             write_atomic(temporary / "README.md", card.encode())
+        if _hidden(target).exists():  # the store would know it, had it come all the way
+            shutil.rmtree(_hidden(target))
         temporary.rename(_hidden(target))
         sync_directory(target.parent)
-        try:
-            why = f"from job {row['job']}" if row["job"] else f"imported from {row['lineage']['imported_from']}"
-            self._store.models.add(row, why)
-        except BaseException:
-            shutil.rmtree(_hidden(target))
-            raise
+        why = f"from job {row['job']}" if row["job"] else f"imported from {row['lineage']['imported_from']}"
+        self._store.models.add(row, why)
         _hidden(target).rename(target)
         sync_directory(target.parent)
 

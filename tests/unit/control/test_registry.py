@@ -16,7 +16,7 @@ from llmos.errors import ConflictError, ModelError, NotFoundError, UsageError
 from llmos.models import ModelConfig
 from llmos.models.digest import digest
 from llmos.sim.cluster import Outcome
-from tests.unit.control.world import SHAPE, World, tensors, write_model
+from tests.unit.control.world import SHAPE, Row, World, tensors, write_model
 
 
 @pytest.fixture
@@ -170,7 +170,12 @@ def test_a_crash_leaves_all_or_nothing(world: World, source: Path, monkeypatch: 
         monkeypatch.setattr(world.store.models, "add", crash)
     else:
         honest = world.store.models.add
-        monkeypatch.setattr(world.store.models, "add", lambda row, why: [honest(row, why), crash()])
+
+        def add_and_crash(row: Row, why: str) -> None:
+            honest(row, why)
+            raise Crash
+
+        monkeypatch.setattr(world.store.models, "add", add_and_crash)
     with pytest.raises(Crash):
         world.registry.import_model("m", str(source))
     monkeypatch.undo()
