@@ -55,7 +55,7 @@ class Room:
             placed = status.nodes if status and not status.removing and status.digest == service.digest else ()
             everything = Gang(service.gang.bundles * max(service.replicas, -(-len(placed) // size)))
             occupy(self.free, everything, placed)
-            occupy(self.unserved, everything, placed)
+            occupy(self.unserved, everything, placed[: service.replicas * size])  # surplus ones are about to go
             for _ in range(service.replicas - len(placed) // size):
                 nodes, later = place(service.gang, self.free), place(service.gang, self.unserved)
                 occupy(self.free, service.gang, nodes or ())

@@ -101,6 +101,10 @@ class Tokenizer:
         """The text of ``ids``. Control tokens and ids beyond the vocabulary have none; broken UTF-8 is U+FFFD."""
         return b"".join(map(self._bytes_of, ids)).decode("utf-8", errors="replace")
 
+    def spelling(self, token: int) -> bytes:
+        """How ``token`` is written in a list of tokens: its bytes; its name, for a control token, which has no text."""
+        return self._bytes_of(token) or (self._backend.id_to_token(token) or "").encode()
+
     def stream(self) -> StreamDecoder:
         """A decoder for one text whose tokens come one by one."""
         return StreamDecoder(self)

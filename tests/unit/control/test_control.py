@@ -68,6 +68,16 @@ def test_kinds_go_where_they_belong(world: World) -> None:
         world.control.put_service("coder", world.spec())
 
 
+def test_a_service_is_served_as_pinned(world: World) -> None:
+    ref = world.trained()
+    world.control.put_service("s", {"kind": "Service", "name": "s", "model": "coder"})
+    assert [view["name"] for view in world.control.list_services()] == ["s"]
+    assert world.store.services.spec("s").model == ref
+    for call in (world.control.get_service, world.control.delete_service, world.store.services.spec):
+        with pytest.raises(NotFoundError, match="no service `t`"):
+            call("t")
+
+
 def test_data_may_be_a_file_a_directory_or_a_glob(world: World) -> None:
     for path in (world.text, world.text.parent, world.text.parent / "**/*.txt"):
         assert world.control.submit_job(world.spec(data={"path": str(path)}))["phase"] == "queued"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 from llmos.control import model_files
 from llmos.control.registry import Registry
 from llmos.core.types import AttemptPhase
-from llmos.errors import ConflictError, ModelError, NotFoundError, UsageError
+from llmos.errors import ConflictError, DataError, ModelError, NotFoundError, UsageError
 from llmos.models import ModelConfig
 from llmos.models.digest import digest
 from llmos.sim.cluster import Outcome
@@ -112,6 +113,8 @@ def index_outside(directory: Path) -> None:
         (lambda d: (d / "tokenizer.json").unlink(), r"there is no .*tokenizer\.json"),
         (lambda d: (d / "config.json").unlink(), r"there is no .*config\.json"),
         (lambda d: (d / "config.json").write_text("{"), r"config\.json cannot be read"),
+        (lambda d: os.mkfifo(d / "lineage.json"), r"lineage\.json is not a file"),
+        (lambda d: (d / "lineage.json").write_text("{"), r"lineage\.json is not JSON"),
         (lambda d: (d / "lineage.json").write_text("[]"), r"lineage\.json is not a JSON object"),
         (lambda d: (d / "model.safetensors.index.json").write_text("[]"), "not an index of weights"),
     ],
@@ -241,6 +244,8 @@ def test_export_makes_a_new_directory(world: World, source: Path, tmp_path: Path
             world.registry.export("m", str(tmp_path / path))
     with pytest.raises(UsageError, match="not an absolute path"):
         world.registry.export("m", "relative")
+    with pytest.raises(DataError, match="cannot write `/proc/out`"):
+        world.registry.export("m", "/proc/out")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -257,3 +262,29 @@ def test_the_newest_is_by_number(world: World, source: Path) -> None:
         world.registry.import_model("m", str(source))
     assert world.registry.get("m")["ref"] == "m@11"
     assert [model["version"] for model in Registry(world.layout, world.store, world.clock).all()] == [*range(1, 12)]
+
+
+def test_a_file_in_the_place_of_a_model(world: World, source: Path) -> None:
+    with pytest.raises(ModelError, match="is not a directory"):
+        world.registry.import_model("m", str(source / "config.json"))
+
+
+def test_weights_may_be_in_several_files_and_on_another_file_system(
+    world: World, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "model.safetensors").unlink()
+    names = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(tensors())}
+    for file in set(names.values()):
+        part = {name: np.zeros(shape, np.float32) for name, shape in tensors().items() if names[name] == file}
+        save_file(part, source / file)
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (source / "lineage.json").write_text("{}")
+    job = world.control.submit_job(world.spec())["id"]
+    shutil.move(source, world.layout.job(job).export)
+
+    def refuse(*_args: object, **_keywords: object) -> None:
+        raise OSError("cross-device link")
+
+    monkeypatch.setattr("llmos.control.model_files.os.link", refuse)
+    ref = world.registry.register(job)
+    assert digest(Path(world.registry.get(ref)["path"])) == digest(world.layout.job(job).export)

@@ -1,0 +1,23 @@
+"""Server-sent events as OpenAI's clients read them (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+MEDIA_TYPE = "text/event-stream"
+DONE = b"data: [DONE]\n\n"
+
+
+def sse(event: Mapping[str, Any]) -> bytes:
+    """One event. JSON has no line ends of its own, so one ``data:`` line holds it."""
+    return b"data: " + encode(event) + b"\n\n"
+
+
+def encode(value: Mapping[str, Any]) -> bytes:
+    """Compact JSON in UTF-8. What is no Unicode text (lone surrogates) is escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()

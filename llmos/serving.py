@@ -1,0 +1,170 @@
+"""An engine behind OpenAI's API: what a replica runs, and the server without Ray.
+
+app = standalone(LocalEngine(model_dir), name="coder", key=...)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from llmos.errors import AuthError
+from llmos.infer.engine import Engine
+from llmos.infer.local import LocalEngine
+from llmos.infer.request import GenerationRequest, SamplingParams, TokenEvent
+from llmos.models import Tokenizer
+from llmos.openai.replies import ModelCard, Piece, Token, model_card, reply_to, usage
+from llmos.openai.schema import SEED_BITS, ChatRequest, CompletionRequest
+from llmos.openai.server import create_app
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default; chats may fill the context
+
+Indexed = tuple[int, TokenEvent]
+
+
+class EngineBackend:
+    """Answers OpenAI requests (``openai.server.OpenAIBackend``) for one model, ``name``, with ``engine``."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
+        self._engine, self._tokenizer = engine, tokenizer
+        self._card = model_card(name, int(time.time()))
+
+    async def models(self) -> Sequence[ModelCard]:
+        """The one model."""
+        return [self._card]
+
+    async def answer(self, request: CompletionRequest | ChatRequest) -> AsyncGenerator[bytes, None]:
+        """Server-sent events or one JSON document. Raises what the engine and the tokenizer raise."""
+        reply = reply_to(request)
+        prompts = await asyncio.to_thread(_prompts, request, self._tokenizer)
+        n = request.n or 1
+        params = [sampling(request, index) for index in range(n)]
+        asked = [
+            GenerationRequest(f"{reply.id}-{i}-{j}", prompts[i], params[j])
+            for i in range(len(prompts))
+            for j in range(n)
+        ]
+        echoes = self._echoes(request, prompts, n)
+        latest: dict[int, TokenEvent] = {}
+        async with aclosing(_together([self._engine.generate(one) for one in asked])) as events:
+            async for index, event in events:
+                before = latest.get(index)
+                latest[index] = event if before is None or request.stream else before.then(event)
+                echo = echoes[index] if before is None else ""
+                if request.stream and (chunk := reply.chunk(index, self._piece(event, echo))):
+                    yield chunk
+        counts = usage(sum(map(len, prompts)), sum(event.completion_tokens for event in latest.values()))
+        if request.stream:
+            yield reply.end(counts)
+        else:
+            yield reply.whole([self._piece(latest[i], echo) for i, echo in enumerate(echoes)], counts)
+
+    def _echoes(self, request: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], n: int) -> list[str]:
+        """What each answer begins with: its prompt, if that was asked for."""
+        if isinstance(request, ChatRequest) or not request.echo:
+            return [""] * (len(prompts) * n)
+        given = zip(request.prompts, prompts, strict=True)
+        texts = [text if isinstance(text, str) else self._tokenizer.decode(tokens) for text, tokens in given]
+        return [text for text in texts for _ in range(n)]
+
+    def _piece(self, event: TokenEvent, echo: str) -> Piece:
+        tokens = tuple(
+            Token(self._spelling(token.token), token.logprob, tuple(Token(self._spelling(t), p) for t, p in token.top))
+            for token in event.logprobs
+        )
+        return Piece(echo + event.text, tokens or None, event.finish_reason)
+
+    def _spelling(self, token: int) -> bytes:
+        return self._tokenizer.spelling(token)
+
+
+def sampling(request: CompletionRequest | ChatRequest, index: int) -> SamplingParams:
+    """The engine's parameters for answer ``index`` of ``request``; with a seed, each answer has one of its own."""
+    if isinstance(request, ChatRequest):
+        max_tokens = request.max_completion_tokens or request.max_tokens
+        logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    else:
+        max_tokens, logprobs = request.max_tokens or DEFAULT_COMPLETION_TOKENS, request.logprobs
+    given = {name: value for name in _PASSED_ON if (value := getattr(request, name)) is not None}
+    seed = None if request.seed is None else request.seed % 2**SEED_BITS + (index << SEED_BITS)
+    return SamplingParams(max_tokens=max_tokens, seed=seed, stop=request.stops, logprobs=logprobs, **given)
+
+
+_PASSED_ON = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "ignore_eos",
+)
+
+
+def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
+    """A server for one engine, which asks for ``key``. ``/healthz`` needs none. It closes the engine when it ends."""
+    expected = f"Bearer {key}".encode()
+
+    async def authorize(request: Request, _scope: str) -> None:
+        if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
+            raise AuthError("the API key is missing or not valid", hint="Send `Authorization: Bearer KEY`.")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    app = create_app(EngineBackend(engine, engine.tokenizer, name), authorize)
+    app.router.lifespan_context = lifespan
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        found = engine.stats()
+        return JSONResponse({"healthy": found["healthy"]}, 200 if found["healthy"] else 503)
+
+    return app
+
+
+def _prompts(request: CompletionRequest | ChatRequest, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    if isinstance(request, ChatRequest):
+        return [tuple(tokenizer.encode_chat([message.plain for message in request.messages]))]
+    texts = request.prompts
+    return [tuple(tokenizer.encode(t, add_special_tokens=True) if isinstance(t, str) else t) for t in texts]
+
+
+async def _together(streams: Sequence[AsyncIterator[TokenEvent]]) -> AsyncGenerator[Indexed, None]:
+    """Events of all ``streams`` with their index, as they come. The first error ends all of them."""
+    queue: asyncio.Queue[Indexed | Exception | None] = asyncio.Queue(maxsize=1)  # events merge while they wait
+    tasks = [asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _pump(index: int, stream: Any, queue: asyncio.Queue[Indexed | Exception | None]) -> None:
+    try:
+        async with aclosing(stream):
+            async for event in stream:
+                await queue.put((index, event))
+        await queue.put(None)
+    except Exception as error:
+        await queue.put(error)
