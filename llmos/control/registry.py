@@ -69,6 +69,7 @@ class Registry:
         source = _absolute(path)
         if not source.exists():
             raise NotFoundError(f"no directory `{path}` on the head node", hint="check the path", param="path")
+        model_files.files(source)  # before anything is opened there
         original = _lineage(source)  # a stranger's: kept, not mixed with what is known
         lineage = {"imported_from": str(source), **({"original": original} if original else {})}
         return self._view(self._enter(name, source, lineage, job=None))
