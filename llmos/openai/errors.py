@@ -21,6 +21,7 @@ from llmos.errors import (
 
 INVALID_REQUEST, SERVER = "invalid_request_error", "server_error"
 _KINDS: Mapping[type[LlmosError], tuple[str, str | None]] = {
+    UsageError: (INVALID_REQUEST, None),
     ContextLengthError: (INVALID_REQUEST, "context_length_exceeded"),
     AuthError: ("authentication_error", "invalid_api_key"),
     ForbiddenError: ("permission_error", "insufficient_permissions"),
@@ -56,8 +57,11 @@ def unknown_model(name: str, served: Iterable[str]) -> NotFoundError:
 
 
 def invalid(error: RequestValidationError, fields: Iterable[str]) -> UsageError:
-    """The first problem of a request body whose ``fields`` are known; the others often follow from it."""
-    first = error.errors()[0]
+    """The one problem of a request body (whose ``fields`` are known) that says most.
+
+    A misspelled name says more than that the right one is missing; a wrong value, than that other types are right too.
+    """
+    first = min(error.errors(), key=lambda one: (one["type"] != "extra_forbidden", one["type"].endswith("_type")))
     path = [part for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]
     if first["type"] == "json_invalid":
         return UsageError(f"the body is not JSON: {first['ctx']['error']}")
