@@ -1,0 +1,70 @@
+"""One copy of a model that answers: an engine inside a Ray Serve replica."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+
+from ray import serve
+
+from llmos.errors import EngineError, LlmosError
+from llmos.infer.local import LocalEngine
+from llmos.openai.relay import pack
+from llmos.openai.schema import ChatRequest, CompletionRequest
+from llmos.serving import EngineBackend
+from llmos.spec import Service
+
+SHUTDOWN_GRACE_S = 5
+HEALTH_CHECK_S = 2
+
+
+class Replica:
+    """Runs one engine. ``reconfigure`` only remembers which spec it belongs to: a new engine is a new replica."""
+
+    def __init__(self, service: Service, model_dir: str) -> None:
+        self._engine = LocalEngine(
+            model_dir,
+            max_batch=service.max_batch,
+            max_queue=service.max_queue,
+            context_length=service.context_length,
+            dtype=service.dtype,
+            device="cuda" if service.resources.gpus else "cpu",
+            threads=max(1, int(service.resources.cpus)),
+        )
+        self._backend = EngineBackend(self._engine, self._engine.tokenizer, service.name)
+        self._digest = ""
+
+    def reconfigure(self, config: Mapping[str, str]) -> None:
+        self._digest = config["digest"]
+
+    async def answer(self, request: CompletionRequest | ChatRequest) -> AsyncGenerator[bytes | LlmosError, None]:
+        """The answer in pieces that are ready to send; an error is the last piece."""
+        async for piece in pack(self._backend.answer(request)):
+            yield piece
+
+    def check_health(self) -> None:
+        """Serve replaces a replica whose engine has failed."""
+        if not self._engine.stats()["healthy"]:
+            raise EngineError("the engine has failed", hint="Serve replaces this replica")
+
+    def __del__(self) -> None:
+        if engine := getattr(self, "_engine", None):
+            engine.close()
+
+
+def build(service: Service, model_dir: str, digest: str, replicas: int) -> serve.Application:
+    """The application of ``replicas`` copies of the model in ``model_dir``, as ``service`` wants them."""
+    resources = service.resources
+    deployment = serve.deployment(Replica).options(
+        name="replica",
+        num_replicas=replicas,
+        max_ongoing_requests=service.max_batch + service.max_queue + 1,  # the engine's queue refuses, with a reason
+        ray_actor_options={
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            **({"memory": resources.memory} if resources.memory else {}),
+        },
+        user_config={"digest": digest},
+        health_check_period_s=HEALTH_CHECK_S,
+        graceful_shutdown_timeout_s=SHUTDOWN_GRACE_S,
+    )
+    return deployment.bind(service, model_dir)

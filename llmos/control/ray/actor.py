@@ -1,0 +1,102 @@
+"""The control module as a detached actor on the head node: it restarts for ever, and its store is what it remembers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from llmos.control import attempt
+from llmos.control.control import Control
+from llmos.control.loop import Loop
+from llmos.control.ray import attempts, services
+from llmos.control.ray.cluster import RayCluster
+from llmos.control.ray.session import CONTROL, NAMESPACE
+from llmos.control.registry import Registry
+from llmos.control.store import Store
+from llmos.errors import LlmosError
+from llmos.layout import Layout
+
+CONCURRENT_CALLS = 32
+GATEWAY_RETRY_S = 2.0
+
+log = logging.getLogger("llmos.control")
+
+
+class ControlActor:
+    """Carries out verbs and runs the loop. Errors are returned, not raised: Ray would wrap them in its own."""
+
+    def __init__(self, state_dir: str, host: str, port: int) -> None:
+        self._layout = Layout(Path(state_dir))
+        store = Store(self._layout)
+        registry = Registry(self._layout, store, time.time)
+        cluster = RayCluster(self._layout, store.services.spec)
+        self._loop = Loop(store, registry, cluster, self._layout)
+        self._control = Control(store, registry, self._loop, self._layout)
+        self._ticking = threading.Thread(target=self._loop.run, name="llmos-loop", daemon=True)
+        self._ticking.start()
+        threading.Thread(target=_open_front_door, args=(host, port), name="llmos-gateway", daemon=True).start()
+
+    def call(self, verb: str, authorization: str | None, arguments: dict[str, Any]) -> Any:
+        """The answer of :meth:`Control.call`, or the error it raised."""
+        try:
+            return self._control.call(verb, authorization, **arguments)
+        except LlmosError as error:
+            return error
+
+    def authorize(self, authorization: str | None, scope: str) -> Any:
+        """The answer of :meth:`Control.authorize`, or the error it raised."""
+        try:
+            return self._control.authorize(authorization, scope)
+        except LlmosError as error:
+            return error
+
+    def served(self) -> list[dict[str, Any]]:
+        """The services, for the gateway's list of models."""
+        return self._control.list_services()
+
+    def first_key(self, name: str) -> Any:
+        """A new admin key: only whoever may connect to the Ray cluster can ask for one without having one."""
+        return self._control.create_key(name, ("admin",))
+
+    def drain(self, grace_s: float) -> int:
+        """Stop planning and ask every attempt to checkpoint and end. Returns how many did not within ``grace_s``."""
+        self._loop.stop()
+        self._ticking.join()
+        for job, number in attempts.alive():
+            attempt.ask_to_stop(self._layout.job(job).attempt(number))
+        deadline = time.monotonic() + grace_s
+        while (left := list(attempts.alive())) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return len(left)
+
+
+def start(layout: Layout, host: str, port: int) -> Any:
+    """The handle of the control actor, which is created on this node unless it exists."""
+    node = ray.get_runtime_context().get_node_id()
+    actor = ray.remote(ControlActor).options(
+        name=CONTROL,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=CONCURRENT_CALLS,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )
+    return actor.remote(str(layout.root), host, port)
+
+
+def _open_front_door(host: str, port: int) -> None:
+    """Keep trying: Serve may be starting, or ending."""
+    while True:
+        try:
+            return services.start_gateway(host, port)
+        except Exception:
+            log.exception("the gateway could not be deployed; trying again")
+            time.sleep(GATEWAY_RETRY_S)

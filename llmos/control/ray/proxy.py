@@ -1,0 +1,81 @@
+"""The control module as seen from another process: finds the actor by name, and outlives its restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError
+
+from llmos.control.ray.session import CONTROL, NAMESPACE
+from llmos.errors import ClusterError, LlmosError
+
+PATIENCE_S = 15.0
+"""A killed control module is back within about 3 s; longer than this, and whoever asks should know."""
+PAUSE_S = 0.2
+KEY_FRESH_S = 1.0
+"""How long a key that was valid is taken for valid: also how late a revoked key stops working."""
+KEY_GRACE_S = 60.0
+"""The same while the control module is away, so that text goes on being generated."""
+
+_REPEATABLE = ("list_", "get_", "job_", "status", "put_service", "cancel_job")
+
+
+class ControlProxy:
+    """Implements :class:`llmos.control.api.ControlPort` over the actor."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[str | None, str], tuple[float, dict[str, Any]]] = {}
+
+    async def call(self, verb: str, authorization: str | None, **arguments: Any) -> Any:
+        """The answer of ``verb``. Repeated while the control module restarts, unless doing it twice would differ."""
+        repeatable = verb.startswith(_REPEATABLE) or bool(arguments.get("idempotency_key"))
+        return await self._ask("call", verb, authorization, arguments, repeatable=repeatable)
+
+    async def authorize(self, authorization: str | None, scope: str) -> dict[str, Any]:
+        """The key in the header, if it allows ``scope``; remembered for a moment."""
+        found = self._keys.get((authorization, scope))
+        age_s = time.monotonic() - found[0] if found else float("inf")
+        if found and age_s < KEY_FRESH_S:
+            return found[1]
+        try:
+            patience_s = 0.0 if age_s < KEY_GRACE_S else PATIENCE_S
+            key = await self._ask("authorize", authorization, scope, patience_s=patience_s)
+        except ClusterError:
+            if found and age_s < KEY_GRACE_S:
+                return found[1]
+            raise
+        except LlmosError:
+            self._keys.pop((authorization, scope), None)
+            raise
+        self._forget_old()
+        self._keys[authorization, scope] = time.monotonic(), key
+        return dict(key)
+
+    async def served(self) -> list[dict[str, Any]]:
+        """The services as the control module lists them."""
+        return list(await self._ask("served"))
+
+    def _forget_old(self) -> None:
+        oldest = time.monotonic() - KEY_GRACE_S
+        self._keys = {known: entry for known, entry in self._keys.items() if entry[0] > oldest}
+
+    async def _ask(self, method: str, *arguments: Any, repeatable: bool = True, patience_s: float = PATIENCE_S) -> Any:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                actor = await asyncio.to_thread(ray.get_actor, CONTROL, NAMESPACE)
+                answer = await getattr(actor, method).remote(*arguments)
+            except (ValueError, ActorDiedError, ActorUnavailableError, RayActorError, GetTimeoutError) as error:
+                if not (repeatable or isinstance(error, ValueError)) or time.monotonic() > deadline:
+                    raise ClusterError(
+                        "the control module did not answer; it restarts by itself",
+                        hint="try again in a few seconds; what was submitted before is not lost",
+                    ) from error
+                await asyncio.sleep(PAUSE_S)
+                continue
+            if isinstance(answer, LlmosError):
+                raise answer
+            return answer
