@@ -12,7 +12,7 @@ from hypothesis import Phase, find, given, settings
 
 from llmos.core.lifecycle import settle, stop
 from llmos.core.placement import place
-from llmos.core.plan import _admit, plan
+from llmos.core.plan import _admit, _services, plan
 from llmos.core.room import Room
 from llmos.core.types import Action, Attempt, Desired, Gang, Job, Node, Plan, Resources, Snapshot, Verb
 from tests.unit.sim.workloads import Workload, play, workloads
@@ -77,6 +77,15 @@ def _move(jobs: list[Job], room: Room, blocker: str, snapshot: Snapshot) -> tupl
     return _admit(jobs, room, blocker, nowhere_seen)
 
 
+def _twice(*state: Any) -> tuple[list[Action], dict[str, str]]:
+    starts, waiting = _admit(*state)
+    return starts * 2, waiting
+
+
+def _no_removals(*state: Any) -> list[Action]:
+    return [action for action in _services(*state) if action.verb is not Verb.REMOVE]
+
+
 def _undrained(nodes: tuple[Node, ...], memo: object) -> Room:
     return Room([replace(node, draining=False) for node in nodes], memo)
 
@@ -100,6 +109,7 @@ PLANTED = {
     "skips a number": ("attempts_new", "plan._start", _new_number),
     "forgets what runs": ("reasons_given", "plan._alive", lambda job, snapshot: None),
     "moves what runs": ("attempts_new", "plan._admit", _move),
+    "starts everything twice": ("attempts_new", "plan._admit", _twice),
     "last in, first out": ("order_kept", "plan._turn", lambda job: (job.attempt == 0, -job.submitted_at, job.id)),
     "backfills": ("order_kept", "room.Room.could_hold", lambda room, gang: False),
     "never starts triples": ("work_conserved", "plan.place", _not_triples),
@@ -120,6 +130,7 @@ PLANTED = {
     "retries without counting": ("verdicts_right", "plan.settle", _not_counted),
     "retries at once": ("verdicts_right", "lifecycle.BACKOFF_FIRST_S", 0.0),
     "never updates": ("services_match", "plan._outdated", lambda service, status: "" if status else "not deployed"),
+    "never removes": ("services_match", "plan._services", _no_removals),
     "updates for ever": ("services_match", "plan._outdated", lambda service, status: "bug"),
     "trusts an old memo": ("repeatable", "room.Room.could_hold", _stale),
     "is moody": ("repeatable", "plan._places", lambda nodes: str(next(ticks))),

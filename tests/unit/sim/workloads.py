@@ -20,7 +20,7 @@ PATIENCE_S = 20_000.0  # more than any of these workloads needs
 
 @dataclass(frozen=True)
 class Work:
-    """A job and its fate: when it comes, when (if ever) it is cancelled or forgotten, and how each attempt goes."""
+    """A job and its fate: when it comes, when (if ever) it is cancelled or forgotten, how its first attempts go."""
 
     gang: Gang
     at: float
@@ -59,7 +59,9 @@ gangs = st.one_of(
 outcomes = st.builds(
     Outcome,
     run_s=st.sampled_from([1.0, 3.0, 10.0, 40.0, 200.0]),
-    phase=st.sampled_from([AttemptPhase.SUCCEEDED] * 3 + [AttemptPhase.FAILED, AttemptPhase.LOST]),
+    phase=st.sampled_from(
+        [*[AttemptPhase.SUCCEEDED] * 3, AttemptPhase.FAILED, AttemptPhase.LOST, AttemptPhase.YIELDED]
+    ),
     retry=st.sampled_from([True, True, False]),
     deaf=st.booleans(),
 )
@@ -110,7 +112,7 @@ def play(workload: Workload, planner: Planner = plan) -> Simulation:
 
     def outcome(id: str, attempt: int) -> Outcome:
         fates = workload.works[int(id[1:])].outcomes
-        return fates[min(attempt, len(fates)) - 1]
+        return fates[attempt - 1] if attempt <= len(fates) else Outcome(run_s=1.0)
 
     def watch(desired: Desired, snapshot: Snapshot, made: Plan) -> None:
         none(violations(desired, snapshot, made))
