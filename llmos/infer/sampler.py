@@ -63,8 +63,9 @@ def checked(logits_V: Floats) -> Floats:
 
 def logprob(logits_V: Floats, token: int, alternatives: int) -> TokenLogprob:
     """How likely ``token`` was, and the likeliest ``alternatives``."""
+    alternatives = min(alternatives, len(logits_V))
     logprobs_V = logits_V - (logits_V.max() + np.log(np.exp(logits_V - logits_V.max()).sum()))
-    top = np.argpartition(-logprobs_V, alternatives - 1)[:alternatives] if alternatives else np.array([], int)
+    top = np.argpartition(logprobs_V, -alternatives)[-alternatives:] if alternatives else []
     ordered = sorted(((int(t), float(logprobs_V[t])) for t in top), key=lambda pair: (-pair[1], pair[0]))
     return TokenLogprob(token, float(logprobs_V[token]), tuple(ordered))
 

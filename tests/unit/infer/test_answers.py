@@ -1,0 +1,135 @@
+"""What an engine answers: what transformers would, whoever else is being answered."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from llmos.errors import ContextLengthError, UsageError
+from llmos.infer import batch
+from llmos.infer.request import GenerationRequest, SamplingParams
+from llmos.models import Tokenizer, weights
+from tests.unit.infer.small import CONTEXT, request, running, whole
+
+PROMPTS = [(5, 6, 7), (300,), tuple(range(40, 90)), (9, 8), (17,) * 20, (100, 200, 300, 31, 32)]
+
+
+async def test_greedy_tokens_are_those_of_transformers(model_dir: Path) -> None:
+    theirs = transformers.LlamaForCausalLM.from_pretrained(model_dir).eval()
+    async with running(model_dir) as engine:
+        answers = await asyncio.gather(*[whole(engine, request(p, ignore_eos=False)) for p in PROMPTS])
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        inputs = torch.tensor([prompt])
+        expected = theirs.generate(
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+        assert list(answer.token_ids) == expected[0, len(prompt) :].tolist()
+    assert len({answer.token_ids for answer in answers}) == len(PROMPTS)  # the prompts matter
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_an_answer_does_not_depend_on_its_neighbours(model_dir: Path, temperature: float) -> None:
+    asked = [
+        request(p, temperature=temperature, seed=7, top_p=0.9, max_tokens=5 + 3 * i) for i, p in enumerate(PROMPTS)
+    ]
+    async with running(model_dir) as engine:
+        alone = [await whole(engine, one) for one in asked]
+        together = await asyncio.gather(*[whole(engine, one) for one in asked])
+    assert alone == together
+
+
+async def test_an_answer_does_not_depend_on_when_it_came(model_dir: Path) -> None:
+    asked = [request(p, temperature=1.0, seed=i, max_tokens=30) for i, p in enumerate(PROMPTS)]
+
+    async def late(number: int) -> tuple[int, ...]:
+        await asyncio.sleep(0.007 * number)
+        return (await whole(engine, asked[number])).token_ids
+
+    async with running(model_dir) as engine:
+        ragged = await asyncio.gather(*[late(number) for number in range(len(asked))])
+        alone = [(await whole(engine, one)).token_ids for one in asked]
+    assert ragged == alone
+
+
+async def test_a_long_prompt_is_read_in_parts_to_the_same_effect(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [request(tuple(range(3, 203)), max_tokens=20), request((4, 5), max_tokens=20)]
+    async with running(model_dir) as engine:
+        at_once = await asyncio.gather(*[whole(engine, one) for one in asked])
+        monkeypatch.setattr(batch, "PREFILL_TOKENS", 16)
+        in_parts = await asyncio.gather(*[whole(engine, one) for one in reversed(asked)])
+    assert at_once == in_parts[::-1]
+
+
+async def test_seeds_fix_answers_and_no_seed_varies_them(model_dir: Path) -> None:
+    async with running(model_dir) as engine:
+        first, again, other = [await whole(engine, request(temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
+        drawn = {(await whole(engine, request(temperature=5.0))).token_ids for _ in range(3)}
+    assert first.token_ids == again.token_ids != other.token_ids
+    assert len(drawn) == 3
+
+
+async def test_streamed_text_is_the_text_of_the_tokens(model_dir: Path) -> None:
+    tokenizer = Tokenizer.load(model_dir)
+    async with running(model_dir) as engine:
+        for seed in range(20):
+            answer = await whole(engine, request(temperature=1.0, seed=seed, max_tokens=20))
+            assert answer.text == tokenizer.decode(answer.token_ids)
+
+
+async def test_stop_strings_cut_the_text(model_dir: Path) -> None:
+    async with running(model_dir) as engine:
+        full = await whole(engine, request(temperature=1.0, seed=3, max_tokens=40))
+        stop = full.text[11:14]
+        cut = await whole(engine, request(temperature=1.0, seed=3, max_tokens=40, stop=(stop, "never there")))
+    assert cut.text == full.text[: full.text.index(stop)]
+    assert cut.finish_reason == "stop"
+    assert cut.completion_tokens < 40
+
+
+async def test_end_tokens_end_the_answer_unless_told_otherwise(model_dir: Path) -> None:
+    """A token that the answer has anyway is declared to be an end."""
+    async with running(model_dir) as engine:
+        full = await whole(engine, request(max_tokens=12))
+        engine._ends = frozenset({full.token_ids[5]})  # type: ignore[assignment]
+        first = full.token_ids.index(full.token_ids[5])
+        ended = await whole(engine, request(max_tokens=12, ignore_eos=False))
+        assert ended.token_ids == full.token_ids[: first + 1]
+        assert (ended.finish_reason, full.finish_reason) == ("stop", "length")
+        assert ended.text == engine.tokenizer.decode(full.token_ids[:first])
+        assert (await whole(engine, request(max_tokens=12))).token_ids == full.token_ids
+
+
+async def test_logprobs_are_those_of_the_model(model_dir: Path) -> None:
+    async with running(model_dir) as engine:
+        answer = await whole(engine, request(logprobs=3, temperature=1.0, seed=1))
+    tokens = torch.tensor([[5, 6, 7, *answer.token_ids]])
+    with torch.no_grad():
+        expected = weights.load_model(model_dir)(tokens)[0, 2:-1].log_softmax(-1)
+    for place, found in enumerate(answer.logprobs):
+        assert found.logprob == pytest.approx(float(expected[place, found.token]), abs=1e-3)
+        assert [token for token, _ in found.top] == expected[place].topk(3).indices.tolist()
+    assert [found.token for found in answer.logprobs] == list(answer.token_ids)
+
+
+async def test_the_context_is_all_there_is(model_dir: Path) -> None:
+    async with running(model_dir) as engine:
+        answer = await whole(engine, request((5,) * (CONTEXT - 3), max_tokens=100))
+        assert (answer.completion_tokens, answer.finish_reason) == (3, "length")
+        assert answer.prompt_tokens == CONTEXT - 3
+        with pytest.raises(ContextLengthError, match=f"{CONTEXT} tokens, the context {CONTEXT}"):
+            await whole(engine, request((5,) * CONTEXT))
+        unlimited = GenerationRequest("x", (5,) * 200, SamplingParams(temperature=0, ignore_eos=True))
+        assert (await whole(engine, unlimited)).completion_tokens == CONTEXT - 200
+
+
+@pytest.mark.parametrize("prompt", [(), (-1,), (320,), (5, 10**9)])
+async def test_prompts_that_are_none_are_refused(model_dir: Path, prompt: tuple[int, ...]) -> None:
+    async with running(model_dir) as engine:
+        with pytest.raises(UsageError):
+            await whole(engine, request(prompt))

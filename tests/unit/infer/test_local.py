@@ -1,0 +1,190 @@
+"""The engine's own life: its queue, requests that go away, failures, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llmos.errors import CapacityError, ConflictError, EngineError, ModelError, UsageError
+from llmos.infer.local import LocalEngine, pick_dtype
+from llmos.infer.request import TokenEvent
+from llmos.infer.sequence import Sequence
+from tests.unit.infer.small import CONTEXT, request, running, whole
+
+LONG = CONTEXT - 3
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+def _idle(engine: LocalEngine) -> bool:
+    found = engine.stats()
+    return (found["running"], found["waiting"], engine._batch._cache.rows, len(engine._tickets)) == (0, 0, 0, 0)
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back(model_dir: Path) -> None:
+    async with running(model_dir, max_batch=2, max_queue=3) as engine:
+        tasks = [asyncio.create_task(whole(engine, request(max_tokens=LONG))) for _ in range(5)]
+        await _until(lambda: engine.stats()["waiting"] == 3)
+        with pytest.raises(CapacityError, match="2 requests are running and 3 waiting") as caught:
+            await whole(engine, request())
+        assert caught.value.retry_after_s >= 1
+        tasks[4].cancel()
+        await asyncio.wait([tasks[4]])
+        assert (await whole(engine, request())).completion_tokens == 12  # it took the place of the one that left
+        assert {(await task).completion_tokens for task in tasks[:4]} == {LONG}
+        await _until(lambda: _idle(engine))
+
+
+async def test_leaving_frees_the_row_and_disturbs_nobody(model_dir: Path) -> None:
+    async with running(model_dir) as engine:
+        expected = (await whole(engine, request(max_tokens=60))).token_ids
+        stays = asyncio.create_task(whole(engine, request(max_tokens=60)))
+        leaving = engine.generate(request((9,), max_tokens=LONG))
+        await anext(leaving)
+        await leaving.aclose()
+        cancelled = asyncio.create_task(whole(engine, request((8,), max_tokens=LONG)))
+        await _until(lambda: engine.stats()["running"] >= 1)
+        cancelled.cancel()
+        assert (await stays).token_ids == expected
+        await _until(lambda: _idle(engine))
+        assert engine.stats()["completion_tokens"] < 60 + 60 + LONG
+
+
+async def test_abort_ends_the_answer(model_dir: Path) -> None:
+    async with running(model_dir) as engine:
+        asked = request(max_tokens=LONG)
+        seen: list[TokenEvent] = []
+        async for event in engine.generate(asked):
+            seen.append(event)
+            await engine.abort(asked.id)
+        assert 1 <= len(seen) <= 2
+        assert seen[-1].finish_reason is None
+        await engine.abort("nobody")
+        await _until(lambda: _idle(engine))
+
+
+async def test_ids_are_unique_among_what_is_running(model_dir: Path) -> None:
+    async with running(model_dir) as engine:
+        asked = request(max_tokens=LONG)
+        first = engine.generate(asked)
+        await anext(first)
+        with pytest.raises(ConflictError, match=asked.id):
+            await whole(engine, asked)
+        await first.aclose()
+        assert (await whole(engine, asked)).completion_tokens == LONG
+
+
+async def test_one_that_fails_harms_no_other(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Sequence.take
+
+    def sometimes(self: Sequence, logits_V: np.ndarray) -> TokenEvent:
+        if self.request.prompt_tokens == (66,) and self.count == 3:
+            logits_V = np.full_like(logits_V, np.nan)
+        if self.request.prompt_tokens == (77,):
+            raise ZeroDivisionError("made up")
+        return take(self, logits_V)
+
+    async with running(model_dir) as engine:
+        expected = await whole(engine, request((5,)))
+        monkeypatch.setattr(Sequence, "take", sometimes)
+        good, bad, worse, last = await asyncio.gather(
+            *[whole(engine, request((token,))) for token in (5, 66, 77, 5)], return_exceptions=True
+        )
+        assert isinstance(good, TokenEvent) and isinstance(last, TokenEvent)
+        assert good.token_ids == last.token_ids == expected.token_ids
+        assert isinstance(bad, EngineError) and "not numbers" in bad.message
+        assert isinstance(worse, EngineError) and "ZeroDivisionError: made up" in worse.message
+        assert engine.stats()["healthy"]
+        assert _idle(engine)
+
+
+async def test_an_engine_that_fails_tells_everyone_and_stays_failed(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(model_dir, max_batch=2) as engine:
+        tasks = [asyncio.create_task(whole(engine, request(max_tokens=LONG))) for _ in range(4)]
+        await _until(lambda: engine.stats()["waiting"] == 2)
+
+        def broken() -> None:
+            raise RuntimeError("the device is gone")
+
+        monkeypatch.setattr(engine._batch, "_decode", broken)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(r, EngineError) and "the device is gone" in r.message for r in results)
+        assert engine.stats()["healthy"] is False
+        assert "the device is gone" in engine.stats()["error"]
+        with pytest.raises(EngineError, match="answers no more"):
+            await whole(engine, request())
+
+
+async def test_closing_ends_what_runs_and_waits(model_dir: Path) -> None:
+    async with running(model_dir, max_batch=1) as engine:
+        tasks = [asyncio.create_task(whole(engine, request(max_tokens=LONG))) for _ in range(3)]
+        await _until(lambda: engine.stats()["waiting"] == 2)
+        await asyncio.to_thread(engine.close)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, EngineError) and "closed" in result.message for result in results)
+        assert not engine._thread.is_alive()
+        engine.close()  # closing twice is closing
+
+
+async def test_who_reads_slowly_gets_everything_in_fewer_events(model_dir: Path) -> None:
+    async with running(model_dir) as engine:
+        expected = await whole(engine, request(max_tokens=50, logprobs=1))
+        events = []
+        async for event in engine.generate(request(max_tokens=50, logprobs=1)):
+            events.append(event)
+            await asyncio.sleep(0.05)
+        assert len(events) < 25
+        assert sum((event.token_ids for event in events), ()) == expected.token_ids
+        assert "".join(event.text for event in events) == expected.text
+        assert sum((event.logprobs for event in events), ()) == expected.logprobs
+        assert events[-1].finish_reason == "length"
+
+
+def test_answers_reach_several_event_loops(model_dir: Path) -> None:
+    async def answers(engine: LocalEngine) -> list[tuple[int, ...]]:
+        return [e.token_ids for e in await asyncio.gather(*[whole(engine, request()) for _ in range(3)])]
+
+    async def leave(engine: LocalEngine) -> None:
+        await anext(engine.generate(request(max_tokens=LONG)))
+
+    engine = LocalEngine(model_dir, dtype="float32")
+    here = asyncio.run(answers(engine))
+    asyncio.run(leave(engine))
+    assert asyncio.run(answers(engine)) == here
+    engine.close()
+
+
+def test_wrong_arguments(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no"):
+        LocalEngine(tmp_path)
+    with pytest.raises(UsageError, match=f"context_length` is 9999: expected 2 to {CONTEXT}"):
+        LocalEngine(model_dir, context_length=9999)
+    with pytest.raises(UsageError, match="float64"):
+        LocalEngine(model_dir, dtype="float64")
+
+
+def test_auto_is_bfloat16_only_where_hardware_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda native=native: {"avx512_bf16": native})
+        assert pick_dtype("auto", torch.device("cpu")) == expected
+    assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+
+
+async def test_bfloat16_answers_too(model_dir: Path) -> None:
+    async with running(model_dir, dtype="bfloat16", context_length=32) as engine:
+        answer = await whole(engine, request(max_tokens=None))
+        assert answer.completion_tokens == 29
+        assert engine.stats()["dtype"] == "bfloat16"

@@ -1,0 +1,48 @@
+"""``python -m llmos.infer``: prints what the engine answers, and errors as one message."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from llmos.infer import __main__ as command
+from tests.unit.infer.small import request, running, whole
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["llmos.infer", *map(str, arguments)])
+    return command.main()
+
+
+async def _expected(model_dir: Path, chat: bool) -> str:
+    async with running(model_dir) as engine:
+        encode, user = engine.tokenizer.encode, [{"role": "user", "content": "def step("}]
+        tokens = engine.tokenizer.encode_chat(user) if chat else encode("def step(")
+        return (await whole(engine, request(tuple(tokens), max_tokens=9, ignore_eos=False))).text
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_prints_the_answer(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], chat: bool
+) -> None:
+    expected = asyncio.run(_expected(model_dir, chat))
+    options = ["--max-tokens", 9, "--temperature", 0, "--dtype", "float32", *(["--chat"] if chat else [])]
+    assert _run(monkeypatch, model_dir, "def step(", *options) == 0
+    assert capsys.readouterr().out == expected + "\n"
+
+
+@pytest.mark.parametrize(("extra", "code", "message"), [([], 2, "expected a prompt"), (["x"], 1, "there is no")])
+def test_errors(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    extra: list[str],
+    code: int,
+    message: str,
+) -> None:
+    assert _run(monkeypatch, tmp_path, *extra) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {message}")

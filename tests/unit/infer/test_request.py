@@ -1,0 +1,51 @@
+"""Requests and events are values that travel."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from llmos.errors import UsageError
+from llmos.infer.request import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+        ("frequency_penalty", 3.0),
+        ("presence_penalty", -3.0),
+        ("seed", -1),
+        ("seed", 2**128),
+        ("stop", ("",)),
+        ("stop", ("x",) * 17),
+        ("stop", ("x" * 257,)),
+        ("logprobs", 21),
+    ],
+)
+def test_parameters_that_cannot_be_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=name) as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.param == name
+
+
+def test_they_can_be_pickled() -> None:
+    event = TokenEvent("a", (1, 2), "x", (TokenLogprob(1, -0.5, ((1, -0.5),)),), "stop", 3, 2)
+    asked = GenerationRequest("a", (1, 2, 3), SamplingParams(stop=("x",), seed=2**100))
+    assert pickle.loads(pickle.dumps((event, asked))) == (event, asked)
+
+
+def test_events_join() -> None:
+    first = TokenEvent("a", (1,), "x", (TokenLogprob(1, -1.0),), None, 3, 1)
+    then = TokenEvent("a", (2,), "y", (TokenLogprob(2, -2.0),), "length", 3, 2)
+    joined = TokenEvent("a", (1, 2), "xy", (TokenLogprob(1, -1.0), TokenLogprob(2, -2.0)), "length", 3, 2)
+    assert first.then(then) == joined
