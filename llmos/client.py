@@ -237,6 +237,8 @@ class Client:
         params: dict[str, Any] | None = None,
         repeatable: bool = True,
     ) -> Any:
+        if not all(part.strip(".") for part in path):  # empty, `.` and `..` would name another route
+            raise UsageError("a name is missing: expected the id or name of a job, service, model or key")
         route = "/api/v1/" + "/".join(quote(part, safe="@") for part in path)
         return self._api.call(method, route, body=body, params=params, repeatable=repeatable)
 

@@ -30,6 +30,13 @@ class Connection:
     url: str
     key: str = field(repr=False)
 
+    def __post_init__(self) -> None:
+        if not (self.key.isascii() and self.key.isprintable()):  # it could not be sent, and must not be shown
+            raise UsageError(
+                "the API key holds characters that no key has",
+                hint="expected llmos_<id>_<secret>, as `llmos keys create` prints it",
+            )
+
     @property
     def loopback(self) -> bool:
         """Whether the address is this very machine."""
@@ -65,8 +72,12 @@ def connection(url: str | None = None, key: str | None = None) -> Connection:
 
 def normalize_url(url: str) -> str:
     """``url`` without trailing slash, query or fragment. Raises UsageError unless it is an http(s) address."""
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+    try:
+        parts = urlsplit(url.strip())
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.username
+    except ValueError:  # a port beyond 65535, or half an IPv6 address
+        known = False
+    if not known:
         raise UsageError(
             f"`{url}` is not the address of a cluster: expected http://HOST:PORT or https://HOST",
             hint="for example http://127.0.0.1:8000",

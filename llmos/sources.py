@@ -60,7 +60,7 @@ def override(spec: TrainJob, settings: Sequence[str]) -> TrainJob:
         field, equals, text = setting.partition("=")
         if not equals or not field.strip():
             raise UsageError(
-                f"`--set {setting}`: expected FIELD=VALUE",
+                f"`--set {field[:80]}{equals}`: expected FIELD=VALUE",
                 hint="for example --set optimizer.learning_rate=3e-4",
                 param="--set",
             )
@@ -69,17 +69,18 @@ def override(spec: TrainJob, settings: Sequence[str]) -> TrainJob:
         for parent in parents:
             inner = target.get(parent)
             target[parent] = target = dict(inner) if isinstance(inner, Mapping) else {}
-        target[last] = _value(setting, text)
+        target[last] = _value(field.strip(), text)
     changed = parse(written, source=f"{spec.name} with --set")
     assert isinstance(changed, TrainJob)
     return changed
 
 
-def _value(setting: str, text: str) -> Any:
+def _value(field: str, text: str) -> Any:
+    """The value of ``text``, which no error shows: it may be a password."""
     documents = list(read_yaml(text))
     problems = [message for document in documents for _, message in document.problems]
     if len(documents) > 1:
         problems.append(f"expected one value, found {len(documents)}")
     if problems:
-        raise SpecError([f"`--set {setting}`: {problem}" for problem in problems], source="--set")
+        raise SpecError([f"`--set {field}`: {problem}" for problem in problems], source="--set")
     return documents[0].value if documents else None

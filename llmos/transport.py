@@ -98,7 +98,8 @@ def error_of(response: httpx.Response) -> LlmosError:
         first, *rest = message.splitlines()
         error.problems, error.source = tuple(line.strip() for line in rest), first.partition(" has ")[0]
     if isinstance(error, CapacityError):
-        error.retry_after_s = float(response.headers.get("retry-after") or 1.0)
+        wait = response.headers.get("retry-after", "")
+        error.retry_after_s = float(wait) if wait.isdecimal() else 1.0  # a proxy may send a date
     return error
 
 

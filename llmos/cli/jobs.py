@@ -38,7 +38,7 @@ PANEL = "Jobs"
 LAST_LINES = 15  # of a failed job's log: usually holds the exception
 
 Job = Annotated[str, typer.Argument(metavar="JOB", help="a job's id, or a name for its newest job")]
-Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="ids, or names for their newest jobs")]
+Jobs = Annotated[list[str], typer.Argument(metavar="JOB", help="ids, or names for their newest jobs")]
 File = Annotated[str, typer.Argument(metavar="FILE", help="a YAML spec; - reads it from stdin")]
 Timeout = Annotated[float | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="give up waiting after")]
 

@@ -78,7 +78,7 @@ def export_model(
 
 
 @models.command("rm")
-def remove_model(refs: Annotated[list[str], typer.Argument(metavar="MODEL...", help="name@version")]) -> None:
+def remove_model(refs: Annotated[list[str], typer.Argument(metavar="MODEL", help="name@version")]) -> None:
     """Delete versions of models. A model in use cannot be removed."""
     cluster = client()
     for ref in refs:

@@ -89,7 +89,7 @@ def describe_service(name: Name, output: Output = Format.TABLE) -> None:
 
 
 @services.command("rm")
-def remove_service(names: Annotated[list[str], typer.Argument(metavar="SERVICE...")]) -> None:
+def remove_service(names: Annotated[list[str], typer.Argument(metavar="SERVICE")]) -> None:
     """Stop services. Their models stay registered."""
     cluster = client()
     for name in names:

@@ -36,6 +36,24 @@ def error(
     return httpx.Response(status, json=body, headers=headers)
 
 
+def _amount(cpus: float, gpus: float, memory_bytes: int) -> Row:
+    return {"cpus": cpus, "gpus": gpus, "memory_bytes": memory_bytes, "custom": {}}
+
+
+STATUS: Row = {
+    "control": {"pid": 42, "version": "0.1.0", "error": "", "started_at": 0.0, "uptime_s": 75.0},
+    "nodes": [
+        {
+            **{"id": "0123456789abcdef", "draining": False, "labels": {}},
+            **{"total": _amount(8, 1, 2 * 10**9), "used": _amount(2.5, 1, 0), "foreign": _amount(1, 0, 0)},
+        }
+    ],
+    "jobs": {"queued": 1, "running": 2, "failed": 0},
+    "waiting": {"coder-3": "needs 1 bundle of 1 GPU"},
+    "services": [{"name": "coder", "model": "coder@1", "phase": "ready", "replicas": 1, "ready": 1}],
+}
+
+
 class FakeApi:
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
@@ -87,7 +105,7 @@ class FakeApi:
             "GET /api/v1/keys": lambda: ok(self.keys),
             "POST /api/v1/keys": self.create_key,
             f"DELETE /api/v1/keys/{name}": self.revoke_key,
-            "GET /api/v1/status": lambda: ok({"control": {"pid": 42}, "nodes": []}),
+            "GET /api/v1/status": lambda: ok(STATUS),
             "POST /v1/completions": complete,
             "POST /v1/chat/completions": lambda body: ok(
                 {"choices": [{"message": {"content": f"re: {body['messages'][-1]['content']}"}}]}

@@ -136,6 +136,25 @@ def test_status_as_json(llmos: Run) -> None:
     assert json.loads(llmos("status", "-o", "json").out)["control"]["pid"] == 42
 
 
+def test_status_for_people(llmos: Run) -> None:
+    assert (
+        llmos("status").out
+        == """\
+control  pid 42, up 1m 15s, llmos 0.1.0
+jobs     1 queued, 2 running
+
+NODE          CPUS               GPUS  MEMORY      STATE
+0123456789ab  3.5/8 (1 foreign)  1/1   0 B/2.0 GB  alive
+
+SERVICE  MODEL    PHASE  READY
+coder    coder@1  ready  1/1
+
+WAITING  WHY
+coder-3  needs 1 bundle of 1 GPU
+"""
+    )
+
+
 class Head:
     """Stands for ``llmos.control.ray.head``, whose real self starts Ray."""
 

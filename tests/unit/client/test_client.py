@@ -74,6 +74,14 @@ def test_ids_cannot_reach_another_route(cluster: Client, api: FakeApi) -> None:
     assert api.requests[0].url.raw_path == b"/api/v1/jobs/..%2Fkeys%3Fx%3D1"
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_what_names_nothing_reaches_no_route(cluster: Client, api: FakeApi, name: str) -> None:
+    for verb in (cluster.job, cluster.cancel, cluster.remove_service, cluster.remove_model, cluster.revoke_key):
+        with pytest.raises(UsageError, match="a name is missing"):
+            verb(name)
+    assert not api.requests
+
+
 def test_waiting_reports_each_metrics_row_once(cluster: Client, api: FakeApi, clock: Clock) -> None:
     api.steps_per_look = 10
     seen: list[MetricsRow] = []

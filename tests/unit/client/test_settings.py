@@ -82,7 +82,10 @@ def test_an_unusable_stored_file_does_not_matter_when_nothing_is_needed_from_it(
     assert connection("http://a", "k") == Connection("http://a", "k")
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://a", "http://", "", "http://user:pw@host"])
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8000", "ftp://a", "http://", "", "http://user:pw@host", "http://a:99999", "http://a:b", "http://[::1"],
+)
 def test_what_is_not_an_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="is not the address of a cluster"):
         normalize_url(url)
@@ -90,6 +93,13 @@ def test_what_is_not_an_address_is_refused(url: str) -> None:
 
 def test_addresses_are_compared_in_one_form() -> None:
     assert normalize_url(" http://host:1/prefix/?a#b ") == "http://host:1/prefix"
+
+
+@pytest.mark.parametrize("key", ["llmos_é", "llmos_a\nb", "llmos_a\x00"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(home: Path, key: str) -> None:
+    with pytest.raises(UsageError, match="the API key holds characters that no key has") as caught:
+        connection("http://host", key)
+    assert key not in str(caught.value)
 
 
 def test_repr_hides_the_key() -> None:

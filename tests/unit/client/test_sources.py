@@ -49,13 +49,13 @@ def test_the_last_setting_of_a_field_holds_and_others_stay_written(job: TrainJob
     ("setting", "message"),
     [
         ("steps", "`--set steps`: expected FIELD=VALUE"),
-        ("=3", "`--set =3`: expected FIELD=VALUE"),
+        ("=3", "`--set =`: expected FIELD=VALUE"),
         ("steps=many", "`steps`: expected a whole number"),
         ("stesp=3", "did you mean `steps`"),
-        ("steps=[1", "`--set steps=\\[1`: not YAML"),
+        ("steps=[1", "`--set steps`: not YAML"),
         ("steps.deep=1", "`steps`: expected a whole number"),
         ("kind=Service", "Service"),
-        ("steps=1\n---\n2", "`--set steps=1\n---\n2`: expected one value"),
+        ("steps=1\n---\n2", "`--set steps`: expected one value"),
     ],
 )
 def test_a_wrong_setting_says_so(job: TrainJob, setting: str, message: str) -> None:

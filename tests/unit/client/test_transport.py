@@ -37,6 +37,8 @@ def test_a_spec_error_keeps_its_problems() -> None:
 def test_a_full_cluster_says_when_to_ask_again() -> None:
     back = error_of(respond(error(429, "capacity", "full", headers={"Retry-After": "7"})))
     assert isinstance(back, CapacityError) and back.retry_after_s == 7
+    dated = error_of(respond(error(429, "capacity", "full", headers={"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"})))
+    assert isinstance(dated, CapacityError) and dated.retry_after_s == 1
 
 
 def test_an_unknown_code_is_judged_by_its_status() -> None:
