@@ -136,8 +136,9 @@ def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
 def _prompts(request: CompletionRequest | ChatRequest, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     if isinstance(request, ChatRequest):
         return [tuple(tokenizer.encode_chat([message.plain for message in request.messages]))]
-    texts = request.prompts
-    return [tuple(tokenizer.encode(t, add_special_tokens=True) if isinstance(t, str) else t) for t in texts]
+    nothing = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]  # a new document begins
+    given = [tokenizer.encode(p, add_special_tokens=True) if isinstance(p, str) else p for p in request.prompts]
+    return [tuple(tokens or nothing) for tokens in given]
 
 
 async def _together(streams: Sequence[AsyncIterator[TokenEvent]]) -> AsyncGenerator[Indexed, None]:

@@ -61,8 +61,9 @@ def invalid(error: RequestValidationError, fields: Iterable[str]) -> UsageError:
 
     A misspelled name says more than that the right one is missing; a wrong value, than that other types are right too.
     """
+    # A place ends with a type (`str`, `list[…]`) where a field takes several.
     first = min(error.errors(), key=lambda one: (one["type"] != "extra_forbidden", one["type"].endswith("_type")))
-    path = [part for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]
+    path = [part for part in first["loc"][1:] if isinstance(part, int) or (part.isidentifier() and part != "str")]
     if first["type"] == "json_invalid":
         return UsageError(f"the body is not JSON: {first['ctx']['error']}")
     if not path:

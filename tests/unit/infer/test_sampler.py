@@ -75,7 +75,7 @@ def test_a_choice_is_always_a_token_that_is_not_ruled_out(values: list[float], t
 
 
 def test_penalties_make_tokens_less_likely_that_were_there() -> None:
-    logits = np.array([2.0, 1.0, -1.0, 0.6], dtype=np.float32)
+    logits = np.array([2.0, 1.0, -1.0, 0.625], dtype=np.float32)
     greedy = {"temperature": 0.0}
     repetition = Sampler(SamplingParams(repetition_penalty=4.0, **greedy), 0, (0, 2))
     assert [repetition.choose(logits) for _ in range(3)] == [1, 3, 0]
@@ -83,7 +83,7 @@ def test_penalties_make_tokens_less_likely_that_were_there() -> None:
     assert [presence.choose(logits) for _ in range(4)] == [0, 1, 0, 0]
     frequency = Sampler(SamplingParams(frequency_penalty=0.6, **greedy), 0, (0,))
     assert [frequency.choose(logits) for _ in range(4)] == [0, 0, 1, 0]
-    assert logits.tolist() == [2.0, 1.0, -1.0, 0.6]
+    assert logits.tolist() == [2.0, 1.0, -1.0, 0.625]
 
 
 def test_logprobs_are_of_the_model_not_of_the_choice() -> None:

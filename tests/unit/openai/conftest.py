@@ -1,0 +1,34 @@
+"""One real server with a small model, and OpenAI's own client for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import openai
+import pytest
+
+from llmos.infer.local import LocalEngine
+from llmos.serving import standalone
+from tests.unit.infer.small import write_model
+from tests.unit.openai.world import KEY, listening
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    engine: LocalEngine
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    engine = LocalEngine(write_model(tmp_path_factory.mktemp("model")), dtype="float32", max_batch=4, max_queue=12)
+    with listening(standalone(engine, "small", KEY)) as url:
+        yield Served(url, engine)
+    assert not engine._thread.is_alive()  # the server closed it
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
