@@ -1,0 +1,188 @@
+"""``llmos up`` and ``llmos down``: a Ray cluster on this machine, or a place on one that runs already."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+
+from llmos import settings
+from llmos.control.ray import actor, attempts, local_ray, services
+from llmos.control.ray.processes import Process, end, listener, port_is_free
+from llmos.control.ray.session import CONTROL, NAMESPACE, authenticate, connect
+from llmos.errors import ClusterError, ConflictError, LlmosError
+from llmos.files import read_json, write_json
+from llmos.layout import Layout
+
+HOST = "127.0.0.1"
+READY_TIMEOUT_S = 90.0
+DRAIN_GRACE_S = 30.0
+POLL_S = 0.2
+
+Report = Callable[[str], None]
+
+
+def up(state_dir: Path, address: str | None, port: int, report: Report) -> dict[str, Any]:
+    """Start a Ray cluster, or join the one at ``address``; start the control module and the gateway on it.
+
+    Returns once the front door answers: ``{url, address, state_dir, dashboard}``. Doing it twice changes nothing.
+    Raises ConflictError for a port that is taken, ClusterError when there is no cluster or it does not become ready.
+    """
+    layout = Layout(state_dir)
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone(layout):
+        running = _running(layout)
+        if running is None:
+            running = _begin(layout, address, port, report)
+        url = f"http://{HOST}:{running['port']}"
+        try:
+            _attach(layout, running)
+            control = actor.start(layout, HOST, running["port"])
+            _wait_until_ready(layout, url, control)
+        except BaseException:
+            if running.get("process") and not running.get("ready"):
+                report("giving up; ending what was started")
+                _end(layout, running)
+            raise
+        if not running.get("ready"):
+            write_json(layout.cluster, {**running, "ready": True}, mode=0o600)
+    return {"url": url, "address": running["address"], "state_dir": str(state_dir), "dashboard": running["dashboard"]}
+
+
+def down(state_dir: Path, report: Report) -> None:
+    """End everything that :func:`up` started; jobs that run checkpoint first and continue after the next ``up``."""
+    layout = Layout(state_dir)
+    running = _running(layout)
+    if running is None:
+        layout.cluster.unlink(missing_ok=True)
+        report("nothing is running")
+        return
+    with _alone(layout):
+        try:
+            _attach(layout, running)
+            _drain(report)
+            if not running.get("process"):
+                _leave()
+        except LlmosError as error:
+            report(f"could not ask the cluster first: {error.message}")
+        finally:
+            ray.shutdown()
+        _end(layout, running)
+    report("everything that was started here has ended; state stays in " + str(state_dir))
+
+
+def _begin(layout: Layout, address: str | None, port: int, report: Report) -> dict[str, Any]:
+    """Start or join a cluster and write down which."""
+    if not port_is_free(port):
+        who = listener(port)
+        raise ConflictError(
+            f"port {port} of {HOST} is taken{f' by {who}' if who else ''}",
+            hint="choose another with `--port`, or end what listens there",
+        )
+    if address:
+        report(f"joining the Ray cluster at {address}")
+        connect(address)
+        running = {"address": ray.get_runtime_context().gcs_address, "port": port, "dashboard": ""}
+    else:
+        report("starting Ray")
+        running = {**local_ray.start(layout), "port": port}
+    write_json(layout.cluster, running, mode=0o600)
+    return running
+
+
+def _running(layout: Layout) -> dict[str, Any] | None:
+    """What the last ``up`` wrote down, if that still runs."""
+    running = read_json(layout.cluster)
+    if running is None:
+        return None
+    if process := running.get("process"):
+        return dict(running) if Process(**process).find() else None
+    host, _, port = running["address"].rpartition(":")
+    with suppress(OSError):
+        socket.create_connection((host, int(port)), timeout=3).close()
+        return dict(running)
+    return None
+
+
+def _attach(layout: Layout, running: dict[str, Any]) -> None:
+    if running.get("process"):
+        authenticate(layout.ray_token)
+    connect(running["address"])
+
+
+def _wait_until_ready(layout: Layout, url: str, control: Any) -> None:
+    """Wait for the front door, with a key of one's own; make the first one where there is none."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    key = _stored_key(layout, url)
+    with httpx.Client(base_url=url, trust_env=False, timeout=10.0) as http:
+        while True:
+            answer = None
+            with suppress(httpx.TransportError):
+                answer = http.get("/readyz", headers={"Authorization": f"Bearer {key}"} if key else {})
+            if answer is not None and answer.status_code == 200:
+                return
+            if answer is not None and answer.status_code == 401:
+                key = _first_key(layout, url, control)
+            if time.monotonic() > deadline:
+                what = f"it answered {answer.status_code}" if answer is not None else "nobody answers there"
+                raise ClusterError(
+                    f"the front door at {url} did not become ready within {READY_TIMEOUT_S:.0f} s: {what}",
+                    hint="Ray's logs are in /tmp/ray/session_latest/logs",
+                )
+            time.sleep(POLL_S)
+
+
+def _stored_key(layout: Layout, url: str) -> str | None:
+    stored = read_json(layout.client)
+    return str(stored["key"]) if stored and stored.get("url") == url else None
+
+
+def _first_key(layout: Layout, url: str, control: Any) -> str:
+    key = str(ray.get(control.first_key.remote(f"up on {socket.gethostname()}"))["secret"])
+    settings.save_connection(settings.Connection(url, key), layout.root)
+    return key
+
+
+def _drain(report: Report) -> None:
+    if not any(True for _ in attempts.alive()):
+        return
+    report(f"asking running jobs to checkpoint (up to {DRAIN_GRACE_S:.0f} s)")
+    with suppress(ValueError):
+        left = ray.get(ray.get_actor(CONTROL, NAMESPACE).drain.remote(DRAIN_GRACE_S), timeout=DRAIN_GRACE_S + 15)
+        if left:
+            report(f"{left} did not in time; they will go on from their last checkpoint")
+
+
+def _leave() -> None:
+    """Remove llmos from a cluster that others started: its applications and its actors."""
+    services.remove_everything()
+    for job, number in list(attempts.alive()):
+        attempts.kill(job, number)
+    with suppress(ValueError):
+        ray.kill(ray.get_actor(CONTROL, NAMESPACE), no_restart=True)
+
+
+def _end(layout: Layout, running: dict[str, Any]) -> None:
+    if process := running.get("process"):
+        end(Process(**process), marker=running["session"])
+    layout.cluster.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(layout: Layout) -> Iterator[None]:
+    """One ``up`` or ``down`` at a time. Raises ConflictError while another one works."""
+    with open(layout.root / "up.lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConflictError(
+                f"another `llmos up` or `llmos down` is at work on {layout.root}", hint="wait until it is done"
+            ) from error
+        yield
