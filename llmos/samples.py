@@ -1,0 +1,45 @@
+"""What a model of code writes when asked, and plain measures of how good it is."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections import Counter
+
+PROMPTS = (
+    "import os\n",
+    "def fibonacci(n):\n",
+    "class Stack:\n    def __init__(self):\n",
+    "def read_lines(path):\n    with open(path) as file:\n",
+    "for name in sorted(names):\n",
+    "def is_even(number):\n    return",
+    "try:\n    import json\nexcept ImportError:\n",
+    "def main(argv=None):\n    parser = argparse.ArgumentParser(",
+)
+TEMPERATURE = 0.8
+TOP_P = 0.95
+
+
+def cut(text: str) -> str:
+    """``text`` up to its last full line: what follows was cut off by the limit of tokens."""
+    return text[: text.rfind("\n") + 1]
+
+
+def parses(prompt: str, completion: str) -> bool:
+    """Whether the prompt with the full lines of the completion is Python. Nothing written is not a success."""
+    written = cut(completion)
+    if not written.strip():
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as SyntaxWarning: "is" with a literal
+            ast.parse(prompt + written)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # all of them: code that Python does not take
+        return False
+    return True
+
+
+def most_repeated(text: str) -> int:
+    """How often the most frequent line that is not blank occurs. Degenerate text says the same again and again."""
+    lines = Counter(line.strip() for line in text.splitlines() if line.strip())
+    return max(lines.values(), default=0)
