@@ -133,6 +133,11 @@ def _health(control: ControlProxy) -> FastAPI:
     return app
 
 
+def _front_door() -> ASGIApp:
+    """Serve calls this in the replica: the application itself holds locks and cannot travel."""
+    return FrontDoor()
+
+
 @serve.deployment(
     name="gateway",
     num_replicas=1,
@@ -140,7 +145,7 @@ def _health(control: ControlProxy) -> FastAPI:
     ray_actor_options={"num_cpus": 0},
     graceful_shutdown_timeout_s=2,
 )
-@serve.ingress(FrontDoor)
+@serve.ingress(_front_door)
 class Gateway:
     """The front door as a Serve deployment."""
 
