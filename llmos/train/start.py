@@ -19,7 +19,7 @@ from llmos.train.data import Corpus
 
 
 def prepare_corpus(job: TrainJob, data_dir: Path, base_model: Path | None, world: World, report: Any) -> Corpus:
-    """The job's corpus, made by rank 0 unless it is there. Raises DataError on every rank."""
+    """The job's corpus, made by rank 0 unless it is there. Raises NotFoundError or DataError on every rank."""
 
     def make() -> str:
         tokenizer = Tokenizer.load(base_model) if base_model else None

@@ -37,10 +37,10 @@ def read(paths: Sequence[str], report: Callable[[str], None]) -> list[Document]:
     files = {file: file in named for path in sorted(named) for file in ([path] if path.is_file() else _find(path))}
     documents, not_text = _documents(files)
     if not_text:
-        report(f"left out {_count(len(not_text), 'file')} that are not UTF-8 text: {_names(not_text)}")
+        report(f"left out {_files(len(not_text))} not UTF-8 text: {_names(not_text)}")
     kept = {document.digest: document for document in documents if document.content}
     if left_out := len(documents) - len(kept):
-        report(f"left out {_count(left_out, 'file')} that are empty or copies of others")
+        report(f"left out {_files(left_out)} empty or copies of others")
     if not kept:
         what = f"there is no text in {_names(files)}: expected UTF-8 text that is not empty"
         raise DataError(what, hint="Check data.path.", param="data.path")
@@ -109,8 +109,8 @@ def _split_lines(document: Document, fraction: float) -> tuple[list[Document], l
     return [Document.of(b"".join(lines[:first]))], [Document.of(b"".join(lines[first:]))]
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
+def _files(number: int) -> str:
+    return "1 file that is" if number == 1 else f"{number:,} files that are"
 
 
 def _names(paths: Iterable[Path]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmos.errors import DataError, LlmosError
+from llmos.errors import LlmosError, NotFoundError
 from llmos.spec import to_yaml
 from llmos.train.training import Training
 
@@ -53,7 +53,7 @@ def test_an_uneven_batch_is_still_the_same_batch(another: Callable[[str], Any]) 
 
 def test_bad_data_ends_every_rank_with_its_message(trainer: Any) -> None:
     began = time.monotonic()
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(NotFoundError, match="nowhere"):
         trainer.train(ranks=2, data={"path": "/nowhere/at/all.txt", "vocab_size": 280})
     assert time.monotonic() - began < 20
 
