@@ -46,7 +46,7 @@ def rank_log(path: Path, rank: int, secrets: Iterable[str]) -> Iterator[None]:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     root, ours = logging.getLogger(), logging.getLogger("llmos")
-    root.addHandler(handler)
+    others, root.handlers = root.handlers, [handler]  # Ray's would write every line a second time
     ours.setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
@@ -54,5 +54,5 @@ def rank_log(path: Path, rank: int, secrets: Iterable[str]) -> Iterator[None]:
             yield
     finally:
         logging.captureWarnings(False)
-        root.removeHandler(handler)
+        root.handlers = others
         stream.close()

@@ -147,8 +147,9 @@ class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         host, port = worker_group.execute_single(0, _listen)
-        join = partial(_join, "nccl" if gpus else "gloo", host, port, len(worker_group), backend_config.timeout_s)
-        ray.get([worker_group.execute_single_async(i, join) for i in range(len(worker_group))])
+        told = {"backend": "nccl" if gpus else "gloo", "host": host, "port": port}
+        told |= {"size": len(worker_group), "timeout_s": backend_config.timeout_s}
+        ray.get([worker_group.execute_single_async(i, _join, **told) for i in range(len(worker_group))])
 
 
 class _Torch(TorchConfig):

@@ -30,6 +30,8 @@ def start(layout: Layout) -> dict[str, Any]:
     command += ["--metrics-export-port", str(metrics)]
     environment = {**os.environ, **authenticate(layout.ray_token)}
     environment |= {"AUTOSCALER_METRIC_PORT": str(autoscaler), "DASHBOARD_METRIC_PORT": str(dashboard_metrics)}
+    # jobs are asked to checkpoint before; Ray itself would wait for actors that never end
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     environment.pop("RAY_ADDRESS", None)
     log = layout.root / "ray.log"
     with open(log, "wb") as output:
