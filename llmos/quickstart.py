@@ -1,0 +1,155 @@
+"""``llmos quickstart``: the whole road on one machine, from text to answers, with what each part of it said.
+
+Every step leaves its result in the state directory, so a second run continues where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from llmos import recipe, samples
+from llmos.client import Client
+from llmos.errors import LlmosError, NotFoundError
+from llmos.layout import Layout
+from llmos.settings import connection
+from llmos.sources import anchored
+from llmos.spec import Service, TrainJob, to_dict
+from llmos.views import JobView, ModelView
+
+STEPS = 250
+"""About three minutes on two cores with AVX512-BF16."""
+PROMPT = "def fibonacci(n):"
+QUESTION = "Write a function that adds two numbers."
+SEEDS = range(4)
+SAMPLE_TOKENS = 64
+
+Report = Callable[[str], None]
+
+
+def main(
+    state_dir: Path, address: str | None, port: int, data: Sequence[str] | None, steps: int | None, report: Report
+) -> None:
+    """Walk the road. The last line on stdout is one JSON object with the figures of the run."""
+    from llmos.control.ray import head
+
+    began = time.monotonic()
+    had_cluster = Layout(state_dir).cluster.exists()
+    try:
+        cluster = head.up(state_dir, address, port, report)
+        with Client.of(connection(cluster["url"])) as client:
+            _walk(client, _spec(data, steps), report, began)
+    except KeyboardInterrupt:
+        report("interrupted; run `llmos quickstart` again to continue")
+        if not had_cluster:
+            head.down(state_dir, report)
+        raise
+
+
+def _spec(data: Sequence[str] | None, steps: int | None) -> TrainJob:
+    spec = anchored(recipe.stdlib_coder(tuple(data or recipe.standard_library()), steps or STEPS), Path.cwd())
+    assert isinstance(spec, TrainJob)
+    return spec
+
+
+def _walk(client: Client, spec: TrainJob, report: Report, began: float) -> None:
+    job = _train(client, spec, report)
+    model = client.model(str(job.model))
+    report(f"serving {model.ref}")
+    client.serve(Service(name=spec.name, model=model.ref))
+    client.wait_service(spec.name)
+    _ask(client, spec.name)
+    found = _sample(client, spec.name)
+    figures = _figures(job, model, found, time.monotonic() - began)
+    repeated = max(samples.most_repeated(text) for _, text in found)
+    _farewell(client, spec.name, figures, repeated, report)
+    print(json.dumps(figures), flush=True)
+
+
+def _train(client: Client, spec: TrainJob, report: Report) -> JobView:
+    """The job of ``spec``: a finished one whose model is still there, one that runs, or a new one."""
+    from llmos.cli.progress import watching
+
+    job = _earlier(client, spec)
+    if job is None:
+        job = client.submit(spec)
+        report(f"job {job.id}: {spec.steps} steps on {spec.placed_mesh.size} workers")
+    elif job.final:
+        report(f"{job.model} has been trained already, by job {job.id}")
+        return job
+    else:
+        report(f"going on with job {job.id}")
+    with watching() as watch:
+        job = client.wait(job.id, on_progress=watch)
+    if not job.succeeded:
+        raise LlmosError(f"job {job.id} {job.phase}: {job.reason}", hint=f"see `llmos logs {job.id}`")
+    return job
+
+
+def _earlier(client: Client, spec: TrainJob) -> JobView | None:
+    wanted = to_dict(spec)
+    for job in client.jobs():
+        if job.spec == wanted and (not job.final or (job.succeeded and _exists(client, job.model))):
+            return job
+    return None
+
+
+def _exists(client: Client, ref: str | None) -> bool:
+    try:
+        return ref is not None and bool(client.model(ref))
+    except NotFoundError:
+        return False
+
+
+def _ask(client: Client, model: str) -> None:
+    """Stream a completion and a chat turn with the ``openai`` package's own client."""
+    openai = client.openai()
+    print(f"\n{PROMPT}", end="", flush=True)
+    for chunk in openai.completions.create(model=model, prompt=PROMPT, max_tokens=96, temperature=0.7, stream=True):
+        print(chunk.choices[0].text if chunk.choices else "", end="", flush=True)
+    print(f"\n\n> {QUESTION}")
+    turns: Any = [{"role": "user", "content": QUESTION}]
+    for part in openai.chat.completions.create(model=model, messages=turns, max_tokens=48, stream=True):
+        print((part.choices[0].delta.content or "") if part.choices else "", end="", flush=True)
+    print("\n", flush=True)
+
+
+def _sample(client: Client, model: str) -> list[tuple[str, str]]:
+    """(prompt, completion up to its last full line) of every prompt with every seed."""
+
+    def one(asked: tuple[str, int]) -> tuple[str, str]:
+        prompt, seed = asked
+        options = {"temperature": samples.TEMPERATURE, "top_p": samples.TOP_P, "max_tokens": SAMPLE_TOKENS}
+        return prompt, samples.cut(client.complete(model, prompt, seed=seed, **options))
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return list(pool.map(one, [(prompt, seed) for prompt in samples.PROMPTS for seed in SEEDS]))
+
+
+def _figures(job: JobView, model: ModelView, found: list[tuple[str, str]], total_s: float) -> dict[str, Any]:
+    metrics = model["lineage"]["metrics"]
+    assert job.started_at is not None and job.ended_at is not None
+    return {
+        "train_s": round(metrics.get("train_s") or job.ended_at - job.started_at, 1),
+        "total_s": round(total_s, 1),
+        "bits_per_byte": round(metrics["bits_per_byte"], 4),
+        "unigram_bits": round(metrics["unigram_bits"], 4),
+        "gzip_bits": round(metrics["gzip_bits"], 4),
+        "parsed": sum(samples.parses(prompt, text) for prompt, text in found),
+        "of": len(found),
+    }
+
+
+def _farewell(client: Client, model: str, figures: dict[str, Any], repeated: int, report: Report) -> None:
+    url, key = client.connection.url, client.connection.key
+    share = figures["bits_per_byte"] / figures["gzip_bits"]
+    report(f"held-out text: {figures['bits_per_byte']} bits per byte, {share:.2f} of what `gzip -9` needs")
+    report(f"{figures['parsed']} of {figures['of']} samples are Python; no line more than {repeated} times")
+    report(f"\nthe front door: {url}   an API key: {key}\n")
+    report(f"  curl {url}/v1/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\")
+    report(f'    -d \'{{"model": "{model}", "prompt": "def main():", "max_tokens": 64}}\'')
+    report("  llmos status        what runs\n  llmos down          end it all")
