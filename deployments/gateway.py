@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from ray import serve
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmos.control.api import create_api
 from llmos.control.http import error_response
@@ -51,7 +52,7 @@ class ServiceBackend:
 
     async def answer(self, request: CompletionRequest | ChatRequest) -> AsyncGenerator[bytes, None]:
         """The replica's bytes, as they come. Closing this cancels the request there."""
-        handle = serve.get_app_handle(f"llmos-service-{request.model}").options(stream=True)
+        handle: Any = serve.get_app_handle(f"llmos-service-{request.model}").options(stream=True)
         items = handle.answer.remote(request)
         try:
             async for piece in unpack(items):
@@ -86,7 +87,7 @@ class FrontDoor:
         part, app = self._route(scope["path"])
         status, began = 500, time.monotonic()
 
-        async def counted(message: dict[str, object]) -> None:
+        async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(str(message["status"]))
@@ -152,4 +153,5 @@ class Gateway:
 
 def build() -> serve.Application:
     """The gateway's application."""
-    return Gateway.bind()
+    deployment: Any = Gateway
+    return cast(serve.Application, deployment.bind())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from typing import Any, cast
 
 from ray import serve
 
@@ -54,7 +55,8 @@ class Replica:
 def build(service: Service, model_dir: str, digest: str, replicas: int) -> serve.Application:
     """The application of ``replicas`` copies of the model in ``model_dir``, as ``service`` wants them."""
     resources = service.resources
-    deployment = serve.deployment(Replica).options(
+    make: Any = serve.deployment(Replica)
+    deployment = make.options(
         name="replica",
         num_replicas=replicas,
         max_ongoing_requests=service.max_batch + service.max_queue + 1,  # the engine's queue refuses, with a reason
@@ -67,4 +69,4 @@ def build(service: Service, model_dir: str, digest: str, replicas: int) -> serve
         health_check_period_s=HEALTH_CHECK_S,
         graceful_shutdown_timeout_s=SHUTDOWN_GRACE_S,
     )
-    return deployment.bind(service, model_dir)
+    return cast(serve.Application, deployment.bind(service, model_dir))

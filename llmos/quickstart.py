@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from llmos import recipe, samples
-from llmos.client import Client
+from llmos.client import Client, OnProgress
 from llmos.errors import LlmosError, NotFoundError
 from llmos.layout import Layout
 from llmos.settings import connection
@@ -29,12 +30,19 @@ SEEDS = range(4)
 SAMPLE_TOKENS = 64
 
 Report = Callable[[str], None]
+Watching = Callable[[], AbstractContextManager[OnProgress]]
 
 
 def main(
-    state_dir: Path, address: str | None, port: int, data: Sequence[str] | None, steps: int | None, report: Report
+    state_dir: Path,
+    address: str | None,
+    port: int,
+    data: Sequence[str] | None,
+    steps: int | None,
+    report: Report,
+    watching: Watching,
 ) -> None:
-    """Walk the road. The last line on stdout is one JSON object with the figures of the run."""
+    """Walk the road; ``watching`` shows a job's progress. The last line on stdout is one JSON object: the figures."""
     from llmos.control.ray import head
 
     began = time.monotonic()
@@ -42,7 +50,7 @@ def main(
     try:
         cluster = head.up(state_dir, address, port, report)
         with Client.of(connection(cluster["url"])) as client:
-            _walk(client, _spec(data, steps), report, began)
+            _walk(client, _spec(data, steps), report, watching, began)
     except KeyboardInterrupt:
         report("interrupted; run `llmos quickstart` again to continue")
         if not had_cluster:
@@ -56,8 +64,8 @@ def _spec(data: Sequence[str] | None, steps: int | None) -> TrainJob:
     return spec
 
 
-def _walk(client: Client, spec: TrainJob, report: Report, began: float) -> None:
-    job = _train(client, spec, report)
+def _walk(client: Client, spec: TrainJob, report: Report, watching: Watching, began: float) -> None:
+    job = _train(client, spec, report, watching)
     model = client.model(str(job.model))
     report(f"serving {model.ref}")
     client.serve(Service(name=spec.name, model=model.ref))
@@ -70,12 +78,11 @@ def _walk(client: Client, spec: TrainJob, report: Report, began: float) -> None:
     print(json.dumps(figures), flush=True)
 
 
-def _train(client: Client, spec: TrainJob, report: Report) -> JobView:
+def _train(client: Client, spec: TrainJob, report: Report, watching: Watching) -> JobView:
     """The job of ``spec``: a finished one whose model is still there, one that runs, or a new one."""
-    from llmos.cli.progress import watching
-
     job = _earlier(client, spec)
     if job is None:
+        _make_room(client, spec.name)
         job = client.submit(spec)
         report(f"job {job.id}: {spec.steps} steps on {spec.placed_mesh.size} workers")
     elif job.final:
@@ -88,6 +95,12 @@ def _train(client: Client, spec: TrainJob, report: Report) -> JobView:
     if not job.succeeded:
         raise LlmosError(f"job {job.id} {job.phase}: {job.reason}", hint=f"see `llmos logs {job.id}`")
     return job
+
+
+def _make_room(client: Client, service: str) -> None:
+    """Stop serving an older version of the model: on a small machine its replica holds a core the job needs."""
+    if any(one.name == service for one in client.services()):
+        client.remove_service(service)
 
 
 def _earlier(client: Client, spec: TrainJob) -> JobView | None:

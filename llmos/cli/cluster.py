@@ -93,8 +93,9 @@ def quickstart(
 ) -> None:
     """The whole road: start a cluster, train a small model on real text, serve it, and ask it something."""
     from llmos import quickstart as road
+    from llmos.cli.progress import watching
 
-    road.main(settings.state_dir(state_dir), address, port, data, steps, note)
+    road.main(settings.state_dir(state_dir), address, port, data, steps, note, watching)
 
 
 @app.command(rich_help_panel=PANEL)

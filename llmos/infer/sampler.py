@@ -36,7 +36,8 @@ class Sampler:
         if params.temperature < GREEDY_BELOW:
             token = int(logits_V.argmax())
         else:
-            token = _draw(_filtered(_softmax(logits_V, params.temperature), params), self._random.random())
+            p_V = _softmax(logits_V, params.temperature)
+            token = _draw(p_V, _least(p_V, params), self._random.random())
         self._counts[token] = self._counts.get(token, 0) + 1
         return token
 
@@ -65,35 +66,36 @@ def logprob(logits_V: Floats, token: int, alternatives: int) -> TokenLogprob:
     """How likely ``token`` was, and the likeliest ``alternatives``."""
     alternatives = min(alternatives, len(logits_V))
     logprobs_V = logits_V - (logits_V.max() + np.log(np.exp(logits_V - logits_V.max()).sum()))
-    top = np.argpartition(logprobs_V, -alternatives)[-alternatives:] if alternatives else []
+    top = np.argpartition(logprobs_V, -alternatives)[-alternatives:] if alternatives else np.array([], dtype=int)
     ordered = sorted(((int(t), float(logprobs_V[t])) for t in top), key=lambda pair: (-pair[1], pair[0]))
     return TokenLogprob(token, float(logprobs_V[token]), tuple(ordered))
 
 
 def _softmax(logits_V: Floats, temperature: float) -> Floats:
-    scaled_V = (logits_V - logits_V.max()) / np.float32(temperature)
-    p_V: Floats = np.exp(scaled_V)
+    p_V: Floats = logits_V - logits_V.max()
+    p_V /= np.float32(temperature)
+    np.exp(p_V, out=p_V)
     p_V /= p_V.sum()
     return p_V
 
 
-def _filtered(p_V: Floats, params: SamplingParams) -> Floats:
-    """``p_V`` with 0 for the tokens left out (not normalized): top-k, then top-p over what is left, then min-p.
+def _least(p_V: Floats, params: SamplingParams) -> float:
+    """How likely a token must be to stay: top-k, then top-p over what is left, then min-p.
 
     Tokens exactly as likely as the last one kept are kept too. Top-p: arXiv 1904.09751; min-p: arXiv 2407.01082.
     """
-    least = params.min_p * p_V.max()
+    least = params.min_p * float(p_V.max())
     if 0 < params.top_k < len(p_V) or params.top_p < 1:
         kept = np.sort(p_V)[::-1][: params.top_k or None]
         if params.top_p < 1:
-            enough = np.searchsorted(kept.cumsum(dtype=np.float64), params.top_p * kept.sum(dtype=np.float64)) + 1
-            kept = kept[:enough]
-        least = max(least, kept[-1])
-    return np.where(p_V >= least, p_V, 0).astype(np.float32) if least > 0 else p_V
+            sums = kept.cumsum(dtype=np.float64)
+            kept = kept[: np.searchsorted(sums, params.top_p * sums[-1]) + 1]
+        least = max(least, float(kept[-1]))
+    return least
 
 
-def _draw(p_V: Floats, uniform: float) -> int:
-    """The token at ``uniform`` (in [0, 1)) of the cumulative distribution; never one of probability 0."""
-    cumulative_V = p_V.cumsum(dtype=np.float64)
-    token = int(np.searchsorted(cumulative_V, uniform * cumulative_V[-1], side="right"))
-    return min(token, int(p_V.nonzero()[0][-1]))
+def _draw(p_V: Floats, least: float, uniform: float) -> int:
+    """The token at ``uniform`` (in [0, 1)) of the cumulative distribution of those of at least ``least``, not 0."""
+    tokens = np.flatnonzero(p_V >= least if least > 0 else p_V)
+    sums = p_V[tokens].cumsum(dtype=np.float64)
+    return int(tokens[np.searchsorted(sums[:-1], uniform * sums[-1], side="right")])

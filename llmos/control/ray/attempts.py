@@ -17,8 +17,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from llmos.control import attempt, secrets
+from llmos.control import attempt
 from llmos.control.ray.session import NAMESPACE
+from llmos.control.secrets import resolve
 from llmos.files import read_json
 from llmos.layout import Layout
 
@@ -42,7 +43,7 @@ class AttemptActor:
         if attempt.claim(dirs, ray.get_runtime_context().get_session_name()):
             try:
                 spec = read_json(job_dirs.spec)
-                values = secrets.resolve(spec.get("secrets") or {})
+                values = resolve(spec.get("secrets") or {})
                 result = _entry()(state_dir, job, number, nodes, values)
             except BaseException as error:
                 with open(dirs.log, "a", encoding="utf-8") as log:

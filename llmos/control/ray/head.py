@@ -155,8 +155,9 @@ def _drain(report: Report) -> None:
         return
     report(f"asking running jobs to checkpoint (up to {DRAIN_GRACE_S:.0f} s)")
     with suppress(ValueError):
-        left = ray.get(ray.get_actor(CONTROL, NAMESPACE).drain.remote(DRAIN_GRACE_S), timeout=DRAIN_GRACE_S + 15)
-        if left:
+        control: Any = ray.get_actor(CONTROL, NAMESPACE)
+        left: int = ray.get(control.drain.remote(DRAIN_GRACE_S), timeout=DRAIN_GRACE_S + 15)
+        if left > 0:
             report(f"{left} did not in time; they will go on from their last checkpoint")
 
 
