@@ -146,10 +146,16 @@ class _Backend(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
-        host, port = worker_group.execute_single(0, _listen)
-        told = {"backend": "nccl" if gpus else "gloo", "host": host, "port": port}
-        told |= {"size": len(worker_group), "timeout_s": backend_config.timeout_s}
-        ray.get([worker_group.execute_single_async(i, _join, **told) for i in range(len(worker_group))])
+        group = worker_group.execute_single(0, ray.util.get_current_placement_group)
+        try:
+            host, port = worker_group.execute_single(0, _listen)
+            told = {"backend": "nccl" if gpus else "gloo", "host": host, "port": port}
+            told |= {"size": len(worker_group), "timeout_s": backend_config.timeout_s}
+            ray.get([worker_group.execute_single_async(i, _join, **told) for i in range(len(worker_group))])
+        except BaseException:
+            # Ray Train begins to look after the group's resources only once this has succeeded
+            ray.util.remove_placement_group(group)
+            raise
 
 
 class _Torch(TorchConfig):
