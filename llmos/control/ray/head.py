@@ -16,7 +16,7 @@ import ray
 from llmos import settings
 from llmos.control.ray import actor, attempts, local_ray, services
 from llmos.control.ray.processes import Process, end, listener, port_is_free
-from llmos.control.ray.session import CONTROL, NAMESPACE, authenticate, connect
+from llmos.control.ray.session import CONTROL, NAMESPACE, authenticate, connect, logs
 from llmos.errors import ClusterError, ConflictError, LlmosError
 from llmos.files import read_json, write_json
 from llmos.layout import Layout
@@ -130,13 +130,19 @@ def _wait_until_ready(layout: Layout, url: str, control: Any) -> None:
                 return
             if answer is not None and answer.status_code == 401:
                 key = _first_key(layout, url, control)
+            if failure := services.gateway_failure():
+                raise ClusterError(f"the front door at {url} does not start: {failure}", hint=_look_at_logs())
             if time.monotonic() > deadline:
                 what = f"it answered {answer.status_code}" if answer is not None else "nobody answers there"
                 raise ClusterError(
                     f"the front door at {url} did not become ready within {READY_TIMEOUT_S:.0f} s: {what}",
-                    hint="Ray's logs are in /tmp/ray/session_latest/logs",
+                    hint=_look_at_logs(),
                 )
             time.sleep(POLL_S)
+
+
+def _look_at_logs() -> str:
+    return f"the whole story is in Ray's logs: {logs()}"
 
 
 def _stored_key(layout: Layout, url: str) -> str | None:

@@ -22,6 +22,7 @@ from llmos.spec import Service
 GATEWAY = "llmos-gateway"
 _PREFIX = "llmos-service-"
 _REPLICA = "deployments.replica:build"
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 _GATEWAY = "deployments.gateway:build"
 
 
@@ -40,6 +41,14 @@ def start_gateway(host: str, port: int) -> None:
         )
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
     _run(GATEWAY, _load(_GATEWAY)(), "/")
+
+
+def gateway_failure() -> str | None:
+    """Why Serve gave up starting the front door, in one line; None while it has not."""
+    app = _applications(_details()).get(GATEWAY)
+    if app is None or app["status"] not in _FAILED:
+        return None
+    return next((_message(app, deployment) for deployment in app["deployments"].values()), "") or app["message"]
 
 
 def deploy(layout: Layout, service: Service, digest: str, replicas: int) -> None:

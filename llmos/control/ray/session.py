@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import ray
 
+import llmos
 from llmos.errors import ClusterError
 
 NAMESPACE = "llmos"
@@ -30,13 +33,22 @@ def connect(address: str) -> None:
     if address != "auto":
         check_reachable(address)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        # Ray puts this process's directory in front of the path that workers import from; in the user's directory,
+        # `deployments` and `llmos` may be something else
+        with chdir(Path(llmos.__file__).parents[1]):
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"cannot join the Ray cluster at `{address}`: {_first_line(error)}",
             hint="expected `auto` or HOST:PORT of a running cluster and its token (RAY_AUTH_TOKEN_PATH); "
             "leave the address out (and RAY_ADDRESS unset) to start one",
         ) from error
+
+
+def logs() -> Path:
+    """Where the cluster that this process is connected to writes the logs of this machine's processes."""
+    node: Any = ray._private.worker.global_worker.node
+    return Path(node.get_logs_dir_path())
 
 
 def check_reachable(address: str) -> None:

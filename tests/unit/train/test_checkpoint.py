@@ -134,18 +134,23 @@ def test_a_save_that_cannot_write_says_where(tmp_path: Path) -> None:
 def test_kill_at_any_moment_leaves_what_was_acknowledged(
     tmp_path: Path, keep: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rng, step = random.Random(keep), 1
+    rng, step, began = random.Random(keep), 1, time.monotonic()
+    save(tmp_path / "timed", _checkpoint(1, 50_000), keep)
+    save_s = time.monotonic() - began
     for _ in range(15):
         reading, writing = os.pipe()
         if (child := os.fork()) == 0:
             try:
+                torch.set_num_threads(
+                    1
+                )  # the threads of the parent's pool do not exist here: waiting for them is for ever
                 for number in range(step, 10_000):
                     save(tmp_path, _checkpoint(number, 50_000), keep)
                     os.write(writing, number.to_bytes(4))
             finally:
                 os._exit(1)
         os.close(writing)
-        time.sleep(rng.uniform(0.005, 0.12))
+        time.sleep(rng.uniform(0, 4 * save_s))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with os.fdopen(reading, "rb") as acknowledged:
@@ -155,5 +160,5 @@ def test_kill_at_any_moment_leaves_what_was_acknowledged(
         if last or found:
             step = _step(found) + 1
             assert step - 1 in (last, last + 1)  # + 1: killed between the rename and the acknowledgement
-    assert step > 15, "the saves were too slow for this test to mean anything"
+    assert step > 5, "the saves were too slow for this test to mean anything"
     assert not caplog.records
