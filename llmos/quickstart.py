@@ -36,7 +36,7 @@ Watching = Callable[[], AbstractContextManager[OnProgress]]
 def main(
     state_dir: Path,
     address: str | None,
-    port: int,
+    port: int | None,
     data: Sequence[str] | None,
     steps: int | None,
     report: Report,

@@ -47,14 +47,19 @@ Address = Annotated[
         help="join this Ray cluster (`auto`: the one of this machine) instead of starting one",
     ),
 ]
-Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="port of the front door on 127.0.0.1")]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        "--port", min=1, max=65535, help="port of the front door on 127.0.0.1; default 8000", show_default=False
+    ),
+]
 
 
 @app.command(rich_help_panel=PANEL)
 def up(
     state_dir: StateDir = None,
     address: Address = None,
-    port: Port = 8000,
+    port: Port = None,
     block: Annotated[bool, typer.Option("--block", help="stay, and take everything down on Ctrl-C or SIGTERM")] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -84,7 +89,7 @@ def down(state_dir: StateDir = None) -> None:
 def quickstart(
     state_dir: StateDir = None,
     address: Address = None,
-    port: Port = 8000,
+    port: Port = None,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", metavar="PATH|GLOB", help="text to train on; default: Python's standard library"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,45 +12,16 @@ from typing import Any
 import pytest
 
 import llmos
-from llmos.settings import connection
-from tests.support import end, free_port, processes
+from tests.support import nano, running_cluster
 
-ROOT = Path(__file__).parents[2]
-LLMOS = Path(sys.executable).with_name("llmos")
 PROMPT = "def fibonacci(n):"
 GREEDY = {"model": "nano", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
 
 
-def nano(name: str, workers: int, steps: int) -> llmos.TrainJob:
-    return llmos.TrainJob(
-        name=name,
-        model=llmos.ModelSource(preset="nano"),
-        data=llmos.Data(path=(str(ROOT / "llmos" / "core" / "*.py"),), vocab_size=320),
-        mesh=llmos.Mesh(dp=workers),
-        steps=steps,
-        batch_size=4,
-        sequence_length=64,
-        output=llmos.Output(model=name),
-    )
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[llmos.Client]:
-    """A cluster that ``llmos up`` started; ``llmos down`` must leave nothing of it."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(home))
-        patch.setenv("LLMOS_STATE_DIR", str(home / "state"))
-        for name in ("RAY_ADDRESS", "LLMOS_URL", "LLMOS_API_KEY"):
-            patch.delenv(name, raising=False)
-        try:
-            subprocess.run([LLMOS, "up", "--port", str(free_port())], check=True)
-            with llmos.Client.of(connection()) as client:
-                yield client
-            subprocess.run([LLMOS, "down"], check=True)
-            assert processes(home) == []
-        finally:
-            end(home)
+    with running_cluster(tmp_path_factory.mktemp("home")) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +41,19 @@ def test_a_job_trains_on_two_workers_and_registers_its_model(cluster: llmos.Clie
 def test_what_is_served_is_what_was_trained(cluster: llmos.Client, trained: llmos.JobView, tmp_path: Path) -> None:
     cluster.serve(llmos.Service(name="nano", model="nano@1", dtype="float32"))
     cluster.wait_service("nano", timeout_s=60)
-    openai = cluster.openai()
-    for options in ({"temperature": 0}, {"temperature": 0.9, "seed": 7}):
-        whole = openai.completions.create(**{**GREEDY, **options})
-        stream = openai.completions.create(**{**GREEDY, **options}, stream=True)
-        pieces = [chunk.choices[0].text for chunk in stream if chunk.choices]
-        assert "".join(pieces) == whole.choices[0].text != ""
-    greedy = openai.completions.create(**GREEDY).choices[0].text
-    cluster.export_model("nano@1", tmp_path / "nano")
-    assert greedy == transformers_greedy(tmp_path / "nano")
-    reply = openai.chat.completions.create(
-        model="nano", messages=[{"role": "user", "content": "hello"}], max_tokens=5, temperature=0
-    )
-    assert reply.usage and reply.usage.completion_tokens <= 5
+    with cluster.openai() as openai:
+        for options in ({"temperature": 0}, {"temperature": 0.9, "seed": 7}):
+            whole = openai.completions.create(**{**GREEDY, **options})
+            stream = openai.completions.create(**{**GREEDY, **options}, stream=True)
+            pieces = [chunk.choices[0].text for chunk in stream if chunk.choices]
+            assert "".join(pieces) == whole.choices[0].text != ""
+        greedy = openai.completions.create(**GREEDY).choices[0].text
+        cluster.export_model("nano@1", tmp_path / "nano")
+        assert greedy == transformers_greedy(tmp_path / "nano")
+        reply = openai.chat.completions.create(
+            model="nano", messages=[{"role": "user", "content": "hello"}], max_tokens=5, temperature=0
+        )
+        assert reply.usage and reply.usage.completion_tokens <= 5
     cluster.remove_service("nano")
 
 
@@ -99,7 +68,6 @@ def transformers_greedy(directory: Path) -> str:
     return str(tokenizer.decode(answer, skip_special_tokens=True))
 
 
-@pytest.mark.slow
 def test_no_job_is_lost_or_run_twice_when_control_is_killed(cluster: llmos.Client) -> None:
     jobs = []
     for number in range(20):

@@ -19,7 +19,7 @@ from llmos.control.ray.cluster import RayCluster
 from llmos.control.ray.session import CONTROL, NAMESPACE
 from llmos.control.registry import Registry
 from llmos.control.store import Store
-from llmos.errors import LlmosError
+from llmos.errors import ConflictError, LlmosError
 from llmos.layout import Layout
 
 CONCURRENT_CALLS = 32
@@ -33,6 +33,7 @@ class ControlActor:
 
     def __init__(self, state_dir: str, host: str, port: int) -> None:
         self._layout = Layout(Path(state_dir))
+        self._place = {"state_dir": state_dir, "host": host, "port": port}
         store = Store(self._layout)
         registry = Registry(self._layout, store, time.time)
         cluster = RayCluster(self._layout, store.services.spec)
@@ -56,6 +57,10 @@ class ControlActor:
         except LlmosError as error:
             return error
 
+    def place(self) -> dict[str, Any]:
+        """Where the state lies and the front door listens: ``{state_dir, host, port}``."""
+        return self._place
+
     def served(self) -> list[dict[str, Any]]:
         """The services, for the gateway's list of models."""
         return self._control.list_services()
@@ -77,7 +82,10 @@ class ControlActor:
 
 
 def start(layout: Layout, host: str, port: int) -> Any:
-    """The handle of the control actor, which is created on this node unless it exists."""
+    """The handle of the control actor, which is created on this node unless it exists.
+
+    Raises ConflictError if it exists with another state directory or front door: a cluster has one llmos.
+    """
     node = ray.get_runtime_context().get_node_id()
     actor = ray.remote(ControlActor).options(
         name=CONTROL,
@@ -89,7 +97,15 @@ def start(layout: Layout, host: str, port: int) -> Any:
         max_concurrency=CONCURRENT_CALLS,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
     )
-    return actor.remote(str(layout.root), host, port)
+    handle: Any = actor.remote(str(layout.root), host, port)
+    there: dict[str, Any] = ray.get(handle.place.remote())
+    if there != {"state_dir": str(layout.root), "host": host, "port": port}:
+        url = f"http://{there['host']}:{there['port']}"
+        raise ConflictError(
+            f"llmos already runs on this cluster: its front door is {url}, its state is in {there['state_dir']}",
+            hint=f"use that one (`llmos login {url}`), or give `up` the same LLMOS_STATE_DIR and `--port`",
+        )
+    return handle
 
 
 def _open_front_door(host: str, port: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import ray
+from ray.exceptions import RayError
 
 from llmos import settings
 from llmos.control.ray import actor, attempts, local_ray, services
@@ -22,6 +23,7 @@ from llmos.files import read_json, write_json
 from llmos.layout import Layout
 
 HOST = "127.0.0.1"
+PORT = 8000
 READY_TIMEOUT_S = 90.0
 DRAIN_GRACE_S = 30.0
 POLL_S = 0.2
@@ -29,27 +31,29 @@ POLL_S = 0.2
 Report = Callable[[str], None]
 
 
-def up(state_dir: Path, address: str | None, port: int, report: Report) -> dict[str, Any]:
+def up(state_dir: Path, address: str | None, port: int | None, report: Report) -> dict[str, Any]:
     """Start a Ray cluster, or join the one at ``address``; start the control module and the gateway on it.
 
     Returns once the front door answers: ``{url, address, state_dir, dashboard}``. Doing it twice changes nothing.
-    Raises ConflictError for a port that is taken, ClusterError when there is no cluster or it does not become ready.
+    Raises ConflictError for a port that is taken (``None``: 8000) or when it runs elsewhere already, ClusterError when
+    there is no cluster or it does not become ready.
     """
     layout = Layout(state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(layout):
         running = _running(layout)
         if running is None:
-            running = _begin(layout, address, port, report)
+            running = _begin(layout, address, port or PORT, report)
+        else:
+            _check_same(running, address, port)
         url = f"http://{HOST}:{running['port']}"
         try:
             _attach(layout, running)
             control = actor.start(layout, HOST, running["port"])
             _wait_until_ready(layout, url, control)
-        except BaseException:
-            if running.get("process") and not running.get("ready"):
-                report("giving up; ending what was started")
-                _end(layout, running)
+        except BaseException as error:
+            if not running.get("ready"):
+                _give_up(layout, running, theirs=isinstance(error, ConflictError), report=report)
             raise
         if not running.get("ready"):
             write_json(layout.cluster, {**running, "ready": True}, mode=0o600)
@@ -89,12 +93,30 @@ def _begin(layout: Layout, address: str | None, port: int, report: Report) -> di
     if address:
         report(f"joining the Ray cluster at {address}")
         connect(address)
-        running = {"address": ray.get_runtime_context().gcs_address, "port": port, "dashboard": ""}
+        running = {"address": ray.get_runtime_context().gcs_address, "joined": address, "port": port, "dashboard": ""}
     else:
         report("starting Ray")
         running = {**local_ray.start(layout), "port": port}
     write_json(layout.cluster, running, mode=0o600)
     return running
+
+
+def _check_same(running: dict[str, Any], address: str | None, port: int | None) -> None:
+    """Raise ConflictError if ``up`` is asked for another place than where llmos runs."""
+    for name, asked, found in (("--address", address, running["address"]), ("--port", port, running["port"])):
+        if asked not in (None, "auto", found, running.get("joined")):
+            raise ConflictError(
+                f"llmos is up already, with `{name} {found}`, not `{asked}`", hint="`llmos down` first, to move it"
+            )
+
+
+def _give_up(layout: Layout, running: dict[str, Any], theirs: bool, report: Report) -> None:
+    """End what a failed ``up`` has started; ``theirs``: the cluster's llmos is somebody else's, and stays."""
+    report("giving up; ending what was started")
+    if not (running.get("process") or theirs):
+        with suppress(RayError):
+            _leave()
+    _end(layout, running)
 
 
 def _running(layout: Layout) -> dict[str, Any] | None:

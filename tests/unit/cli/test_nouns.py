@@ -186,7 +186,7 @@ def test_up_and_down(llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert json.loads(llmos("up", "-o", "json").out)["control_pid"] == 7
     assert llmos("down", "--state-dir", "state").code == 0
     here = tmp_path / "state"
-    assert head.calls == [("up", here, "auto", 8123), ("up", tmp_path / ".llmos", None, 8000), ("down", here)]
+    assert head.calls == [("up", here, "auto", 8123), ("up", tmp_path / ".llmos", None, None), ("down", here)]
 
 
 def test_a_cluster_that_does_not_start_says_why(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:

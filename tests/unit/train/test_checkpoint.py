@@ -141,9 +141,7 @@ def test_kill_at_any_moment_leaves_what_was_acknowledged(
         reading, writing = os.pipe()
         if (child := os.fork()) == 0:
             try:
-                torch.set_num_threads(
-                    1
-                )  # the threads of the parent's pool do not exist here: waiting for them is for ever
+                torch.set_num_threads(1)  # the threads of the pool did not come along: waiting for them is for ever
                 for number in range(step, 10_000):
                     save(tmp_path, _checkpoint(number, 50_000), keep)
                     os.write(writing, number.to_bytes(4))

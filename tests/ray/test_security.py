@@ -1,0 +1,55 @@
+"""Who may do what on a real cluster."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+import llmos
+from llmos.errors import ForbiddenError
+from llmos.files import read_json
+from llmos.settings import state_dir
+
+OPEN = [("GET", "/healthz")]
+OURS = [("GET", path) for path in ("/readyz", "/metrics", "/v1/models", "/v1/models/x", "/api/v1/openapi.json")]
+ASKED = [("POST", f"/v1/{path}") for path in ("completions", "chat/completions")]
+
+
+@pytest.mark.parametrize("key", [None, "", "Bearer x", "Bearer llmos_aaaaaaaa_" + "a" * 52, "Basic eDp5"])
+def test_every_route_asks_for_a_key(cluster: llmos.Client, key: str | None) -> None:
+    headers = {} if key is None else {"Authorization": key}
+    document = httpx.get(
+        f"{cluster.connection.url}/api/v1/openapi.json", headers={"Authorization": f"Bearer {cluster.connection.key}"}
+    ).json()
+    documented = [(method.upper(), path) for path, methods in document["paths"].items() for method in methods]
+    assert len(documented) >= 18
+    with httpx.Client(base_url=cluster.connection.url) as http:
+        for method, path in [*documented, *OURS, *ASKED, ("GET", "/"), ("POST", "/api/v1/nothing")]:
+            answer = http.request(method, path.replace("{", "").replace("}", ""), headers=headers)
+            expected = (401, 404) if path in ("/", "/api/v1/nothing") else (401,)
+            assert answer.status_code in expected, (method, path, answer.status_code, answer.text)
+        for method, path in OPEN:
+            assert http.request(method, path, headers=headers).status_code == 200
+
+
+def test_a_key_for_text_cannot_submit_and_a_revoked_one_nothing(cluster: llmos.Client) -> None:
+    made = cluster.create_key("reader", scopes=("infer",))
+    with llmos.connect(cluster.connection.url, made.secret) as reader:
+        assert reader.openai().models.list().data == []
+        with pytest.raises(ForbiddenError):
+            reader.jobs()
+        cluster.revoke_key(made.id)
+
+
+def test_ray_itself_refuses_who_has_no_token(cluster: llmos.Client) -> None:
+    token = state_dir(None) / "ray_token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert (state_dir(None) / "client.json").stat().st_mode & 0o777 == 0o600
+    address = str(read_json(state_dir(None) / "cluster.json")["address"])
+    code = f"import ray; ray.init({address!r}, logging_level='ERROR')"
+    environment = {"PATH": "/usr/bin:/bin", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "oken" in done.stderr
