@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_
 from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.handle_port import keep_on_loopback
 from llmos.control.api import create_api
 from llmos.control.http import error_response
 from llmos.control.ray.proxy import ControlProxy
@@ -136,6 +137,7 @@ def _health(control: ControlProxy) -> FastAPI:
 
 def _front_door() -> ASGIApp:
     """Serve calls this in the replica: the application itself holds locks and cannot travel."""
+    keep_on_loopback()
     return FrontDoor()
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from ray import serve
 
+from deployments.handle_port import keep_on_loopback
 from llmos.errors import EngineError, LlmosError
 from llmos.infer.local import LocalEngine
 from llmos.openai.relay import pack
@@ -22,6 +23,7 @@ class Replica:
     """Runs one engine. ``reconfigure`` only remembers which spec it belongs to: a new engine is a new replica."""
 
     def __init__(self, service: Service, model_dir: str) -> None:
+        keep_on_loopback()
         self._engine = LocalEngine(
             model_dir,
             max_batch=service.max_batch,

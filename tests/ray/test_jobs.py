@@ -10,10 +10,12 @@ import psutil
 import pytest
 
 import llmos
+from llmos.errors import NotFoundError
 from llmos.settings import state_dir
 from tests.support import listening, nano, processes
 
-STEPS = 1500  # long enough to be interrupted
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+STEPS = 800  # long enough to be interrupted
 
 
 def until(what: Callable[[], object], timeout_s: float = 60.0) -> None:
@@ -52,7 +54,7 @@ def test_a_job_goes_on_from_its_checkpoint_when_a_process_of_it_is_killed(cluste
 
 def test_a_cancelled_job_gives_everything_back_and_keeps_its_logs(cluster: llmos.Client) -> None:
     job = start(cluster, "cancelled", workers=2, step=10)
-    assert listening(Path.home()) <= {"127.0.0.1", "::1"}
+    assert listening(Path.home()) <= LOOPBACK
     cluster.cancel(job)
     assert cluster.wait(job, timeout_s=30).phase == "cancelled"
     assert any("step 1/" in line for line in cluster.logs(job))
@@ -85,9 +87,14 @@ def test_a_secret_reaches_the_workers_and_no_file(cluster: llmos.Client, tmp_pat
 def test_bad_data_ends_a_job_at_once_and_says_what_was_expected(cluster: llmos.Client, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (tmp_path / "empty.txt").write_bytes(b"")
-    for data, said in (("latin.txt", "UTF-8"), ("empty.txt", "empty"), ("missing.txt", "missing.txt")):
-        spec = nano("bad", 1, 5).model_copy(update={"data": llmos.Data(path=(str(tmp_path / data),), vocab_size=320)})
-        view = cluster.wait(cluster.submit(spec).id, timeout_s=60)
+    for data, said in (("latin.txt", "UTF-8"), ("empty.txt", "empty")):
+        view = cluster.wait(cluster.submit(on(tmp_path / data)).id, timeout_s=60)
         assert (view.phase, view.attempts) == ("failed", 1)
         assert said in view.reason and str(tmp_path / data) in view.reason
         assert not any("Traceback" in line for line in cluster.logs(view.id))
+    with pytest.raises(NotFoundError, match=r"missing\.txt` does not exist"):
+        cluster.submit(on(tmp_path / "missing.txt"))
+
+
+def on(path: Path) -> llmos.TrainJob:
+    return nano("bad", 1, 5).model_copy(update={"data": llmos.Data(path=(str(path),), vocab_size=320)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +12,7 @@ import llmos
 from llmos.errors import ForbiddenError
 from llmos.files import read_json
 from llmos.settings import state_dir
+from tests.support import LLMOS, free_port
 
 OPEN = [("GET", "/healthz")]
 OURS = [("GET", path) for path in ("/readyz", "/metrics", "/v1/models", "/v1/models/x", "/api/v1/openapi.json")]
@@ -37,19 +38,22 @@ def test_every_route_asks_for_a_key(cluster: llmos.Client, key: str | None) -> N
 
 def test_a_key_for_text_cannot_submit_and_a_revoked_one_nothing(cluster: llmos.Client) -> None:
     made = cluster.create_key("reader", scopes=("infer",))
-    with llmos.connect(cluster.connection.url, made.secret) as reader:
-        assert reader.openai().models.list().data == []
+    with llmos.connect(cluster.connection.url, made.secret) as reader, reader.openai() as openai:
+        assert openai.models.list().data == []
         with pytest.raises(ForbiddenError):
             reader.jobs()
         cluster.revoke_key(made.id)
 
 
-def test_ray_itself_refuses_who_has_no_token(cluster: llmos.Client) -> None:
+def test_ray_itself_refuses_who_has_another_token(
+    cluster: llmos.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token = state_dir(None) / "ray_token"
     assert token.stat().st_mode & 0o777 == 0o600
     assert (state_dir(None) / "client.json").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     address = str(read_json(state_dir(None) / "cluster.json")["address"])
-    code = f"import ray; ray.init({address!r}, logging_level='ERROR')"
-    environment = {"PATH": "/usr/bin:/bin", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode != 0 and "oken" in done.stderr
+    command = [LLMOS, "up", "--address", address, "--port", str(free_port()), "--state-dir", tmp_path / "state"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"cannot join the Ray cluster at `{address}`" in done.stderr
+    assert "its token" in done.stderr and "Traceback" not in done.stderr
