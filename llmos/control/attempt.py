@@ -44,7 +44,8 @@ def failure(error: BaseException) -> dict[str, Any]:
     tried; everything else deserves the job's retries.
     """
     retry = not (isinstance(error, LlmosError) and 400 <= error.http_status < 500)
-    text = str(error).strip() or type(error).__name__
+    told = [error.message, error.hint] if isinstance(error, LlmosError) else [str(error).strip()]
+    text = "; ".join(part for part in told if part) or type(error).__name__  # shown in tables: on one line if it can be
     return {"phase": "failed", "error": text, "retry": retry, "step": 0, "metrics": {}}
 
 

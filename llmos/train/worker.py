@@ -126,16 +126,22 @@ def _cause(error: TrainingFailedError) -> LlmosError:
             if isinstance(cause, LlmosError):
                 return cause
         ranks = ", ".join(map(str, sorted(error.worker_failures)))
-        what = str(causes[0]).strip().splitlines()[0] if causes and str(causes[0]).strip() else "no message"
-        return WorkerLost(f"rank {ranks} failed: {type(causes[0]).__name__}: {what}", hint="see the job's log")
+        return WorkerLost(f"rank {ranks} failed: {_summary(causes[0])}", hint="see the job's log")
     if isinstance(error, ControllerError):
-        return ClusterError(f"the workers could not be started: {error.controller_failure}")
+        what = _summary(_unwrapped(error.controller_failure))
+        return ClusterError(f"the workers could not be started: {what}", hint="see the job's log")
     return ClusterError(str(error))
 
 
 def _unwrapped(failure: Exception) -> BaseException:
-    """The user's exception inside Ray Train's wrapper, or ``failure`` itself."""
+    """The user's exception inside Ray's wrapper, or ``failure`` itself."""
     return getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
+
+
+def _summary(error: BaseException) -> str:
+    """One line: the kind of error, and the first line of its message."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 class _Backend(_TorchBackend):

@@ -98,3 +98,10 @@ def test_bad_data_ends_a_job_at_once_and_says_what_was_expected(cluster: llmos.C
 
 def on(path: Path) -> llmos.TrainJob:
     return nano("bad", 1, 5).model_copy(update={"data": llmos.Data(path=(str(path),), vocab_size=320)})
+
+
+def test_workers_that_cannot_join_fail_the_job_and_hold_nothing(cluster: llmos.Client) -> None:
+    spec = nano("lonely", workers=2, steps=5, env={"GLOO_DEVICE_TRANSPORT": "NOPE"}, retries=0)
+    view = cluster.wait(cluster.submit(spec).id, timeout_s=60)
+    assert view.phase == "failed" and "unsupported gloo device" in view.reason and "\n" not in view.reason
+    until(lambda: nothing_is_held(cluster))

@@ -49,7 +49,7 @@ def test_when_it_was_first_asked_to_stop(dirs: AttemptDirs) -> None:
 @pytest.mark.parametrize(
     ("error", "text", "retry"),
     [
-        (DataError("no text", hint="add some"), "no text\n  add some", False),
+        (DataError("no text", hint="add some"), "no text; add some", False),
         (WorkerLost("rank 1 is gone"), "rank 1 is gone", True),
         (ZeroDivisionError(), "ZeroDivisionError", True),
     ],
