@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 import llmos
-from tests.support import nano, running_cluster
+from tests.support import ROOT, nano, running_cluster
 
 PROMPT = "def fibonacci(n):"
 GREEDY = {"model": "nano", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
@@ -66,6 +68,17 @@ def transformers_greedy(directory: Path) -> str:
     prompt = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False).input_ids
     answer = model.generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
     return str(tokenizer.decode(answer, skip_special_tokens=True))
+
+
+def test_the_notebook_walks_the_same_road(cluster: llmos.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_NOTEBOOK_STEPS", "5")
+    monkeypatch.setenv("LLMOS_NOTEBOOK_DATA", str(ROOT / "llmos" / "core" / "*.py"))
+    notebook = nbformat.read(ROOT / "notebooks" / "01_quickstart.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()  # raises what a cell raised
+    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "notebook-coder-1 · succeeded · step 5/5" in said and "def fibonacci(n):" in said
+    assert cluster.model("notebook-coder@1").lineage["job"] == "notebook-coder-1"
+    assert cluster.services() == []
 
 
 def test_no_job_is_lost_or_run_twice_when_control_is_killed(cluster: llmos.Client) -> None:
