@@ -21,7 +21,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.command_runner import _with_interactive
 
-from tests.support import end, free_port
+from tests.support import end, free_port, processes
 
 CONFIG: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text())
 COMMANDS = [
@@ -46,7 +46,8 @@ class Head:
         self.script("venv/pip", f'echo "$@" >> {home}/pip.log')
         self.script("venv/python", f'echo "$@" >> {home}/python.log')
         self.script("venv/ray", f'case $1 in start) set -- "$@" {ports} {SMALL};; esac; exec {HERE}/ray "$@"')
-        self.script("venv/llmos", f'export LLMOS_STATE_DIR={home}/s; exec {HERE}/llmos "$@" --port {self.port}')
+        port = f'case $1 in up) set -- "$@" --port {self.port};; esac'
+        self.script("venv/llmos", f'{port}; LLMOS_STATE_DIR={home}/s exec {HERE}/llmos "$@"')
         self.file(".bashrc", "")
         self.file(".ray/auth_token", "0123456789abcdef" * 4)
         self.file("ray_bootstrap_config.yaml", yaml.safe_dump(AUTOSCALING))
@@ -93,6 +94,13 @@ def test_the_head_comes_up_and_a_second_run_changes_nothing(head: Head) -> None:
         head.run(command)
     assert status(head) == first
     assert len(head.read(".bashrc")) == 1
+    head.run("llmos down")  # leaves a cluster that it did not start as it found it
+    head.run("ray status")
+    left = " ".join(word for process in processes(head.home) for word in process.cmdline())
+    assert "raylet" in left and "ControlActor" not in left and "Serve" not in left
+    assert not (head.home / "s/cluster.json").exists()
+    head.run("llmos up --address auto")
+    assert status(head) != first
 
 
 def status(head: Head) -> int:
