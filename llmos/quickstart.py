@@ -16,14 +16,16 @@ from typing import Any
 from llmos import recipe, samples
 from llmos.client import Client, OnProgress
 from llmos.errors import LlmosError, NotFoundError
-from llmos.layout import Layout
 from llmos.settings import connection
 from llmos.sources import anchored
 from llmos.spec import Service, TrainJob, to_dict
 from llmos.views import JobView, ModelView
 
-STEPS = 250
-"""About three minutes on two cores with AVX512-BF16."""
+TRAINING_S = 180.0
+"""Seconds of training, unless the user says how many steps: with all else, the road takes about five minutes."""
+MIN_STEPS = 50
+IN_UNISON = 1.1
+"""A step of all ranks at once takes so much longer than one rank's alone: they wait for each other and share caches."""
 PROMPT = "def fibonacci(n):"
 QUESTION = "Write a function that adds two numbers."
 SEEDS = range(4)
@@ -45,49 +47,33 @@ def main(
     """Walk the road; ``watching`` shows a job's progress. The last line on stdout is one JSON object: the figures."""
     from llmos.control.ray import head
 
-    began = time.monotonic()
-    had_cluster = Layout(state_dir).cluster.exists()
+    began, was_up = time.monotonic(), head.is_up(state_dir)
     try:
         cluster = head.up(state_dir, address, port, report)
-        with Client.of(connection(cluster["url"])) as client:
-            _walk(client, _spec(data, steps), report, watching, began)
+        with Client.of(connection(cluster["url"], directory=state_dir)) as client:
+            job = _train(client, tuple(data or recipe.standard_library()), steps, report, watching)
+            _answer(client, job, report, began)
     except KeyboardInterrupt:
-        report("interrupted; run `llmos quickstart` again to continue")
-        if not had_cluster:
-            head.down(state_dir, report)
+        if was_up:
+            report("interrupted; the cluster and its jobs go on. `llmos quickstart` goes on too, `llmos down` ends all")
+        else:
+            report(f"interrupted; what is done stays in {state_dir}. `llmos quickstart` goes on from there")
+            if head.is_up(state_dir):
+                head.down(state_dir, report)
         raise
 
 
-def _spec(data: Sequence[str] | None, steps: int | None) -> TrainJob:
-    spec = anchored(recipe.stdlib_coder(tuple(data or recipe.standard_library()), steps or STEPS), Path.cwd())
-    assert isinstance(spec, TrainJob)
-    return spec
-
-
-def _walk(client: Client, spec: TrainJob, report: Report, watching: Watching, began: float) -> None:
-    job = _train(client, spec, report, watching)
-    model = client.model(str(job.model))
-    report(f"serving {model.ref}")
-    client.serve(Service(name=spec.name, model=model.ref))
-    client.wait_service(spec.name)
-    _ask(client, spec.name)
-    found = _sample(client, spec.name)
-    figures = _figures(job, model, found, time.monotonic() - began)
-    repeated = max(samples.most_repeated(text) for _, text in found)
-    _farewell(client, spec.name, figures, repeated, report)
-    print(json.dumps(figures), flush=True)
-
-
-def _train(client: Client, spec: TrainJob, report: Report, watching: Watching) -> JobView:
-    """The job of ``spec``: a finished one whose model is still there, one that runs, or a new one."""
-    job = _earlier(client, spec)
-    if job is None:
-        _make_room(client, spec.name)
-        job = client.submit(spec)
-        report(f"job {job.id}: {spec.steps} steps on {spec.placed_mesh.size} workers")
-    elif job.final:
+def _train(client: Client, data: Sequence[str], steps: int | None, report: Report, watching: Watching) -> JobView:
+    """The job of the recipe: a finished one whose model is still there, one that goes on, or a new one."""
+    job = _earlier(client, _spec(data, steps or 1), steps)
+    if job is not None and job.final:
         report(f"{job.model} has been trained already, by job {job.id}")
         return job
+    _make_room(client, recipe.NAME)
+    if job is None:
+        spec = _spec(data, steps or _affordable_steps(_spec(data, 1)))
+        job = client.submit(spec)
+        report(f"job {job.id}: {spec.steps} steps on {spec.placed_mesh.size} workers")
     else:
         report(f"going on with job {job.id}")
     with watching() as watch:
@@ -97,18 +83,33 @@ def _train(client: Client, spec: TrainJob, report: Report, watching: Watching) -
     return job
 
 
+def _spec(data: Sequence[str], steps: int) -> TrainJob:
+    spec = anchored(recipe.stdlib_coder(data, steps), Path.cwd())
+    assert isinstance(spec, TrainJob)
+    return spec
+
+
+def _affordable_steps(spec: TrainJob) -> int:
+    """As many steps as this machine does in TRAINING_S. The learning rate's way down needs to know them beforehand."""
+    from llmos.train.speed import step_seconds
+
+    return max(MIN_STEPS, int(TRAINING_S / (IN_UNISON * step_seconds(spec))))
+
+
+def _earlier(client: Client, spec: TrainJob, steps: int | None) -> JobView | None:
+    """The newest job like ``spec`` that goes on or left its model, with ``steps`` steps, or (None) with any number."""
+    wanted = to_dict(spec)
+    for job in client.jobs():
+        alike = job.spec == {**wanted, "steps": steps or job.steps}
+        if alike and (not job.final or (job.succeeded and _exists(client, job.model))):
+            return job
+    return None
+
+
 def _make_room(client: Client, service: str) -> None:
     """Stop serving an older version of the model: on a small machine its replica holds a core the job needs."""
     if any(one.name == service for one in client.services()):
         client.remove_service(service)
-
-
-def _earlier(client: Client, spec: TrainJob) -> JobView | None:
-    wanted = to_dict(spec)
-    for job in client.jobs():
-        if job.spec == wanted and (not job.final or (job.succeeded and _exists(client, job.model))):
-            return job
-    return None
 
 
 def _exists(client: Client, ref: str | None) -> bool:
@@ -116,6 +117,20 @@ def _exists(client: Client, ref: str | None) -> bool:
         return ref is not None and bool(client.model(ref))
     except NotFoundError:
         return False
+
+
+def _answer(client: Client, job: JobView, report: Report, began: float) -> None:
+    """Serve the model of ``job``, ask it something, and say how good it is."""
+    model = client.model(str(job.model))
+    report(f"serving {model.ref}")
+    client.serve(Service(name=recipe.NAME, model=model.ref))
+    client.wait_service(recipe.NAME)
+    _ask(client, recipe.NAME)
+    found = _sample(client, recipe.NAME)
+    figures = _figures(job, model, found, time.monotonic() - began)
+    repeated = max(samples.most_repeated(text) for _, text in found)
+    _farewell(client, recipe.NAME, figures, repeated, report)
+    print(json.dumps(figures), flush=True)
 
 
 def _ask(client: Client, model: str) -> None:

@@ -11,6 +11,8 @@ from llmos.spec import Data, ModelSource, Optimizer, Output, TrainJob
 from llmos.spec.base import Mesh
 from llmos.spec.train_job import CheckpointPolicy, Validation
 
+NAME = "stdlib-coder"
+"""Of the job, the model and the service alike."""
 BATCH_SIZE = 32
 SEQUENCE_LENGTH = 256
 TOKENS_PER_STEP = BATCH_SIZE * SEQUENCE_LENGTH
@@ -32,7 +34,7 @@ def standard_library() -> list[str]:
 def stdlib_coder(paths: Sequence[str], steps: int) -> TrainJob:
     """The job that trains ``stdlib-coder`` on the text at ``paths``, on two workers: TOKENS_PER_STEP a step."""
     return TrainJob(
-        name="stdlib-coder",
+        name=NAME,
         model=ModelSource(preset="tiny"),
         data=Data(path=tuple(paths), vocab_size=4096, validation_fraction=0.05),
         mesh=Mesh(dp=2),
@@ -43,5 +45,5 @@ def stdlib_coder(paths: Sequence[str], steps: int) -> TrainJob:
         precision="auto",
         checkpoint=CheckpointPolicy(every_steps=100),
         validation=Validation(every_steps=200),
-        output=Output(model="stdlib-coder"),
+        output=Output(model=NAME),
     )

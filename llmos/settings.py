@@ -49,18 +49,18 @@ def state_dir(path: Path | str | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-def connection(url: str | None = None, key: str | None = None) -> Connection:
-    """The cluster to talk to and the key to show it.
+def connection(url: str | None = None, key: str | None = None, directory: Path | None = None) -> Connection:
+    """The cluster to talk to and the key to show it; ``directory`` is the state directory (default: :func:`state_dir`).
 
     Raises ClusterError when no address is known, AuthError when no key is known for that address, UsageError for an
     address that is not one or a ``client.json`` that cannot be read.
     """
     address, secret = url or os.environ.get(ENV_URL), key or os.environ.get(ENV_KEY)
-    stored = None if address and secret else _load(client_file())
+    stored = None if address and secret else _load(client_file(directory))
     if stored and not address:
         address = stored.url
     if not address:
-        known = f"{ENV_URL} is not set and {client_file()} does not exist"
+        known = f"{ENV_URL} is not set and {client_file(directory)} does not exist"
         raise ClusterError(f"no llmos cluster is known: {known}", hint=_START_OR_LOGIN)
     address = normalize_url(address)
     if stored and stored.url == address:

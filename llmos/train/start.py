@@ -46,7 +46,7 @@ def build_model(job: TrainJob, corpus: Corpus, base_model: Path | None, device: 
     else:
         tokenizer = corpus.tokenizer()
         config = dataclasses.replace(
-            _shape(job),
+            shape(job),
             vocab_size=corpus.vocab_size,
             bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id,
@@ -75,7 +75,7 @@ def set_threads(job: TrainJob) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, int(job.resources.cpus))))
 
 
-def _shape(job: TrainJob) -> ModelConfig:
+def shape(job: TrainJob) -> ModelConfig:
     """The shape the job names; its vocabulary is still to be set."""
     if job.model.preset:
         return ModelConfig(vocab_size=job.data.vocab_size, **dataclasses.asdict(PRESETS[job.model.preset]))

@@ -60,6 +60,11 @@ def up(state_dir: Path, address: str | None, port: int | None, report: Report) -
     return {"url": url, "address": running["address"], "state_dir": str(state_dir), "dashboard": running["dashboard"]}
 
 
+def is_up(state_dir: Path) -> bool:
+    """Whether the cluster that the last :func:`up` started or joined still runs."""
+    return _running(Layout(state_dir)) is not None
+
+
 def down(state_dir: Path, report: Report) -> None:
     """End everything that :func:`up` started; jobs that run checkpoint first and continue after the next ``up``."""
     layout = Layout(state_dir)
