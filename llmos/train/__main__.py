@@ -15,7 +15,7 @@ from llmos.settings import state_dir
 from llmos.spec import TrainJob, load_file
 from llmos.spec.load import parse, to_dict
 from llmos.train.local import train_on_ranks
-from llmos.train.loop import Run
+from llmos.train.run import Run
 
 INTERRUPTED = 130
 

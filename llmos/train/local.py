@@ -21,7 +21,8 @@ import torch.distributed as dist
 
 from llmos.errors import LlmosError
 from llmos.parallel.world import World
-from llmos.train.loop import Result, Run, train
+from llmos.train.loop import train
+from llmos.train.run import Result, Run
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a rank may wait for another: preparing a large corpus on rank 0 takes its time."""

@@ -5,43 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from llmos.files import write_json
-from llmos.layout import AttemptDirs, JobDirs
+from llmos.layout import AttemptDirs
 from llmos.parallel.world import World
-from llmos.spec import TrainJob
 from llmos.train import start
 from llmos.train.evaluate import Evaluation
 from llmos.train.export import export_dtype, export_model, finished, lineage_of
+from llmos.train.run import Result, Run
 from llmos.train.training import Training
 
 LOG_INTERVAL_S = 5.0
 
 log = logging.getLogger("llmos.train")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Everything a rank needs. ``base_model`` is the directory of ``job.model.ref``."""
-
-    job: TrainJob
-    job_dirs: JobDirs
-    attempt: AttemptDirs
-    data_dir: Path
-    base_model: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How training ended: done and exported, or stopped on request with a checkpoint."""
-
-    phase: Literal["succeeded", "yielded"]
-    step: int
-    metrics: dict[str, float]
 
 
 def train(run: Run, world: World) -> Result:

@@ -15,7 +15,8 @@ from llmos.layout import Layout
 from llmos.parallel.world import World
 from llmos.spec import TrainJob, parse
 from llmos.train.local import train_on_ranks
-from llmos.train.loop import Result, Run, train
+from llmos.train.loop import train
+from llmos.train.run import Result, Run
 
 SENTENCE = "the loop reads a window of text and moves every weight a little so that the next token surprises it less"
 WORDS = SENTENCE.split(" ")

@@ -1,0 +1,49 @@
+"""What each worker process of an attempt does: join the others, then train, and say in the log what went wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from llmos.errors import LlmosError
+from llmos.parallel.world import World
+from llmos.train.loop import train
+from llmos.train.rank_log import rank_log
+from llmos.train.run import Run
+
+log = logging.getLogger("llmos.train")
+
+
+def join(backend: str, host: str, port: int, rank: int, size: int, timeout_s: float, listener: int | None) -> None:
+    """Join the process group of ``size`` ranks whose rank 0 listens at ``host:port``, on file descriptor ``listener``.
+
+    torch's TCPStore listens on every interface unless it is handed a socket; gloo chooses by host name unless it is
+    told which interface.
+    """
+    if host == "127.0.0.1":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    timeout = timedelta(seconds=timeout_s)
+    store = dist.TCPStore(
+        host, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=listener, use_libuv=True
+    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    if backend == "nccl":
+        torch.cuda.set_device(World.current().device)
+
+
+def run_rank(run: Run, secrets: Iterable[str]) -> None:
+    """Train ``run``; what this rank writes goes to the attempt's log, with ``secrets`` blacked out."""
+    with rank_log(run.attempt.log, dist.get_rank(), secrets):
+        try:
+            train(run, World.current())
+        except LlmosError as error:
+            log.error("error: %s", error)
+            raise
+        except Exception:
+            log.exception("this rank failed")
+            raise
