@@ -15,8 +15,9 @@ from typing import Any
 
 from llmos import recipe, samples
 from llmos.client import Client, OnProgress
+from llmos.control.admission import check_there
 from llmos.errors import LlmosError, NotFoundError
-from llmos.settings import connection
+from llmos.settings import Connection, stored
 from llmos.sources import anchored
 from llmos.spec import Service, TrainJob, to_dict
 from llmos.views import JobView, ModelView
@@ -48,11 +49,18 @@ def main(
     from llmos.control.ray import head
 
     began, was_up = time.monotonic(), head.is_up(state_dir)
+    paths = tuple(data or recipe.standard_library())
+    for path in _spec(paths, steps or 1).data.path:
+        check_there(path, "--data", "text to train on")
     try:
         cluster = head.up(state_dir, address, port, report)
-        with Client.of(connection(cluster["url"], directory=state_dir)) as client:
-            job = _train(client, tuple(data or recipe.standard_library()), steps, report, watching)
+        with Client.of(_connection(cluster["url"], state_dir)) as client:
+            job = _train(client, paths, steps, report, watching)
             _answer(client, job, report, began)
+    except LlmosError:
+        if not was_up and head.is_up(state_dir):
+            report("the cluster stays up, to look into it; `llmos down` ends it")
+        raise
     except KeyboardInterrupt:
         if was_up:
             report("interrupted; the cluster and its jobs go on. `llmos quickstart` goes on too, `llmos down` ends all")
@@ -63,19 +71,26 @@ def main(
         raise
 
 
+def _connection(url: str, state_dir: Path) -> Connection:
+    """To this cluster, with the key that ``up`` stored: one from the environment may be for another."""
+    connection = stored(state_dir)
+    assert connection is not None and connection.url == url
+    return connection
+
+
 def _train(client: Client, data: Sequence[str], steps: int | None, report: Report, watching: Watching) -> JobView:
     """The job of the recipe: a finished one whose model is still there, one that goes on, or a new one."""
     job = _earlier(client, _spec(data, steps or 1), steps)
     if job is not None and job.final:
         report(f"{job.model} has been trained already, by job {job.id}")
         return job
-    _make_room(client, recipe.NAME)
     if job is None:
         spec = _spec(data, steps or _affordable_steps(_spec(data, 1)))
         job = client.submit(spec)
         report(f"job {job.id}: {spec.steps} steps on {spec.placed_mesh.size} workers")
     else:
         report(f"going on with job {job.id}")
+    _make_room(client, recipe.NAME)
     with watching() as watch:
         job = client.wait(job.id, on_progress=watch)
     if not job.succeeded:

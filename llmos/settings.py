@@ -49,22 +49,22 @@ def state_dir(path: Path | str | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-def connection(url: str | None = None, key: str | None = None, directory: Path | None = None) -> Connection:
-    """The cluster to talk to and the key to show it; ``directory`` is the state directory (default: :func:`state_dir`).
+def connection(url: str | None = None, key: str | None = None) -> Connection:
+    """The cluster to talk to and the key to show it.
 
     Raises ClusterError when no address is known, AuthError when no key is known for that address, UsageError for an
     address that is not one or a ``client.json`` that cannot be read.
     """
     address, secret = url or os.environ.get(ENV_URL), key or os.environ.get(ENV_KEY)
-    stored = None if address and secret else _load(client_file(directory))
-    if stored and not address:
-        address = stored.url
+    remembered = None if address and secret else stored()
+    if remembered and not address:
+        address = remembered.url
     if not address:
-        known = f"{ENV_URL} is not set and {client_file(directory)} does not exist"
+        known = f"{ENV_URL} is not set and {client_file()} does not exist"
         raise ClusterError(f"no llmos cluster is known: {known}", hint=_START_OR_LOGIN)
     address = normalize_url(address)
-    if stored and stored.url == address:
-        secret = secret or stored.key
+    if remembered and remembered.url == address:
+        secret = secret or remembered.key
     if not secret:
         raise AuthError(f"no API key is known for {address}", hint=f"run `llmos login {address}`, or set {ENV_KEY}")
     return Connection(address, secret)
@@ -105,7 +105,9 @@ def save_connection(connection: Connection, directory: Path | None = None) -> Pa
     return path
 
 
-def _load(path: Path) -> Connection | None:
+def stored(directory: Path | None = None) -> Connection | None:
+    """What ``client.json`` remembers, None if there is none. Raises UsageError if it cannot be read."""
+    path = client_file(directory)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return Connection(normalize_url(raw["url"]), str(raw["key"]))

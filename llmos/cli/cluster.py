@@ -66,6 +66,7 @@ def up(
     """Start Ray, the control module and the gateway, or join what is running; return once everything is ready."""
     from llmos.control.ray import head
 
+    _end_like_ctrl_c()
     directory = settings.state_dir(state_dir)
     info = head.up(directory, address, port, note)
     if output is Format.JSON:
@@ -100,6 +101,7 @@ def quickstart(
     from llmos import quickstart as road
     from llmos.cli.progress import watching
 
+    _end_like_ctrl_c()
     road.main(settings.state_dir(state_dir), address, port, data, steps, note, watching)
 
 
@@ -171,11 +173,15 @@ def _node(node: dict[str, Any]) -> tuple[str, ...]:
     return node["id"][:12], *amounts, phase("draining" if node["draining"] else "alive")
 
 
+def _end_like_ctrl_c() -> None:
+    """Let SIGTERM raise KeyboardInterrupt, too: what a command has started by then must not be left behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def _stay(directory: Path) -> None:
     """Sleep until Ctrl-C or SIGTERM, then take down what runs."""
     from llmos.control.ray import head
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     note("running; Ctrl-C takes everything down")
     try:
         while True:

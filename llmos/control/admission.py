@@ -18,9 +18,9 @@ def train_job(data: Mapping[str, Any]) -> TrainJob:
     if not isinstance(spec, TrainJob):
         raise UsageError(f"expected a TrainJob, found a {spec.kind}", hint="PUT it to /services/<name>", param="spec")
     for path in spec.data.path:
-        _check_there(path, "data.path", "text to train on")
+        check_there(path, "data.path", "text to train on")
     if spec.model.config is not None:
-        _check_there(spec.model.config, "model.config", "a directory with config.json")
+        check_there(spec.model.config, "model.config", "a directory with config.json")
         ModelConfig.load(spec.model.config)
     return spec
 
@@ -43,7 +43,8 @@ def pinned(spec: TrainJob, ref: str) -> TrainJob:
     return spec.model_copy(update={"model": spec.model.model_copy(update={"ref": ref})})
 
 
-def _check_there(path: str, field: str, expected: str) -> None:
+def check_there(path: str, field: str, expected: str) -> None:
+    """Raise UsageError or NotFoundError, naming ``field``, unless the absolute path or glob finds something."""
     if "\0" in path or not Path(path).is_absolute():
         raise UsageError(
             f"`{field}`: {path[:200]!r} is not absolute: expected a path on the head node",

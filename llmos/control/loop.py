@@ -47,23 +47,29 @@ class Loop:
         self._memo: object = None
         self._running: frozenset[str] = frozenset()  # jobs of which that is recorded: most ticks write nothing
         self._nudged = threading.Event()
-        self._stopped = threading.Event()
+        self._resting = False
 
     def run(self, interval_s: float = INTERVAL_S) -> None:
-        """Tick until :meth:`stop`. Whatever goes wrong in a tick is logged, and the next one tries again."""
-        while not self._stopped.is_set():
+        """Tick for ever. Whatever goes wrong in a tick is logged, and the next one tries again."""
+        while True:
             self._nudged.clear()
             try:
-                self.tick()
+                if not self._resting:
+                    self.tick()
             except Exception as error:
                 log.exception("a tick failed")
                 self.sight = replace(self.sight, error=f"the control loop failed: {type(error).__name__}: {error}")
             self._nudged.wait(interval_s)
 
-    def stop(self) -> None:
-        """Make :meth:`run` return after the tick it is in."""
-        self._stopped.set()
-        self._nudged.set()
+    def rest(self) -> None:
+        """Plan no more after the tick that runs now, until :meth:`carry_on`."""
+        self._resting = True
+        self.sight = replace(self.sight, error="planning has stopped: `llmos down` has begun; `llmos up` goes on")
+
+    def carry_on(self) -> None:
+        """Plan again."""
+        self._resting = False
+        self.nudge()
 
     def nudge(self) -> None:
         """Tick soon."""
@@ -79,7 +85,7 @@ class Loop:
             return
         decided = plan(desired, snapshot, self._memo)
         self._memo = decided.memo
-        actions, results = self._conclude(decided.actions, desired.jobs)
+        actions, results = self._conclude(decided.actions, desired.jobs, snapshot.now)
         running = _running(desired.jobs, snapshot)
         if actions or running - self._running:
             self._store.record(actions, snapshot.now, running=sorted(running - self._running), results=results)
@@ -88,10 +94,11 @@ class Loop:
         self._apply(actions, snapshot.now)
 
     def _conclude(
-        self, actions: Iterable[Action], jobs: Iterable[Job]
+        self, actions: Iterable[Action], jobs: Iterable[Job], now: float
     ) -> tuple[list[Action], dict[str, dict[str, Any]]]:
         """The actions, and what each CLOSE adds to its job's record. The model of a job that succeeded is registered
-        first; where that fails, so does the job."""
+        first. Where it is not whole, the job fails; where the trouble may pass, such as a full disk, its CLOSE is left
+        to the next tick."""
         attempts = {job.id: job.attempts for job in jobs}
         final: list[Action] = []
         results: dict[str, dict[str, Any]] = {}
@@ -99,8 +106,11 @@ class Loop:
             if action.verb is Verb.CLOSE:
                 result = {"metrics": newest_metrics(self._layout.job(action.id), attempts[action.id])}
                 if action.phase is JobPhase.SUCCEEDED:
-                    action, model = self._register(action)
-                    result["model"] = model
+                    try:
+                        action, result["model"] = self._register(action)
+                    except (ClusterError, OSError) as error:
+                        self._store.events.add(now, "job", action.id, "register_failed", str(error))
+                        continue
                 results[action.id] = result
             final.append(action)
         return final, results
@@ -108,7 +118,9 @@ class Loop:
     def _register(self, action: Action) -> tuple[Action, Any]:
         try:
             return action, self._registry.register(action.id)
-        except (LlmosError, OSError) as error:
+        except ClusterError:
+            raise
+        except LlmosError as error:
             why = f"trained, but its model could not be registered: {error}"
             return replace(action, phase=JobPhase.FAILED, why=why), None
 

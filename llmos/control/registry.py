@@ -67,27 +67,33 @@ class Registry:
         except ValueError as error:
             raise UsageError(str(error), param="name") from None
         source = _absolute(path)
-        if not source.exists():
-            raise NotFoundError(f"no directory `{path}` on the head node", hint="check the path", param="path")
-        model_files.files(source)  # before anything is opened there
-        original = _lineage(source)  # a stranger's: kept, not mixed with what is known
-        lineage = {"imported_from": str(source), **({"original": original} if original else {})}
-        return self._view(self._enter(name, source, lineage, job=None))
+        try:
+            if not source.exists():
+                raise NotFoundError(f"no directory `{path}` on the head node", hint="check the path", param="path")
+            model_files.files(source)  # before anything is opened there
+            original = _lineage(source)  # a stranger's: kept, not mixed with what is known
+            lineage = {"imported_from": str(source), **({"original": original} if original else {})}
+            return self._view(self._enter(name, source, lineage, job=None))
+        except OSError as error:
+            what = f"cannot import `{path[:500]}`: {error.strerror or error}"
+            hint = "check its permissions, and the room in the state directory"
+            raise DataError(what, hint=hint, param="path") from error
 
     def export(self, ref: str, path: str) -> Row:
         """Copy a version's files to the new directory ``path``. Raises NotFoundError, ConflictError, DataError."""
         row, target = self._store.models.find(ref), _absolute(path)
-        if target.exists() or target.is_symlink():
-            raise ConflictError(f"`{path}` exists: expected a path where nothing is", hint="name another", param="path")
-        if not target.parent.is_dir():
-            raise NotFoundError(f"no directory `{target.parent}` on the head node", hint="create it", param="path")
         try:
+            if target.exists() or target.is_symlink():
+                what = f"`{path}` exists: expected a path where nothing is"
+                raise ConflictError(what, hint="name another", param="path")
+            if not target.parent.is_dir():
+                raise NotFoundError(f"no directory `{target.parent}` on the head node", hint="create it", param="path")
             with _temporary(target.parent) as temporary:
                 model_files.copy(self._path(row), temporary)
                 temporary.rename(target)
                 sync_directory(target.parent)
         except OSError as error:
-            raise DataError(f"cannot write `{path}`: {error.strerror or error}", param="path") from error
+            raise DataError(f"cannot write `{path[:500]}`: {error.strerror or error}", param="path") from error
         return self._view(row) | {"path": str(target)}
 
     def remove(self, ref: str) -> None:

@@ -42,7 +42,7 @@ class SamplingParams:
         _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "at least 1")
         _check("temperature", self.temperature, 0 <= self.temperature <= 100, "0 to 100")
         _check("top_k", self.top_k, self.top_k >= 0, "at least 0, which keeps every token")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1")
+        _check("top_p", self.top_p, 0 <= self.top_p <= 1, "0 to 1")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1")
         _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
         for name in ("frequency_penalty", "presence_penalty"):

@@ -1,8 +1,9 @@
 """The choice of the next token. Every row has its own parameters and its own random numbers.
 
 One number per token, from a counter-based generator keyed by the request's seed (Philox4x64: Salmon et al., "Parallel
-random numbers: as easy as 1, 2, 3", SC 2011), drives the inverse of the cumulative distribution. So an answer depends
-on its prompt and seed alone, not on its neighbours in the batch nor on when it came.
+random numbers: as easy as 1, 2, 3", SC 2011), drives the inverse of the cumulative distribution. So what chance adds to
+an answer depends on its seed alone, not on its neighbours in the batch nor on when it came. (Its logits do, in their
+last bits: matrix products of other shapes add up in another order.)
 """
 
 from __future__ import annotations

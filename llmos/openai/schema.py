@@ -64,10 +64,10 @@ class Request(_Wire):
     model: str = Field(description="a served model")
     stream: bool | None = Field(default=None, description="answer as server-sent events")
     stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1, le=16, description="answers per prompt")
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="answers per prompt")
     max_tokens: int | None = Field(default=None, ge=1, description="tokens of an answer, at most")
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1, description="0 keeps the likeliest token only")
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**SEED_BITS, description="same seed, same answer")

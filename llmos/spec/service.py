@@ -10,13 +10,19 @@ from pydantic import Field
 from llmos.spec.base import Conflict, Mesh, ModelRef, Name, PositiveInt, Resources, Strict, min_at_most_max
 
 
+def _fixed(replicas: Replicas) -> Iterator[Conflict]:
+    if replicas.min < replicas.max:
+        what = f"`max: {replicas.max}` is more than `min: {replicas.min}`"
+        yield ("max",), f"{what}: expected the same number, replicas do not follow the load yet"
+
+
 class Replicas(Strict):
     """How many copies of the model answer."""
 
     min: PositiveInt = Field(default=1, description="fewest replicas")
     max: PositiveInt = Field(default=1, description="most replicas")
 
-    rules = (min_at_most_max,)
+    rules = (min_at_most_max, _fixed)
 
 
 def _no_data_parallel(service: Service) -> Iterator[Conflict]:

@@ -84,7 +84,7 @@ class Workers(Strict):
     """How many workers (ranks) the job may run on."""
 
     min: PositiveInt = Field(default=1, description="fewest workers the job runs on")
-    max: PositiveInt = Field(default=1, description="most workers the job runs on")
+    max: PositiveInt = Field(default=1, description="most workers the job accepts; today it runs on the fewest")
 
     rules = (min_at_most_max,)
 

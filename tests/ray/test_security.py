@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import httpx
 import pytest
+from openai import AuthenticationError
 
 import llmos
-from llmos.errors import ForbiddenError
+from llmos.control.ray.proxy import KEY_FRESH_S
+from llmos.errors import AuthError, ForbiddenError
 from llmos.files import read_json
 from llmos.settings import state_dir
 from tests.support import LLMOS, free_port
@@ -43,6 +46,17 @@ def test_a_key_for_text_cannot_submit_and_a_revoked_one_nothing(cluster: llmos.C
         with pytest.raises(ForbiddenError):
             reader.jobs()
         cluster.revoke_key(made.id)
+        with pytest.raises(AuthError):
+            reader.jobs()
+        time.sleep(KEY_FRESH_S)
+        with pytest.raises(AuthenticationError):
+            openai.models.list()
+
+
+def test_what_ray_serve_tells_without_a_key(cluster: llmos.Client) -> None:
+    with httpx.Client(base_url=cluster.connection.url) as http:
+        assert http.get("/-/healthz").text == "success"
+        assert http.get("/-/routes").json() == {"/": "llmos-gateway"}  # whatever is served: nothing of it
 
 
 def test_ray_itself_refuses_who_has_another_token(

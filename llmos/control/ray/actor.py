@@ -11,10 +11,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from llmos.control import attempt
 from llmos.control.control import Control
 from llmos.control.loop import Loop
-from llmos.control.ray import attempts, services
+from llmos.control.ray import services
 from llmos.control.ray.cluster import RayCluster
 from llmos.control.ray.session import CONTROL, NAMESPACE
 from llmos.control.registry import Registry
@@ -39,8 +38,7 @@ class ControlActor:
         cluster = RayCluster(self._layout, store.services.spec)
         self._loop = Loop(store, registry, cluster, self._layout)
         self._control = Control(store, registry, self._loop, self._layout)
-        self._ticking = threading.Thread(target=self._loop.run, name="llmos-loop", daemon=True)
-        self._ticking.start()
+        threading.Thread(target=self._loop.run, name="llmos-loop", daemon=True).start()
         threading.Thread(target=_open_front_door, args=(host, port), name="llmos-gateway", daemon=True).start()
 
     def call(self, verb: str, authorization: str | None, arguments: dict[str, Any]) -> Any:
@@ -69,16 +67,13 @@ class ControlActor:
         """A new admin key: only whoever may connect to the Ray cluster can ask for one without having one."""
         return self._control.create_key(name, ("admin",))
 
-    def drain(self, grace_s: float) -> int:
-        """Stop planning and ask every attempt to checkpoint and end. Returns how many did not within ``grace_s``."""
-        self._loop.stop()
-        self._ticking.join()
-        for job, number in attempts.alive():
-            attempt.ask_to_stop(self._layout.job(job).attempt(number))
-        deadline = time.monotonic() + grace_s
-        while (left := list(attempts.alive())) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return len(left)
+    def rest(self) -> None:
+        """Plan no more: the cluster is about to end."""
+        self._loop.rest()
+
+    def carry_on(self) -> None:
+        """Plan again, if an end that was begun has not come."""
+        self._loop.carry_on()
 
 
 def start(layout: Layout, host: str, port: int) -> Any:
@@ -105,6 +100,7 @@ def start(layout: Layout, host: str, port: int) -> Any:
             f"llmos already runs on this cluster: its front door is {url}, its state is in {there['state_dir']}",
             hint=f"use that one (`llmos login {url}`), or give `up` the same LLMOS_STATE_DIR and `--port`",
         )
+    ray.get(handle.carry_on.remote())
     return handle
 
 

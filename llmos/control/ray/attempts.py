@@ -10,6 +10,7 @@ import os
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from llmos.control.ray.session import NAMESPACE
 from llmos.control.secrets import resolve
 from llmos.files import read_json
 from llmos.layout import Layout
+from llmos.redact import Redactor
 
 ENTRY = "llmos.train.worker:fit"
 _PREFIX = "llmos-attempt-"
@@ -38,19 +40,13 @@ class AttemptActor:
         run.start()
 
     def _run(self, state_dir: str, job: str, number: int, nodes: tuple[str, ...]) -> None:
-        job_dirs = Layout(Path(state_dir)).job(job)
-        dirs = job_dirs.attempt(number)
-        if attempt.claim(dirs, ray.get_runtime_context().get_session_name()):
-            try:
-                spec = read_json(job_dirs.spec)
-                values = resolve(spec.get("secrets") or {})
-                result = _entry()(state_dir, job, number, nodes, values)
-            except BaseException as error:
-                with open(dirs.log, "a", encoding="utf-8") as log:
-                    log.write(_report(error))
-                result = attempt.failure(error)
-            attempt.finish(dirs, result)
-        os._exit(0)  # not sys.exit: this is not the main thread, and the main thread serves Ray for ever
+        try:
+            dirs = Layout(Path(state_dir)).job(job).attempt(number)
+            if attempt.claim(dirs, ray.get_runtime_context().get_session_name()):
+                attempt.finish(dirs, _result(Path(state_dir), job, number, nodes))
+        finally:
+            # whatever happened, a full disk included: without a process, what the directory says is the truth
+            os._exit(0)  # not sys.exit: this is not the main thread, and the main thread serves Ray for ever
 
 
 def start(layout: Layout, job: str, number: int, nodes: Sequence[str]) -> None:
@@ -83,6 +79,20 @@ def alive() -> Iterator[tuple[str, int]]:
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(_PREFIX):
             job, _, number = actor["name"].removeprefix(_PREFIX).rpartition("-")
             yield job, int(number)
+
+
+def _result(state_dir: Path, job: str, number: int, nodes: tuple[str, ...]) -> dict[str, Any]:
+    """Run the attempt. What it raised becomes a result, and a line in its log: without the job's secrets, both."""
+    job_dirs = Layout(state_dir).job(job)
+    values: dict[str, str] = {}
+    try:
+        values = resolve(read_json(job_dirs.spec).get("secrets") or {})
+        return dict(_entry()(str(state_dir), job, number, nodes, values))
+    except BaseException as error:
+        redactor, result = Redactor(values.values()), attempt.failure(error)
+        with suppress(OSError), open(job_dirs.attempt(number).log, "a", encoding="utf-8") as log:
+            log.write(redactor.redact(_report(error)))
+        return {**result, "error": redactor.redact(result["error"])}
 
 
 def _entry() -> Any:

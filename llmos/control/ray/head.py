@@ -13,11 +13,14 @@ from typing import Any
 import httpx
 import ray
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from llmos import settings
+from llmos.control import attempt
 from llmos.control.ray import actor, attempts, local_ray, services
 from llmos.control.ray.processes import Process, end, listener, port_is_free
 from llmos.control.ray.session import CONTROL, NAMESPACE, authenticate, connect, logs
+from llmos.control.store import Store
 from llmos.errors import ClusterError, ConflictError, LlmosError
 from llmos.files import read_json, write_json
 from llmos.layout import Layout
@@ -26,6 +29,7 @@ HOST = "127.0.0.1"
 PORT = 8000
 READY_TIMEOUT_S = 90.0
 DRAIN_GRACE_S = 30.0
+REST_TIMEOUT_S = 10.0
 POLL_S = 0.2
 
 Report = Callable[[str], None]
@@ -39,7 +43,7 @@ def up(state_dir: Path, address: str | None, port: int | None, report: Report) -
     there is no cluster or it does not become ready.
     """
     layout = Layout(state_dir)
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_private(state_dir)
     with _alone(layout):
         running = _running(layout)
         if running is None:
@@ -56,7 +60,7 @@ def up(state_dir: Path, address: str | None, port: int | None, report: Report) -
                 _give_up(layout, running, theirs=isinstance(error, ConflictError), report=report)
             raise
         if not running.get("ready"):
-            write_json(layout.cluster, {**running, "ready": True}, mode=0o600)
+            _remember(layout, {**running, "ready": True})
     return {"url": url, "address": running["address"], "state_dir": str(state_dir), "dashboard": running["dashboard"]}
 
 
@@ -76,11 +80,14 @@ def down(state_dir: Path, report: Report) -> None:
     with _alone(layout):
         try:
             _attach(layout, running)
-            _drain(report)
+            _drain(layout, report)
+        except KeyboardInterrupt:
+            report("not waiting any longer; jobs will go on from their last checkpoint")
+        except (LlmosError, RayError) as error:
+            report(f"could not ask running jobs to checkpoint: {str(error).splitlines()[0]}")
+        try:
             if not running.get("process"):
                 _leave()
-        except LlmosError as error:
-            report(f"could not ask the cluster first: {error.message}")
         finally:
             ray.shutdown()
         _end(layout, running)
@@ -101,9 +108,22 @@ def _begin(layout: Layout, address: str | None, port: int, report: Report) -> di
         running = {"address": ray.get_runtime_context().gcs_address, "joined": address, "port": port, "dashboard": ""}
     else:
         report("starting Ray")
-        running = {**local_ray.start(layout), "port": port}
-    write_json(layout.cluster, running, mode=0o600)
+        Store(layout).close()  # a damaged one is better told of now than by an actor that does not start
+        head = local_ray.start(layout, remember=lambda started: _remember(layout, {**started, "port": port}))
+        running = {**head, "port": port}
+    _remember(layout, running)
     return running
+
+
+def _remember(layout: Layout, running: dict[str, Any]) -> None:
+    write_json(layout.cluster, running, mode=0o600)
+
+
+def _make_private(state_dir: Path) -> None:
+    """Create the state directory, or take from others what an existing one grants them: it holds keys and tokens."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if state_dir.stat().st_mode & 0o077:
+        state_dir.chmod(0o700)
 
 
 def _check_same(running: dict[str, Any], address: str | None, port: int | None) -> None:
@@ -119,7 +139,7 @@ def _give_up(layout: Layout, running: dict[str, Any], theirs: bool, report: Repo
     """End what a failed ``up`` has started; ``theirs``: the cluster's llmos is somebody else's, and stays."""
     report("giving up; ending what was started")
     if not (running.get("process") or theirs):
-        with suppress(RayError):
+        with suppress(ClusterError):
             _leave()
     _end(layout, running)
 
@@ -183,24 +203,35 @@ def _first_key(layout: Layout, url: str, control: Any) -> str:
     return key
 
 
-def _drain(report: Report) -> None:
-    if not any(True for _ in attempts.alive()):
-        return
-    report(f"asking running jobs to checkpoint (up to {DRAIN_GRACE_S:.0f} s)")
-    with suppress(ValueError):
+def _drain(layout: Layout, report: Report) -> None:
+    """Stop planning, then ask every attempt to checkpoint and end."""
+    with suppress(ValueError, RayError):  # without a control module there is nobody who plans
         control: Any = ray.get_actor(CONTROL, NAMESPACE)
-        left: int = ray.get(control.drain.remote(DRAIN_GRACE_S), timeout=DRAIN_GRACE_S + 15)
-        if left > 0:
-            report(f"{left} did not in time; they will go on from their last checkpoint")
+        ray.get(control.rest.remote(), timeout=REST_TIMEOUT_S)
+    asked: set[tuple[str, int]] = set()
+    deadline = time.monotonic() + DRAIN_GRACE_S
+    while (left := set(attempts.alive())) and time.monotonic() < deadline:
+        if not asked:
+            report(f"asking running jobs to checkpoint (up to {DRAIN_GRACE_S:.0f} s)")
+        for job, number in left - asked:
+            attempt.ask_to_stop(layout.job(job).attempt(number))
+        asked |= left
+        time.sleep(POLL_S)
+    if left:
+        report(f"{len(left)} did not in time; they will go on from their last checkpoint")
 
 
 def _leave() -> None:
-    """Remove llmos from a cluster that others started: its applications and its actors."""
-    services.remove_everything()
-    for job, number in list(attempts.alive()):
-        attempts.kill(job, number)
-    with suppress(ValueError):
-        ray.kill(ray.get_actor(CONTROL, NAMESPACE), no_restart=True)
+    """Remove llmos from a cluster that others started: its applications and its actors. Raises ClusterError."""
+    try:
+        services.remove_everything()
+        for job, number in list(attempts.alive()):
+            attempts.kill(job, number)
+        with suppress(ValueError):
+            ray.kill(ray.get_actor(CONTROL, NAMESPACE), no_restart=True)
+    except (RayError, RayServeException) as error:
+        what = str(error).splitlines()[0]
+        raise ClusterError(f"llmos could not leave the cluster: {what}", hint="try `llmos down` again") from error
 
 
 def _end(layout: Layout, running: dict[str, Any]) -> None:

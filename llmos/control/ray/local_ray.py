@@ -7,9 +7,10 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-from llmos.control.ray.processes import Process, end, free_ports
+from llmos.control.ray.processes import MARKER, Process, end, free_ports
 from llmos.control.ray.session import authenticate, check_reachable
 from llmos.errors import ClusterError
 from llmos.files import write_atomic
@@ -18,8 +19,11 @@ from llmos.layout import Layout
 START_TIMEOUT_S = 60.0
 
 
-def start(layout: Layout) -> dict[str, Any]:
-    """Start a head: ``{process, session, address, dashboard}``. Raises ClusterError with the log's end if it fails."""
+def start(layout: Layout, remember: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Start a head: ``{process, session, address, dashboard}``, handed to ``remember`` as soon as there is a process.
+
+    Raises ClusterError with the end of the log if it does not come up; nothing is left of it then.
+    """
     if not layout.ray_token.exists():
         write_atomic(layout.ray_token, secrets.token_hex(32).encode(), mode=0o600)
     gcs, dashboard, client, agent, agent_grpc, metrics, autoscaler, dashboard_metrics = free_ports(8)
@@ -28,7 +32,8 @@ def start(layout: Layout) -> dict[str, Any]:
     command += ["--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)]
     command += ["--dashboard-agent-listen-port", str(agent), "--dashboard-agent-grpc-port", str(agent_grpc)]
     command += ["--metrics-export-port", str(metrics)]
-    environment = {**os.environ, **authenticate(layout.ray_token)}
+    session = secrets.token_hex(16)
+    environment = {**os.environ, **authenticate(layout.ray_token), MARKER: session}
     environment |= {"AUTOSCALER_METRIC_PORT": str(autoscaler), "DASHBOARD_METRIC_PORT": str(dashboard_metrics)}
     # jobs are asked to checkpoint before; Ray itself would wait for actors that never end
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
@@ -41,17 +46,19 @@ def start(layout: Layout) -> dict[str, Any]:
             cwd=layout.root, start_new_session=True,
         )  # fmt: skip
     process, address = Process.of(head.pid), f"127.0.0.1:{gcs}"
-    try:
-        _wait(head, address, str(log))
-    except BaseException:
-        end(process)
-        raise
-    return {
+    started = {
         "process": {"pid": process.pid, "started": process.started},
-        "session": address,
+        "session": session,
         "address": address,
         "dashboard": f"http://127.0.0.1:{dashboard}",
     }
+    try:
+        remember(started)
+        _wait(head, address, str(log))
+    except BaseException:
+        end(process, marker=session)
+        raise
+    return started
 
 
 def _wait(head: subprocess.Popen[bytes], address: str, log: str) -> None:

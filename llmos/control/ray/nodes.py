@@ -30,7 +30,7 @@ def observe(ours: Mapping[str, Resources]) -> tuple[Node, ...]:
 
 
 def resources(amounts: Mapping[str, Any]) -> Resources:
-    """Ray's resource mapping as a value. Markers that Ray keeps per node and accelerator type are left out."""
+    """Ray's resource mapping as a value. Markers that Ray keeps per node are left out."""
     custom = tuple(
         sorted((name, float(v)) for name, v in amounts.items() if name not in _KNOWN and not name.startswith("node:"))
     )

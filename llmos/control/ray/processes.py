@@ -6,31 +6,43 @@ import contextlib
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 TERM_GRACE_S = 15.0
 KILL_GRACE_S = 5.0
+MARKER = "LLMOS_SESSION"
+"""The environment variable that every process of a cluster started here has: children inherit it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process by pid and start time (seconds since the epoch), so that a reused pid is not mistaken for it."""
+    """A process by pid and start, so that a reused pid is not mistaken for it.
+
+    The start is the boot's id and clock ticks since then: unlike a time of day, setting the clock does not change it.
+    """
 
     pid: int
-    started: float
+    started: str
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        return cls(pid, psutil.Process(pid).create_time())
+        return cls(pid, _start(pid))
 
     def find(self) -> psutil.Process | None:
         """The process, if it still runs."""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):
             found = psutil.Process(self.pid)
-            if found.create_time() == self.started and found.status() != psutil.STATUS_ZOMBIE:
+            if _start(self.pid) == self.started and found.status() != psutil.STATUS_ZOMBIE:
                 return found
         return None
+
+
+def _start(pid: int) -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
+    return f"{boot} {fields[19]}"
 
 
 def family(process: Process) -> list[psutil.Process]:
@@ -47,7 +59,7 @@ def family(process: Process) -> list[psutil.Process]:
 def end(process: Process, marker: str = "") -> int:
     """End a process and all it started: SIGTERM to it, then SIGKILL to whoever is left. Returns how many were killed.
 
-    ``marker`` finds members that have lost their parent: processes whose environment or command line holds it.
+    ``marker`` finds members that have lost their parent: processes whose environment has it as MARKER.
     """
     members = family(process)
     if members:
@@ -63,11 +75,10 @@ def end(process: Process, marker: str = "") -> int:
 
 
 def _marked(marker: str) -> Iterator[psutil.Process]:
-    """Processes of this user that belong to the Ray session whose name is ``marker``."""
-    mine = psutil.Process().uids().real
+    """The processes of the cluster that was started with ``marker`` in its environment."""
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.uids().real == mine and any(marker in argument for argument in process.cmdline()):
+        with contextlib.suppress(psutil.Error, OSError):  # somebody else's, or over
+            if process.environ().get(MARKER) == marker:
                 yield process
 
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from llmos.control.ray.session import CONTROL, NAMESPACE
 from llmos.errors import ClusterError, LlmosError
@@ -66,10 +66,10 @@ class ControlProxy:
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                actor = await asyncio.to_thread(ray.get_actor, CONTROL, NAMESPACE)
+                actor = await asyncio.to_thread(_find)
                 answer = await getattr(actor, method).remote(*arguments)
-            except (ValueError, ActorDiedError, ActorUnavailableError, RayActorError, GetTimeoutError) as error:
-                if not (repeatable or isinstance(error, ValueError)) or time.monotonic() > deadline:
+            except (_Away, RayActorError, GetTimeoutError) as error:
+                if not (repeatable or isinstance(error, _Away)) or time.monotonic() > deadline:
                     raise ClusterError(
                         "the control module did not answer; it restarts by itself",
                         hint="try again in a few seconds; what was submitted before is not lost",
@@ -79,3 +79,14 @@ class ControlProxy:
             if isinstance(answer, LlmosError):
                 raise answer
             return answer
+
+
+class _Away(Exception):
+    """There is no control actor by its name at the moment: nothing was asked of it."""
+
+
+def _find() -> Any:
+    try:
+        return ray.get_actor(CONTROL, NAMESPACE)
+    except ValueError as error:
+        raise _Away from error

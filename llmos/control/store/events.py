@@ -25,18 +25,20 @@ class Events:
             return rows(connection, query)
 
     def add(self, at: float, kind: str, subject: str, what: str, why: str) -> None:
-        """Append in a transaction of its own."""
+        """Append in a transaction of its own, unless it repeats the subject's last one: a loop that fails every second
+        says so once."""
+        newest = (
+            select(events.c.what, events.c.why)
+            .where(events.c.kind == kind, events.c.subject == subject)
+            .order_by(events.c.number.desc())
+            .limit(1)
+        )
         with self._database.write() as connection:
-            append(connection, at, kind, subject, what, why)
+            last = connection.execute(newest).first()
+            if last is None or tuple(last) != (what, why):
+                append(connection, at, kind, subject, what, why)
 
 
 def append(connection: Connection, at: float, kind: str, subject: str, what: str, why: str = "") -> None:
-    """Append an event, unless it repeats the subject's last one: a loop that fails every second says so once."""
-    last = connection.execute(
-        select(events.c.what, events.c.why)
-        .where(events.c.kind == kind, events.c.subject == subject)
-        .order_by(events.c.number.desc())
-        .limit(1)
-    ).first()
-    if last is None or tuple(last) != (what, why):
-        connection.execute(insert(events).values(at=at, kind=kind, subject=subject, what=what, why=why))
+    """Append an event in the transaction of the change that it tells of."""
+    connection.execute(insert(events).values(at=at, kind=kind, subject=subject, what=what, why=why))

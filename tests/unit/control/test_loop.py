@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -169,6 +170,23 @@ def test_an_action_that_fails_keeps_no_other_from_being_carried_out(
     assert world.control.get_job("a")["phase"] == "succeeded" and world.control.get_job("a")["attempts"] == 1
 
 
+def test_a_disk_that_is_full_for_a_while_costs_no_trained_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = world.control.submit_job(world.spec())["id"]
+    honest = world.registry.register
+
+    def full(_job: str) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(world.registry, "register", full)
+    world.run(20)
+    assert world.control.get_job(job)["phase"] == "running"
+    told = [event for event in world.control.job_events(job) if event["what"] == "register_failed"]
+    assert len(told) == 1 and "No space left" in told[0]["why"]
+    monkeypatch.setattr(world.registry, "register", honest)
+    world.run(2)
+    assert world.control.get_job(job)["phase"] == "succeeded" and world.control.get_job(job)["model"] == "coder@1"
+
+
 def test_a_model_that_cannot_be_registered_fails_the_job(world: World) -> None:
     world.control.submit_job(world.spec())
     world.run(5)
@@ -223,17 +241,18 @@ def test_the_loop_survives_a_bug_and_hears_nudges(world: World, monkeypatch: pyt
         honest()
 
     monkeypatch.setattr(world.loop, "tick", tick)
-    thread = threading.Thread(target=world.loop.run, args=(60.0,))
-    thread.start()
+    threading.Thread(target=world.loop.run, args=(60.0,), daemon=True).start()
     while not calls:
         time.sleep(0.005)
     time.sleep(0.05)
     assert "ZeroDivisionError: a bug" in world.loop.sight.error
+    world.loop.rest()
     world.control.submit_job(world.spec())  # nudges
+    time.sleep(0.1)
+    assert world.control.get_job("coder")["phase"] == "queued"
+    assert "`llmos up` goes on" in world.control.status()["control"]["error"]
+    world.loop.carry_on()
     deadline = time.monotonic() + 5
     while world.control.get_job("coder")["phase"] == "queued" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert world.control.get_job("coder")["phase"] == "starting"
-    world.loop.stop()
-    thread.join(5)
-    assert not thread.is_alive()

@@ -18,7 +18,7 @@ from llmos.infer.request import GenerationRequest, SamplingParams, TokenEvent, T
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("top_k", -1),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
         ("top_p", 1.1),
         ("min_p", 2.0),
         ("repetition_penalty", 0.0),
