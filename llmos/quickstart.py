@@ -25,8 +25,6 @@ from llmos.views import JobView, ModelView
 TRAINING_S = 180.0
 """Seconds of training, unless the user says how many steps: with all else, the road takes about five minutes."""
 MIN_STEPS = 50
-IN_UNISON = 1.1
-"""A step of all ranks at once takes so much longer than one rank's alone: they wait for each other and share caches."""
 PROMPT = "def fibonacci(n):"
 QUESTION = "Write a function that adds two numbers."
 SEEDS = range(4)
@@ -108,7 +106,7 @@ def _affordable_steps(spec: TrainJob) -> int:
     """As many steps as this machine does in TRAINING_S. The learning rate's way down needs to know them beforehand."""
     from llmos.train.speed import step_seconds
 
-    return max(MIN_STEPS, int(TRAINING_S / (IN_UNISON * step_seconds(spec))))
+    return max(MIN_STEPS, int(TRAINING_S / step_seconds(spec)))
 
 
 def _earlier(client: Client, spec: TrainJob, steps: int | None) -> JobView | None:

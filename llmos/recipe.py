@@ -13,12 +13,12 @@ from llmos.spec.train_job import CheckpointPolicy, Validation
 
 NAME = "stdlib-coder"
 """Of the job, the model and the service alike."""
-BATCH_SIZE = 32
+BATCH_SIZE = 8
 SEQUENCE_LENGTH = 256
 TOKENS_PER_STEP = BATCH_SIZE * SEQUENCE_LENGTH
 
-_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-"""Directories of other people's code, and of tests, which repeat themselves."""
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
+"""Directories of other people's code, of tests, which repeat themselves, and of the reference manual as one string."""
 
 
 def standard_library() -> list[str]:
@@ -36,14 +36,14 @@ def stdlib_coder(paths: Sequence[str], steps: int) -> TrainJob:
     return TrainJob(
         name=NAME,
         model=ModelSource(preset="tiny"),
-        data=Data(path=tuple(paths), vocab_size=4096, validation_fraction=0.05),
+        data=Data(path=tuple(paths), vocab_size=2048, validation_fraction=0.05),
         mesh=Mesh(dp=2),
-        optimizer=Optimizer(name="muon", learning_rate=4e-3, warmup_steps=20),
+        optimizer=Optimizer(name="muon", learning_rate=6e-3, warmup_steps=20, min_learning_rate_ratio=0.0),
         steps=steps,
         batch_size=BATCH_SIZE,
         sequence_length=SEQUENCE_LENGTH,
         precision="auto",
-        checkpoint=CheckpointPolicy(every_steps=100),
-        validation=Validation(every_steps=200),
+        checkpoint=CheckpointPolicy(every_steps=250),
+        validation=Validation(every_steps=1000),
         output=Output(model=NAME),
     )

@@ -81,8 +81,8 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each added to a stream that is normalized before it is read.
 
-    Under autocast the stream stays in float32: in bf16, whose 8 bits swallow small additions, the loss of preset
-    ``tiny`` was 0.12 nats higher after 220 steps of 2,048 tokens.
+    Under autocast the stream stays in float32: in bf16, whose 8 bits swallow small additions, the loss of a
+    model of 5.5 M parameters was 0.12 nats higher after 220 steps of 2,048 tokens.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:

@@ -31,7 +31,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         # for tests: trains a step in milliseconds
         "nano": Preset(64, 176, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, max_position=1024),
         # learns to write text within minutes on two CPU cores
-        "tiny": Preset(256, 704, num_layers=6, num_heads=8, num_kv_heads=4, head_dim=32, max_position=1024),
+        "tiny": Preset(256, 704, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=64, max_position=1024),
         # the shape of SmolLM-135M (huggingface.co/HuggingFaceTB/SmolLM-135M)
         "small": Preset(576, 1536, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64, max_position=2048),
         # the shape of Llama-3.2-1B (huggingface.co/meta-llama/Llama-3.2-1B), with its pre-training context

@@ -71,7 +71,7 @@ def _group(run: Run, ranks: int) -> Iterator[None]:
         for child in children:
             child.start()
         try:
-            _join(directory, 0, ranks)
+            join(directory, 0, ranks)
             yield
             for child in children:
                 child.join(CHILD_END_TIMEOUT_S)
@@ -92,7 +92,8 @@ def _end(children: Sequence[BaseProcess]) -> None:
             child.join()
 
 
-def _join(directory: str, rank: int, ranks: int) -> None:
+def join(directory: str, rank: int, ranks: int) -> None:
+    """Become rank ``rank`` of ``ranks`` processes of this machine that share ``directory``, an empty one."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = dist.FileStore(f"{directory}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
@@ -101,7 +102,7 @@ def _join(directory: str, rank: int, ranks: int) -> None:
 def _child(run: Run, directory: str, rank: int, ranks: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; rank 0 decides what it means
     logging.basicConfig(level=logging.ERROR, format=f"[rank {rank}] %(message)s")
-    _join(directory, rank, ranks)
+    join(directory, rank, ranks)
     try:
         train(run, World.current())
     except LlmosError as error:  # rank 0 says it to the user, unless it is this rank's own

@@ -28,7 +28,7 @@ def train(run: Run, world: World) -> Result:
     Rank 0 appends a row to ``run.attempt.metrics`` after each step, and leaves ``run.attempt.outcome``. A job whose
     export exists returns at once. Raises leaves of LlmosError, on every rank.
     """
-    start.set_threads(run.job)
+    start.set_process(run.job)
     metrics = world.from_first(partial(finished, run.job_dirs.export, run.job))
     result = Result("succeeded", run.job.steps, metrics) if metrics is not None else _train(run, world)
     world.from_first(partial(_write_outcome, run.attempt, result))

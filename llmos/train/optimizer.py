@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from llmos.errors import CheckpointError
+from llmos.parallel.world import World
 from llmos.spec import Optimizer as OptimizerSpec
+from llmos.train.muon import Muon
 
 _OUTER = ("embed_tokens.weight", "lm_head.weight")
 """2-D, but lookup tables in effect: Muon's orthogonal updates are for matrices that map hidden to hidden."""
@@ -18,15 +20,19 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 class Optimizer:
-    """One or two torch optimizers behind one learning rate, whose state is named after the parameters."""
+    """One or two torch optimizers behind one learning rate, whose state is named after the parameters.
 
-    def __init__(self, model: nn.Module, spec: OptimizerSpec) -> None:
+    All ranks of ``world`` step together: some of the work is shared.
+    """
+
+    def __init__(self, model: nn.Module, spec: OptimizerSpec, world: World) -> None:
         self._named: Named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         hidden = [(n, p) for n, p in self._named if spec.name == "muon" and p.ndim == 2 and not n.endswith(_OUTER)]
         taken = {name for name, _ in hidden}
         self._parts: list[torch.optim.Optimizer] = [_adamw([(n, p) for n, p in self._named if n not in taken], spec)]
         if hidden:
-            self._parts.append(_muon(hidden, spec))
+            matrices = [parameter for _, parameter in hidden]
+            self._parts.append(Muon(matrices, spec.learning_rate, spec.weight_decay, world))
 
     def step(self, learning_rate: float) -> None:
         """Move the weights along their ``.grad``, at ``learning_rate``."""
@@ -67,22 +73,6 @@ def _adamw(named: Named, spec: OptimizerSpec) -> torch.optim.Optimizer:
     ]
     filled = [group for group in groups if group["params"]]
     return torch.optim.AdamW(filled, lr=spec.learning_rate, betas=spec.betas, fused=True)
-
-
-def _muon(named: Named, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """Muon with updates as large (root mean square) as AdamW's, so that both share a learning rate and a decay.
-
-    Source: Jordan et al., "Muon" (2024); the scale is section 2.2 of "Muon is Scalable for LLM Training" (arXiv
-    2502.16982). Only its momentum is Muon's own: 0.95, the value of both.
-    """
-    return torch.optim.Muon(
-        [parameter for _, parameter in named],
-        lr=spec.learning_rate,
-        weight_decay=spec.weight_decay,
-        momentum=0.95,
-        nesterov=True,
-        adjust_lr_fn="match_rms_adamw",
-    )
 
 
 def _parameters(named: Named, wanted: Callable[[nn.Parameter], bool]) -> list[nn.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 from pathlib import Path
@@ -16,6 +17,10 @@ from llmos.spec import PRESETS, TrainJob
 from llmos.spec.load import to_dict
 from llmos.train import data
 from llmos.train.data import Corpus
+
+_MALLOC_OPTIONS = {-1: 2**31 - 1, -3: 2**25}
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (malloc.h): give memory back to the kernel never, and only of more than 32 MiB,
+glibc's limit. With its defaults each step asks for it again, and a tenth of the time goes into page faults."""
 
 
 def prepare_corpus(job: TrainJob, data_dir: Path, base_model: Path | None, world: World, report: Any) -> Corpus:
@@ -70,9 +75,15 @@ def recipe(job: TrainJob, corpus: Corpus, model: Transformer) -> dict[str, Any]:
     }
 
 
-def set_threads(job: TrainJob) -> None:
-    """Compute with as many threads as the environment says, else as the job reserves. More would fight over cores."""
+def set_process(job: TrainJob) -> None:
+    """Compute with as many threads as the environment says, else as the job reserves: more would fight over cores.
+
+    And keep the memory that tensors free for those of the next step.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, int(job.resources.cpus))))
+    if tune := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
+        for option, value in _MALLOC_OPTIONS.items():
+            tune(option, value)
 
 
 def shape(job: TrainJob) -> ModelConfig:

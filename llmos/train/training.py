@@ -43,7 +43,7 @@ class Training:
         self.step, self.loss, self.train_s = 0, math.nan, 0.0
         self._checkpoints, self._saved_step = checkpoints, -1
         self._recipe = recipe(job, corpus, model)
-        self._optimizer = Optimizer(model, job.optimizer)
+        self._optimizer = Optimizer(model, job.optimizer, world)
         self._gradients = GradientBuffer(model, world, riders=2)
         self._tokens = corpus.tokens("train")
         self._sampler = Sampler(len(self._tokens), job.sequence_length, job.seed)

@@ -78,9 +78,9 @@ def test_new_weights_have_the_promised_spread() -> None:
     config = ModelConfig.from_preset(PRESETS["tiny"], 1000, bos=0, eos=0)
     torch.manual_seed(0)
     state = Transformer(config).state_dict()
-    assert state["model.layers.3.mlp.up_proj.weight"].std() == pytest.approx(0.02, rel=0.02)
-    assert state["model.layers.3.mlp.down_proj.weight"].std() == pytest.approx(0.02 / math.sqrt(12), rel=0.02)
-    assert state["model.layers.3.self_attn.o_proj.weight"].std() == pytest.approx(0.02 / math.sqrt(12), rel=0.02)
+    assert state["model.layers.2.mlp.up_proj.weight"].std() == pytest.approx(0.02, rel=0.02)
+    assert state["model.layers.2.mlp.down_proj.weight"].std() == pytest.approx(0.02 / math.sqrt(6), rel=0.02)
+    assert state["model.layers.2.self_attn.o_proj.weight"].std() == pytest.approx(0.02 / math.sqrt(6), rel=0.02)
     assert torch.equal(state["model.norm.weight"], torch.ones(256))
 
 

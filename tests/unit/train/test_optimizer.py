@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from llmos.errors import CheckpointError
+from llmos.parallel.world import World
 from llmos.spec import Optimizer as Spec
 from llmos.train.optimizer import Optimizer
 
@@ -27,10 +28,10 @@ def _model(seed: int = 0) -> Small:
 def test_state_round_trips_exactly(name: str) -> None:
     spec = Spec(name=name)
     model, copy = _model(), _model()
-    first = Optimizer(model, spec)
+    first = Optimizer(model, spec, World())
     first.step(1e-2)
     copy.load_state_dict(model.state_dict())
-    second = Optimizer(copy, spec)
+    second = Optimizer(copy, spec, World())
     second.load_state({key: value.clone() for key, value in first.state().items()})
     first.step(3e-3)
     second.step(3e-3)
@@ -43,7 +44,7 @@ def test_only_matrices_decay() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    Optimizer(model, Spec(weight_decay=0.5)).step(0.1)
+    Optimizer(model, Spec(weight_decay=0.5), World()).step(0.1)
     assert torch.allclose(model.hidden.weight, before["hidden.weight"] * 0.95)
     assert torch.equal(model.norm.weight, before["norm.weight"])
 
@@ -53,7 +54,7 @@ def test_muon_moves_hidden_matrices_only_and_as_far_as_adamw_would() -> None:
     for name in ("adamw", "muon"):
         model = _model()
         before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
-        Optimizer(model, Spec(name=name, weight_decay=0.0)).step(1e-2)
+        Optimizer(model, Spec(name=name, weight_decay=0.0), World()).step(1e-2)
         moved[name] = {key: parameter.detach() - before[key] for key, parameter in model.named_parameters()}
     for outer in ("embed_tokens.weight", "norm.weight"):
         assert torch.equal(moved["adamw"][outer], moved["muon"][outer])
@@ -66,6 +67,6 @@ def test_muon_moves_hidden_matrices_only_and_as_far_as_adamw_would() -> None:
 
 
 def test_state_of_another_model_is_refused() -> None:
-    optimizer = Optimizer(_model(), Spec())
+    optimizer = Optimizer(_model(), Spec(), World())
     with pytest.raises(CheckpointError, match=r"does not fit the model: .*norm.weight"):
         optimizer.load_state({"hidden.weight/exp_avg": torch.zeros(16, 8)})

@@ -18,6 +18,7 @@ import torch
 
 from llmos.errors import LlmosError, NotFoundError
 from llmos.spec import to_yaml
+from llmos.train.speed import step_seconds
 from llmos.train.training import Training
 
 
@@ -49,6 +50,19 @@ def test_an_uneven_batch_is_still_the_same_batch(another: Callable[[str], Any]) 
     one.train(batch_size=3, steps=4)
     two.train(ranks=2, batch_size=3, steps=4)
     assert two.losses() == pytest.approx(one.losses(), abs=1e-5)
+
+
+def test_ranks_that_share_the_work_of_muon_take_the_same_steps(another: Callable[[str], Any]) -> None:
+    one, two = another("one"), another("two")
+    muon = {"name": "muon", "learning_rate": 1e-2, "warmup_steps": 0}
+    one.train(steps=6, optimizer=muon)
+    two.train(ranks=2, steps=6, optimizer=muon)
+    assert two.losses() == pytest.approx(one.losses(), abs=3e-3)  # bf16 products magnify the order of a sum
+
+
+def test_a_step_is_timed_on_all_ranks_at_once(trainer: Any) -> None:
+    job = trainer.job(mesh={"dp": 2}, optimizer={"name": "muon"})
+    assert 0 < step_seconds(job, measured_s=0.1) < 10
 
 
 def test_bad_data_ends_every_rank_with_its_message(trainer: Any) -> None:
