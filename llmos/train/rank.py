@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from llmos.errors import LlmosError
+from llmos.errors import LlmosError, TrainingError
 from llmos.parallel.world import World
+from llmos.redact import Redactor
 from llmos.train.loop import train
 from llmos.train.rank_log import rank_log
 from llmos.train.run import Run
@@ -36,14 +37,25 @@ def join(backend: str, host: str, port: int, rank: int, size: int, timeout_s: fl
         torch.cuda.set_device(World.current().device)
 
 
-def run_rank(run: Run, secrets: Iterable[str]) -> None:
-    """Train ``run``; what this rank writes goes to the attempt's log, with ``secrets`` blacked out."""
+def run_rank(run: Run, secrets: Collection[str]) -> None:
+    """Train ``run``; what this rank writes goes to the attempt's log, with ``secrets`` blacked out.
+
+    So they are in what it raises, which Ray writes into logs of its own: leaves of LlmosError, nothing else.
+    """
     with rank_log(run.attempt.log, dist.get_rank(), secrets):
         try:
             train(run, World.current())
         except LlmosError as error:
             log.error("error: %s", error)
-            raise
-        except Exception:
+            raise _redacted(error, secrets) from None
+        except Exception as error:
             log.exception("this rank failed")
-            raise
+            what = f"rank {dist.get_rank()} failed: {type(error).__name__}: {error}"
+            raise _redacted(TrainingError(what, hint="see the job's log"), secrets) from None
+
+
+def _redacted(error: LlmosError, secrets: Collection[str]) -> LlmosError:
+    redact = Redactor(secrets).redact
+    copy = type(error).__new__(type(error))  # a leaf may take other arguments than these
+    LlmosError.__init__(copy, redact(error.message), hint=redact(error.hint), param=error.param)
+    return copy

@@ -95,7 +95,7 @@ def _rank(run: Run, secrets: Mapping[str, str]) -> None:
     from llmos.train.rank import run_rank  # loads torch, which this process has loaded to join the others
 
     os.environ.update(secrets)
-    run_rank(run, secrets.values())
+    run_rank(run, tuple(secrets.values()))
 
 
 def _cause(error: TrainingFailedError) -> LlmosError:
