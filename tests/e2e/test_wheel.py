@@ -1,17 +1,21 @@
-"""A wheel built from the tree walks the whole road in an environment of its own, outside the repository."""
+"""A wheel built from the tree walks the whole road in an environment of its own, outside the repository: also after
+Ctrl-C, and without training twice."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from llmos.layout import Layout
 from tests.support import end, free_port, processes
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +31,9 @@ def run(*command: str | Path, **options: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def environment() -> Iterator[Path]:
     """A virtual environment with the wheel and what the wheel asks for: 1.7 GB, removed in the end."""
-    root = tmp_path_factory.mktemp("wheel")
+    root = Path(tempfile.mkdtemp(prefix="llmos-wheel-"))
     source, dist, venv = root / "source", root / "dist", root / "venv"
     for name in SOURCES:  # a copy: building in the tree would leave files there, and find old ones
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -40,7 +44,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (wheel,) = dist.glob("*.whl")
     run(venv / "bin/python", ROOT / "scripts/install.py", wheel)
     yield venv
-    shutil.rmtree(root)
+    # 60,000 files: their removal takes longer than the tests, and nobody has to wait for it
+    subprocess.run(["sh", "-c", 'rm -rf "$0" >/dev/null 2>&1 &', root], check=True)
 
 
 @pytest.fixture
@@ -63,14 +68,50 @@ def test_the_wheel_brings_everything_and_no_cuda(environment: Path, home: Path) 
     assert cuda == "None" or shutil.which("nvidia-smi")
 
 
-def test_the_quickstart_runs_outside_the_repository_and_leaves_no_process(home: Path) -> None:
-    printed = run("llmos", "quickstart", "--steps", "20", "--port", str(free_port()))
+def test_the_quickstart_runs_outside_the_repository_goes_on_after_ctrl_c_and_leaves_no_process(home: Path) -> None:
+    port = free_port()
+    assert "goes on from there" in interrupted(port, at="starting Ray")
+    assert processes(home) == []
+    assert "everything that was started here has ended" in interrupted(port, at="step ")
+    assert processes(home) == []
+    printed, said = walked(port)
+    assert "going on with job stdlib-coder-1" in said
+    attempts = Layout(home / "state").job("stdlib-coder-1")
+    assert "resumed from" in attempts.attempt(2).log.read_text() and not attempts.attempt(3).root.exists()
     result = json.loads(printed.splitlines()[-1])
     assert set(result) == RESULT
     assert 0 < result["train_s"] < result["total_s"]
     assert 0 < result["bits_per_byte"] < 8  # 20 steps: better than guessing bytes
     assert 0 < result["gzip_bits"] < result["unigram_bits"] < 8
     assert 0 <= result["parsed"] <= result["of"] == 32
+    printed, said = walked(port)
+    assert "stdlib-coder@1 has been trained already, by job stdlib-coder-1" in said
+    assert {**json.loads(printed.splitlines()[-1]), "total_s": 0} == {**result, "total_s": 0}
     assert processes(home)
     run("llmos", "down")
     assert processes(home) == []
+
+
+def quickstart(port: int) -> subprocess.Popen[str]:
+    command = ["llmos", "quickstart", "--steps", "20", "--port", str(port)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def walked(port: int) -> tuple[str, str]:
+    """What a quickstart says that nobody interrupts: stdout, stderr."""
+    with quickstart(port) as road:
+        printed, said = road.communicate()
+    assert road.returncode == 0, said
+    return printed, said
+
+
+def interrupted(port: int, at: str) -> str:
+    """What a quickstart still says after Ctrl-C was pressed at its first line with ``at`` in it."""
+    with quickstart(port) as road:
+        assert road.stderr is not None
+        assert any(at in line for line in road.stderr), f"it never said {at!r}"
+        os.kill(road.pid, signal.SIGINT)
+        rest = road.stderr.read()
+        assert road.wait() == 130
+    assert "Traceback" not in rest
+    return rest
