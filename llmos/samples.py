@@ -7,17 +7,18 @@ import warnings
 from collections import Counter
 
 PROMPTS = (
-    "import os\n",
-    "def fibonacci(n):\n",
-    "class Stack:\n    def __init__(self):\n",
-    "def read_lines(path):\n    with open(path) as file:\n",
-    "for name in sorted(names):\n",
+    "import os",
+    "def fibonacci(n):",
+    "class Stack:\n    def __init__(self):",
+    "def read_lines(path):\n    with open(path) as file:",
+    "for name in sorted(names):",
     "def is_even(number):\n    return",
-    "try:\n    import json\nexcept ImportError:\n",
+    "try:\n    import json\nexcept ImportError:",
     "def main(argv=None):\n    parser = argparse.ArgumentParser(",
 )
-TEMPERATURE = 0.8
-TOP_P = 0.95
+"""None ends with a line: to the tokenizer a line's end and the indentation after it are one, alone it means none."""
+TEMPERATURE = 0.6
+TOP_P = 0.9
 
 
 def cut(text: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from llmos.errors import DataError, ModelError, UsageError
 from llmos.files import read_json, write_atomic, write_json
@@ -171,8 +171,10 @@ class StreamDecoder:
 def train_bpe(texts: Iterable[str | Path], vocab_size: int) -> Tokenizer:
     """A tokenizer of at most ``vocab_size`` tokens for ``texts``: texts (str) and UTF-8 files (Path).
 
-    The same texts give the same tokenizer. Small text has fewer pairs to merge: ``vocab_size`` of the result may be
-    smaller. Raises UsageError when the bytes and control tokens do not fit, DataError for a file that is not UTF-8.
+    With special tokens, a text begins with END_OF_TEXT, which in training stands between texts: a model then knows that
+    nothing precedes. The same texts give the same tokenizer. Small text has fewer pairs to merge: ``vocab_size`` of the
+    result may be smaller. Raises UsageError when the bytes and control tokens do not fit, DataError for a file that is
+    not UTF-8.
     """
     special = [END_OF_TEXT, START, END]
     if vocab_size < 256 + len(special):
@@ -190,6 +192,8 @@ def train_bpe(texts: Iterable[str | Path], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(_read(texts), trainer)
+    begin = (END_OF_TEXT, special.index(END_OF_TEXT))
+    backend.post_processor = processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[begin])
     settings = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "chat_template": CHATML}
     return Tokenizer(backend, {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
 

@@ -27,8 +27,8 @@ from llmos.models.tokenizer import Tokenizer, train_bpe
 from llmos.train import baselines, texts
 from llmos.train.texts import Document
 
-_VERSION = 1
-"""Raised whenever the same text gets other tokens: corpora of older versions are then made anew."""
+_VERSION = 2
+"""Raised whenever the same text gets other tokens or another tokenizer: older corpora are then made anew."""
 _PIECE = 2**20
 """Characters that are encoded as one text. Larger documents are cut after the end of a line."""
 _ABANDONED_S = 24 * 3600

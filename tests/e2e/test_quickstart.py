@@ -65,7 +65,7 @@ def transformers_greedy(directory: Path) -> str:
 
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-    prompt = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False).input_ids
+    prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
     answer = model.generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
     return str(tokenizer.decode(answer, skip_special_tokens=True))
 

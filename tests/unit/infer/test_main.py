@@ -19,7 +19,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 async def _expected(model_dir: Path, chat: bool) -> str:
     async with running(model_dir) as engine:
         encode, user = engine.tokenizer.encode, [{"role": "user", "content": "def step("}]
-        tokens = engine.tokenizer.encode_chat(user) if chat else encode("def step(")
+        tokens = engine.tokenizer.encode_chat(user) if chat else encode("def step(", add_special_tokens=True)
         return (await whole(engine, request(tuple(tokens), max_tokens=9, ignore_eos=False))).text
 
 

@@ -115,7 +115,8 @@ def test_files_round_trip(tmp_path: Path, tokenizer: Tokenizer) -> None:
 def test_transformers_reads_our_files(tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs(CODE)["input_ids"] == tokenizer.encode(CODE)
+    assert theirs(CODE)["input_ids"] == tokenizer.encode(CODE, add_special_tokens=True)
+    assert tokenizer.encode(CODE, add_special_tokens=True) == [tokenizer.bos_id, *tokenizer.encode(CODE)]
     assert (theirs.eos_token_id, theirs.bos_token_id, len(theirs)) == (tokenizer.eos_id, 0, tokenizer.vocab_size)
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "2 + 2?"}]
     for prompt in (True, False):

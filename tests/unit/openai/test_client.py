@@ -82,7 +82,7 @@ def test_answers_of_one_request_are_the_first_ones_of_a_larger_one(client: opena
 
 
 def test_several_prompts_and_tokens_and_echo(served: Served, client: openai.OpenAI) -> None:
-    tokens = served.engine.tokenizer.encode("class")
+    tokens = served.engine.tokenizer.encode("class", add_special_tokens=True)
     alone = [
         client.completions.create(**{**ASKED, "prompt": p}, temperature=0).choices[0].text for p in ("class", "for")
     ]
