@@ -150,11 +150,13 @@ def _ask(client: Client, model: str) -> None:
     """Stream a completion and a chat turn with the ``openai`` package's own client."""
     openai = client.openai()
     print(f"\n{PROMPT}", end="", flush=True)
-    for chunk in openai.completions.create(model=model, prompt=PROMPT, max_tokens=96, temperature=0.7, stream=True):
+    for chunk in openai.completions.create(model=model, prompt=PROMPT, max_tokens=96, stream=True, **samples.SAMPLING):
         print(chunk.choices[0].text if chunk.choices else "", end="", flush=True)
     print(f"\n\n> {QUESTION}")
     turns: Any = [{"role": "user", "content": QUESTION}]
-    for part in openai.chat.completions.create(model=model, messages=turns, max_tokens=48, stream=True):
+    for part in openai.chat.completions.create(
+        model=model, messages=turns, max_tokens=48, stream=True, **samples.SAMPLING
+    ):
         print((part.choices[0].delta.content or "") if part.choices else "", end="", flush=True)
     print("\n", flush=True)
 
@@ -164,8 +166,8 @@ def _sample(client: Client, model: str) -> list[tuple[str, str]]:
 
     def one(asked: tuple[str, int]) -> tuple[str, str]:
         prompt, seed = asked
-        options = {"temperature": samples.TEMPERATURE, "top_p": samples.TOP_P, "max_tokens": SAMPLE_TOKENS}
-        return prompt, samples.cut(client.complete(model, prompt, seed=seed, **options))
+        options = {"seed": seed, "max_tokens": SAMPLE_TOKENS, **samples.SAMPLING}
+        return prompt, samples.cut(client.complete(model, prompt, **options))
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         return list(pool.map(one, [(prompt, seed) for prompt in samples.PROMPTS for seed in SEEDS]))

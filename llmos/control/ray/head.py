@@ -59,6 +59,8 @@ def up(state_dir: Path, address: str | None, port: int | None, report: Report) -
             if not running.get("ready"):
                 _give_up(layout, running, theirs=isinstance(error, ConflictError), report=report)
             raise
+        finally:
+            ray.shutdown()  # whoever goes on from here talks HTTP; Ray would print into its output
         if not running.get("ready"):
             _remember(layout, {**running, "ready": True})
     return {"url": url, "address": running["address"], "state_dir": str(state_dir), "dashboard": running["dashboard"]}
