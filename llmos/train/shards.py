@@ -79,8 +79,8 @@ def share(held: Sequence[Piece], world: World) -> list[Piece]:
             sizes[key], wholes[name] = size_bytes, whole_bytes
     _check_whole(sizes, wholes)
     load_bytes, mine = [0] * world.size, set()
-    for key, ranks in holders.items():
-        writer = min(ranks, key=load_bytes.__getitem__)
+    for key in sorted(holders, key=sizes.__getitem__, reverse=True):  # the largest first: the small ones level it
+        writer = min(holders[key], key=load_bytes.__getitem__)
         load_bytes[writer] += sizes[key]
         if writer == world.rank:
             mine.add(key)
