@@ -126,12 +126,17 @@ def load(path: Path, model: Mapping[str, Tensor], world: World) -> Checkpoint:
         for name, saved_tensor in there.items()
         if (parameter := name.rpartition("/")[0]) in model
     }
-    prefix, state = _generators(world), json.loads((path / STATE).read_bytes())
-    own = [name for name in there if name.startswith(prefix) and state.get("ranks") == world.size]
+    prefix, numbers = _generators(world), state(path)
+    own = [name for name in there if name.startswith(prefix) and numbers.get("ranks") == world.size]
     generators = {name: torch.empty_like(there[name], device="cpu") for name in own}
     shards.read(path, {**model, **optimizer, **generators})
     short = {name.removeprefix(prefix): tensor for name, tensor in generators.items()}
-    return Checkpoint(about["step"], about["recipe"], model, optimizer, state, short)
+    return Checkpoint(about["step"], about["recipe"], model, optimizer, numbers, short)
+
+
+def state(path: Path) -> dict[str, Any]:
+    """The ``state`` of the checkpoint at ``path``."""
+    return dict(json.loads((path / STATE).read_bytes()))
 
 
 def saved(directory: Path) -> list[tuple[int, Path]]:
@@ -223,8 +228,8 @@ def _prune(directory: Path, newest: int, policy: CheckpointPolicy) -> None:
 
 def _validation_loss(path: Path) -> float | None:
     try:
-        loss = json.loads((path / STATE).read_bytes()).get("validation_loss")
-    except (OSError, ValueError, AttributeError):  # damaged: not among the best
+        loss = state(path).get("validation_loss")
+    except (OSError, ValueError, TypeError):  # damaged: not among the best
         return None
     return float(loss) if isinstance(loss, int | float) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ from llmos.train.manifest import MANIFEST
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Between attempts, give or take a half."""
+_BLOCK_BYTES = 1 << 24
 
 T = TypeVar("T")
 
@@ -77,7 +79,7 @@ class Copies:
 
     def _send(self, file: Path, target: str) -> None:
         with file.open("rb") as source, self._storage.open_output_stream(target) as sink:
-            sink.upload(source)
+            shutil.copyfileobj(source, sink, _BLOCK_BYTES)
 
     def _remove_others(self) -> None:
         here = {path.name for _, path in checkpoint.saved(self._directory)}
@@ -97,8 +99,8 @@ class Copies:
             target = Path(temporary) / name
             target.mkdir()
             for info in self._list(source):
-                with self._storage.open_input_stream(info.path) as stream:
-                    stream.download(target / info.base_name)
+                with self._storage.open_input_stream(info.path) as file, (target / info.base_name).open("wb") as sink:
+                    shutil.copyfileobj(file, sink, _BLOCK_BYTES)
             target.rename(self._directory / name)
         sync_directory(self._directory)
         log.info("brought %s back from %s", name, self._uri)
