@@ -65,6 +65,11 @@ class Saver:
                 self.wait()
         return time.perf_counter() - began
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._saving is not None and not self._saving.done()
+
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk. Raises CheckpointError, on every rank, when it cannot be."""
         if self._saving is not None:

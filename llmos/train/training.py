@@ -43,8 +43,8 @@ class Training:
         self.dtype = compute_dtype(job.precision, world.device)
         self.step, self.loss, self.train_s = 0, math.nan, 0.0
         self._checkpoints, self._saved_step = checkpoints, -1
-        storage = job.checkpoint.storage
-        self._copies = Copies(storage, checkpoints) if storage and world.first else None
+        self._copies: Copies | None = None
+        world.from_first(self._open_copies)
         self._saver = Saver(checkpoints, job.checkpoint, world, self._copies)
         self._recipe = recipe(job, corpus, model)
         self._optimizer = Optimizer(model, job.optimizer, world)
@@ -145,6 +145,10 @@ class Training:
                 f"step {self.step + 1}: the loss is {loss}, the gradient's norm {grad_norm}: expected finite numbers",
                 hint="Lower optimizer.learning_rate, lengthen warmup_steps, or use precision: fp32.",
             )
+
+    def _open_copies(self) -> None:
+        if self.job.checkpoint.storage:
+            self._copies = Copies(self.job.checkpoint.storage, self._checkpoints)
 
     def _fetch(self) -> None:
         if self._copies and not checkpoint.saved(self._checkpoints):
