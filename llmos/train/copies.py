@@ -121,22 +121,39 @@ class Copies:
 
 
 def _open(uri: str) -> tuple[Any, str]:
-    """The file system that holds ``uri``, and the path in it: pyarrow's own if it has one, else fsspec's."""
+    """The file system that holds ``uri``, and the path in it: pyarrow's own if it knows the scheme, else fsspec's."""
     from pyarrow import ArrowInvalid  # here: it takes a while to import, and most jobs keep no copies
-    from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
     try:
-        storage, root = FileSystem.from_uri(uri)
-    except (ArrowInvalid, OSError):
-        import fsspec
-
+        storage, root = _open_arrow(uri)
+    except (ArrowInvalid, ValueError):
         try:
-            other, root = fsspec.core.url_to_fs(uri)
-        except (ValueError, ImportError) as error:
-            hint = "Use a URI such as s3://bucket/dir, gs://bucket/dir or file:///mnt/dir."
-            raise UsageError(f"`checkpoint.storage: {uri}`: {error}", hint=hint, param="checkpoint.storage") from error
-        storage = PyFileSystem(FSSpecHandler(other))
+            storage, root = _open_fsspec(uri)
+        except (ValueError, ImportError, OSError) as error:
+            raise _unusable(uri, error) from error
+    except OSError as error:
+        raise _unusable(uri, error) from error
     return storage, root.rstrip("/")
+
+
+def _open_arrow(uri: str) -> tuple[Any, str]:
+    from pyarrow.fs import FileSystem
+
+    storage, root = FileSystem.from_uri(uri)
+    return storage, str(root)
+
+
+def _open_fsspec(uri: str) -> tuple[Any, str]:
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    storage, root = fsspec.core.url_to_fs(uri)
+    return PyFileSystem(FSSpecHandler(storage)), str(root)
+
+
+def _unusable(uri: str, error: Exception) -> UsageError:
+    hint = "Use a URI such as s3://bucket/dir, gs://bucket/dir or file:///mnt/dir."
+    return UsageError(f"`checkpoint.storage: {uri}`: {error}", hint=hint, param="checkpoint.storage")
 
 
 def _retried(do: Callable[[], T]) -> T:
