@@ -7,7 +7,6 @@ import errno
 import json
 import math
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from llmos.errors import CheckpointError, ConflictError, TrainingError, UsageErr
 from llmos.models import weights
 from llmos.parallel.world import World
 from llmos.spec import digest, to_yaml
+from llmos.train import __main__ as command_line
 from llmos.train import checkpoint, shards, training
 from llmos.train.data import Corpus
 from llmos.train.export import export_checkpoint
@@ -132,24 +132,30 @@ def test_a_job_goes_on_from_the_copy_when_its_own_are_gone(another: Callable[[st
     assert [row["step"] for row in elsewhere.rows()] == list(range(7, 13))
 
 
-def test_any_checkpoint_can_be_exported(trainer: Any, tmp_path: Path) -> None:
+def test_any_checkpoint_can_be_exported(
+    trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer.train(checkpoint={"every_steps": 6, "keep": 2})
-    dirs = trainer.layout.job("tiny")
-    spec = tmp_path / "job.yaml"
+    spec, target = tmp_path / "job.yaml", tmp_path / "a"
     spec.write_text(to_yaml(trainer.job()))
-    command = [sys.executable, "-m", "llmos.train", str(spec), "--state-dir", str(trainer.layout.root), "--export"]
-    done = subprocess.run([*command, str(tmp_path / "a"), "--step", "6"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(tmp_path / "a")
-    exported = weights.load_model(tmp_path / "a")
+
+    def command(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["train", str(spec), "--state-dir", str(trainer.layout.root), *more])
+        return command_line.main()
+
+    assert command("--export", str(target), "--step", "6") == 0
+    assert capsys.readouterr().out.strip() == str(target)
+    exported = weights.load_model(target)
     saved = {name: torch.empty_like(parameter) for name, parameter in exported.named_parameters()}
-    found = checkpoint.load(dirs.checkpoints / "step-00000006", saved, World())
+    path = trainer.layout.job("tiny").checkpoints / "step-00000006"
+    found = checkpoint.load(path, saved, World())
     assert all(torch.equal(parameter, saved[name]) for name, parameter in exported.named_parameters())
-    lineage = json.loads((tmp_path / "a" / "lineage.json").read_text())
+    lineage = json.loads((target / "lineage.json").read_text())
     assert lineage["attempt"] == "step-00000006" and lineage["metrics"]["loss"] == found.state["loss"]
-    again = subprocess.run([*command, str(tmp_path / "a")], capture_output=True, text=True, check=False)
-    assert again.returncode == 1 and f"{tmp_path}/a exists" in again.stderr
-    none = subprocess.run([*command, str(tmp_path / "b"), "--step", "7"], capture_output=True, text=True, check=False)
-    assert none.returncode == 1 and "found steps 6, 12" in none.stderr
+    assert command("--export", str(target)) == 1
+    assert f"{target} exists: expected a new directory" in capsys.readouterr().err
+    assert command("--export", str(tmp_path / "b"), "--step", "7") == 1
+    assert "found steps 6, 12" in capsys.readouterr().err
 
 
 def test_the_newest_checkpoint_is_the_model_of_the_export(trainer: Any, tmp_path: Path) -> None:

@@ -114,9 +114,9 @@ def test_the_command_line_stops_on_ctrl_c_and_goes_on(trainer: Any, tmp_path: Pa
     assert trainer.rows(2)[0]["step"] == last + 1
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_ends_as_if_it_never_was(
-    another: Callable[[str], Any], tmp_path: Path, ranks: int
+    another: Callable[[str], Any], tmp_path: Path, ranks: int, kills: int
 ) -> None:
     """SIGKILL to all ranks in the middle of steps and saves, resume, and the rows are those of an unbroken run."""
     changes = {"steps": 30, "checkpoint": {"every_steps": 2}, "validation": {"every_steps": 7}}
@@ -125,7 +125,8 @@ def test_killed_at_any_moment_it_ends_as_if_it_never_was(
     spec = tmp_path / "job.yaml"
     spec.write_text(to_yaml(broken.job(**changes)))
     rows: dict[float, dict[str, float]] = {}
-    for attempt, until in enumerate((rng.randint(3, 12), rng.randint(16, 24), 31), start=1):
+    ends = [rng.randint(3 + 13 * kill, 12 + 13 * kill) for kill in range(kills)]
+    for attempt, until in enumerate([*ends, 31], start=1):
         command = _command(broken, spec, "--nproc", str(ranks))
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
         while process.poll() is None and (not rows or max(rows) < until):
