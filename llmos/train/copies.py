@@ -122,11 +122,9 @@ class Copies:
 
 def _open(uri: str) -> tuple[Any, str]:
     """The file system that holds ``uri``, and the path in it: pyarrow's own if it knows the scheme, else fsspec's."""
-    from pyarrow import ArrowInvalid  # here: it takes a while to import, and most jobs keep no copies
-
     try:
         storage, root = _open_arrow(uri)
-    except (ArrowInvalid, ValueError):
+    except ValueError:
         try:
             storage, root = _open_fsspec(uri)
         except (ValueError, ImportError, OSError) as error:
@@ -137,7 +135,7 @@ def _open(uri: str) -> tuple[Any, str]:
 
 
 def _open_arrow(uri: str) -> tuple[Any, str]:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileSystem  # here: it takes a while to import, and most jobs keep no copies
 
     storage, root = FileSystem.from_uri(uri)
     return storage, str(root)
