@@ -85,7 +85,7 @@ def test_a_rank_that_dies_ends_the_others(trainer: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Training, "advance", kill_the_other)
     with pytest.raises(LlmosError, match="another rank is gone"):
-        trainer.train(ranks=2)
+        trainer.train(ranks=2, checkpoint={"every_steps": 1})  # in the middle of a save, too
 
 
 def _command(trainer: Any, spec: Path, *more: str) -> list[str]:
