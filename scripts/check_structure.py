@@ -42,7 +42,7 @@ ENTRY_POINT = "__main__.py"  # where parts that do not know each other are put t
 
 LEGAL_ONLY_IN = {
     "ray": ("llmos/control/ray/", "llmos/train/worker.py", "deployments/", "tests/ray/", "tests/e2e/"),
-    "torch": ("llmos/models/", "llmos/parallel/", "llmos/train/", "llmos/infer/", "tests/"),
+    "torch": ("llmos/models/", "llmos/parallel/", "llmos/train/", "llmos/infer/", "benchmarks/", "tests/"),
     "llmos.cli": ("llmos/cli/", "tests/"),
     "llmos.sim": ("llmos/sim/", "tests/"),
     "deployments": ("deployments/", "tests/"),

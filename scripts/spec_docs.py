@@ -47,7 +47,14 @@ replicas: {min: 1, max: 1}
 ```
 """
 
-WORDS = {"integer": "whole number", "number": "number", "string": "text", "array": "list", "object": "mapping"}
+WORDS = {
+    "boolean": "true or false",
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "array": "list",
+    "object": "mapping",
+}
 LARGEST = 2**53  # a bound that is the format's own says nothing to a reader
 
 
@@ -90,7 +97,9 @@ def default(name: str, schema: Schema, required: list[str]) -> str:
     if name in required:
         return "required"
     value = schema.get("default")
-    return "" if value is None or isinstance(value, dict) else f"`{str(value).replace(chr(39), '')}`"
+    if value is None or isinstance(value, dict):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else str(value).replace(chr(39), '')}`"
 
 
 def rows(model: Schema, root: Schema, prefix: str = "") -> Iterator[str]:

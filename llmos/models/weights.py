@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -65,18 +65,34 @@ def save_model(model: Transformer, directory: str | Path, dtype: torch.dtype | N
 
     Each file appears whole or not at all; files of an earlier model there are removed.
     """
+    parameters = dict(model.named_parameters())
+    save_weights(model.config, parameters, lambda names: {n: parameters[n].detach() for n in names}, directory, dtype)
+
+
+def save_weights(
+    config: ModelConfig,
+    forms: Mapping[str, Tensor],
+    read: Callable[[Iterable[str]], Mapping[str, Tensor]],
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """:func:`save_model` for weights that need not be in memory: ``read`` is asked for those of one file at a time.
+
+    ``forms`` has the shape and type of each; their content does not matter.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().to("cpu", dtype or p.dtype).contiguous() for name, p in model.named_parameters()}
-    shards = _shards(tensors)
+    stored = {name: torch.empty_like(form, dtype=dtype, device="meta") for name, form in forms.items()}
+    shards = _shards(stored)
     names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
-        _write(directory / name, shard)
+        tensors = {key: value.to("cpu", shard[key].dtype).contiguous() for key, value in read(shard).items()}
+        _write(directory / name, tensors)
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        write_json(directory / INDEX, {"metadata": {"total_size": _size(tensors)}, "weight_map": weight_map})
-    kind = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    write_json(directory / "config.json", {**model.config.to_hf(), "torch_dtype": kind})
+        write_json(directory / INDEX, {"metadata": {"total_size": _size(stored)}, "weight_map": weight_map})
+    kind = str(next(iter(stored.values())).dtype).removeprefix("torch.")
+    write_json(directory / "config.json", {**config.to_hf(), "torch_dtype": kind})
     for path in directory.glob(SINGLE.replace(".", "*.")):
         if path.name not in names:
             path.unlink()

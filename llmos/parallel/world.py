@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,12 +22,16 @@ from llmos.errors import LlmosError, WorkerLost
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One rank's view of its job: its number, how many there are, its number on this node, its device."""
+    """One rank's view of its job: its number, how many there are, its number on this node, its device.
+
+    ``group`` is the process group they talk over (None: the default one).
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is an immutable value
+    group: dist.ProcessGroup | None = None
 
     @classmethod
     def current(cls) -> World:
@@ -44,6 +48,11 @@ class World:
         device = torch.device("cuda", local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
         return cls(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
+    def apart(self) -> World:
+        """The same ranks in a gloo group of their own, for a thread that talks while this world does. Collective."""
+        group = dist.new_group(backend="gloo") if self.size > 1 else None
+        return replace(self, device=torch.device("cpu"), group=group)
+
     @property
     def first(self) -> bool:
         """Whether this rank does what only one should: write files, talk."""
@@ -57,7 +66,7 @@ class World:
         """``tensor`` summed over all ranks, in place."""
         if self.size > 1:
             with _others_alive():
-                dist.all_reduce(tensor)
+                dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -81,15 +90,40 @@ class World:
         self._broadcast(json.dumps({"value": value}).encode())
         return value
 
+    def from_all(self, make: Callable[[], Any]) -> list[Any]:
+        """What ``make()`` returns on each rank (JSON-able), in the order of ranks, on every rank.
+
+        When it raises on some ranks, every rank raises what the lowest of them did, as with :meth:`from_first`.
+        """
+        if self.size == 1:
+            return [make()]
+        try:
+            message = {"value": make()}
+        except BaseException as error:
+            self._gather(json.dumps({"error": _describe(error, self.rank)}).encode())
+            raise
+        return [_open(json.loads(payload)) for payload in self._gather(json.dumps(message).encode())]
+
+    def _gather(self, payload: bytes) -> list[bytes]:
+        """Every rank's ``payload``."""
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = len(payload)
+        sizes = self.sum(lengths).tolist()
+        rows = torch.zeros(self.size, max(sizes), dtype=torch.uint8, device=self.device)
+        rows[self.rank, : len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        with _others_alive():
+            dist.all_gather(list(rows), rows[self.rank].clone(), group=self.group)
+        return [bytes(row[:size].cpu().numpy()) for row, size in zip(rows, sizes, strict=True)]
+
     def _broadcast(self, payload: bytes) -> bytes:
         """Rank 0's ``payload``."""
         length = torch.tensor([len(payload)], device=self.device)
         with _others_alive():
-            dist.broadcast(length, src=0)
+            dist.broadcast(length, src=0, group=self.group)
             buffer = torch.empty(int(length), dtype=torch.uint8, device=self.device)
             if self.first:
                 buffer.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-            dist.broadcast(buffer, src=0)
+            dist.broadcast(buffer, src=0, group=self.group)
         return bytes(buffer.cpu().numpy())
 
 
@@ -103,10 +137,10 @@ def _others_alive() -> Iterator[None]:
         raise WorkerLost(f"another rank is gone: {reason}", hint="Its own output says why.") from error
 
 
-def _describe(error: BaseException) -> dict[str, str | None]:
+def _describe(error: BaseException, rank: int = 0) -> dict[str, str | None]:
     if isinstance(error, LlmosError):
         return {"type": type(error).__name__, "message": error.message, "hint": error.hint, "param": error.param}
-    return {"type": WorkerLost.__name__, "message": f"rank 0 failed: {type(error).__name__}: {error}", "hint": ""}
+    return {"type": WorkerLost.__name__, "message": f"rank {rank} failed: {type(error).__name__}: {error}", "hint": ""}
 
 
 def _open(message: dict[str, Any]) -> Any:

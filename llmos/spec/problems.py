@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, get_args
 
 from pydantic import ValidationError, create_model
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from llmos.spec.base import AUTO_TAG, MESH_TAG, Strict
@@ -96,7 +97,7 @@ def _conflicts(model: type[Strict], data: Mapping[str, Any], loc: Loc) -> Iterat
 def _readable(model: type[Strict], data: Mapping[str, Any]) -> Strict:
     """``model`` with the valid fields of ``data`` and defaults for absent ones; unreadable fields are no attributes."""
     values, unreadable = {}, []
-    for name, field in model.model_fields.items():
+    for name, field in _fields(model).items():
         if name in data:
             # the name is there because Annotated wants at least one annotation; pydantic skips those it does not know
             form: Any = (Annotated[(field.annotation, name, *field.metadata)], ...)
@@ -136,13 +137,13 @@ def _wrong_value(detail: ErrorDetails, loc: Loc) -> str:
 def _unknown_field(loc: Loc, kind: type[Strict]) -> str:
     key, owner = str(loc[-1]), _model_at(kind, loc[:-1])
     parent = field_name(loc[:-1]) or kind.__name__
-    hint = nearest(key, owner.model_fields) or _nearest_within(key, owner)
-    return f"`{key[:80]}` is not a field of `{parent}`{hint or '; its fields are ' + ', '.join(owner.model_fields)}"
+    hint = nearest(key, _fields(owner)) or _nearest_within(key, owner)
+    return f"`{key[:80]}` is not a field of `{parent}`{hint or '; its fields are ' + ', '.join(_fields(owner))}"
 
 
 def _nearest_within(key: str, owner: type[Strict]) -> str:
     """:func:`nearest` among the fields of the models in ``owner``: what is one level too high."""
-    fields = [(field, f"{name}.{field}") for name, model in _children(owner) for field in model.model_fields]
+    fields = [(field, f"{name}.{field}") for name, model in _children(owner) for field in _fields(model)]
     close = get_close_matches(key.lower(), {field for field, _ in fields}, n=1, cutoff=_CLOSE)
     paths = " or ".join(f"`{path}`" for field, path in fields if field in close)
     return f"; did you mean {paths}?" if paths else ""
@@ -152,7 +153,7 @@ def _missing_field(loc: Loc, kind: type[Strict]) -> str:
     if isinstance(loc[-1], int):
         return f"`{field_name(loc)}` is missing: expected an item there"
     parent = field_name(loc[:-1]) or kind.__name__
-    description = _model_at(kind, loc[:-1]).model_fields[loc[-1]].description
+    description = _fields(_model_at(kind, loc[:-1]))[loc[-1]].description
     return f"`{loc[-1]}` is missing from `{parent}` ({description})"
 
 
@@ -163,8 +164,13 @@ def _model_at(kind: type[Strict], loc: Loc) -> type[Strict]:
     return kind
 
 
+def _fields(model: type[Strict]) -> dict[str, FieldInfo]:
+    """The fields of ``model`` by the names they are written with."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def _children(model: type[Strict]) -> Iterator[tuple[str, type[Strict]]]:
-    for name, field in model.model_fields.items():
+    for name, field in _fields(model).items():
         for candidate in _models_in(field.annotation):
             yield name, candidate
 

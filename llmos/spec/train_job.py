@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from llmos.spec.base import (
     AUTO_TAG,
@@ -105,10 +105,16 @@ class Optimizer(Strict):
 
 
 class CheckpointPolicy(Strict):
-    """When to save, and how many checkpoints to keep."""
+    """When to save, how, and which checkpoints to keep."""
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)  # `async` is a word of Python's
 
     every_steps: PositiveInt = 100
-    keep: PositiveInt = 2
+    every: Duration | None = Field(default=None, description="save also when the last one is older than this")
+    keep: PositiveInt = Field(default=2, description="how many of the newest to keep")
+    keep_best: int = Field(default=0, ge=0, le=LARGEST, description="keep also so many with the least validation loss")
+    asynchronous: bool = Field(default=True, alias="async", description="write while training goes on")
+    storage: str | None = Field(default=None, min_length=1, description="where to copy each, as in `s3://bucket/dir`")
 
 
 class Validation(Strict):

@@ -9,13 +9,18 @@ import sys
 import traceback
 from pathlib import Path
 
-from llmos.errors import LlmosError, NotFoundError, UsageError
+from llmos.errors import ConflictError, LlmosError, NotFoundError, UsageError
 from llmos.layout import Layout
+from llmos.parallel.world import World
 from llmos.settings import state_dir
 from llmos.spec import TrainJob, load_file
 from llmos.spec.load import parse, to_dict
+from llmos.train import checkpoint
+from llmos.train.data import Corpus
+from llmos.train.export import export_checkpoint, export_dtype, lineage_of
 from llmos.train.local import train_on_ranks
 from llmos.train.run import Run
+from llmos.train.step import compute_dtype
 
 INTERRUPTED = 130
 
@@ -29,7 +34,11 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         job, ranks = _job(options)
-        run = _run(job, Layout(state_dir(options.state_dir)))
+        layout = Layout(state_dir(options.state_dir))
+        if options.export:
+            print(_export(options.export, job, layout, options.step))
+            return 0
+        run = _run(job, layout)
         result = train_on_ranks(run, ranks)
     except LlmosError as error:
         if options.debug:
@@ -53,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state-dir", type=Path, help="default: LLMOS_STATE_DIR, else ~/.llmos")
     parser.add_argument("--data", action="append", metavar="PATH", help="text instead of the spec's (may be repeated)")
     parser.add_argument("--steps", type=int, help="instead of the spec's")
+    parser.add_argument(
+        "--export", type=Path, metavar="DIR", help="do not train: write the model of a checkpoint to DIR"
+    )
+    parser.add_argument("--step", type=int, help="with --export: which checkpoint (default: the newest)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -73,6 +86,24 @@ def _job(options: argparse.Namespace) -> tuple[TrainJob, int]:
     if ranks < 1:
         raise UsageError(f"`--nproc {ranks}`: expected at least 1", param="nproc")
     return job, ranks
+
+
+def _export(target: Path, job: TrainJob, layout: Layout, step: int | None) -> Path:
+    """Export a checkpoint of ``job`` to ``target``. Raises NotFoundError, ConflictError or CheckpointError."""
+    if target.exists():
+        raise ConflictError(f"{target} exists: expected a new directory", hint="Name another one.", param="export")
+    directory = layout.job(job.name).checkpoints
+    there = dict(checkpoint.saved(directory))
+    path = there.get(max(there, default=0) if step is None else step)
+    if path is None:
+        known = ", ".join(map(str, sorted(there))) or "none"
+        raise NotFoundError(f"no such checkpoint under {directory}: found steps {known}", param="step")
+    about, device = checkpoint.verify(path), World.current().device
+    metrics = {name: value for name, value in checkpoint.state(path).items() if value is not None}
+    corpus = Corpus.load(layout.data / about["recipe"]["data"])
+    lineage = lineage_of(job, path.name, corpus, _base_model(job, layout), metrics)
+    export_checkpoint(target, path, corpus, export_dtype(compute_dtype(job.precision, device), device), lineage)
+    return target
 
 
 def _run(job: TrainJob, layout: Layout) -> Run:

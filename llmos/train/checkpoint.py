@@ -1,48 +1,50 @@
 """Checkpoints that are whole or not there, and that prove it.
 
-A checkpoint is a directory ``step-00000400`` with two safetensors files, a JSON file and ``manifest.json``, which holds
-the size and SHA-256 of each of them and of itself. It is written as a temporary directory, manifest last, synced to
-disk and renamed: a process that dies at any moment leaves the earlier checkpoints as they were.
+A checkpoint is a directory ``step-00000400`` in which each rank wrote its share of the tensors (:mod:`shards`), with
+``state.json`` and ``manifest.json``, which holds the size and SHA-256 of each other file and of itself. It is written
+as a temporary directory, manifest last, synced to disk and renamed: processes that die at any moment leave the earlier
+checkpoints as they were. All ranks see the directory: on several machines it lies on storage that they share.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmos import __version__
 from llmos.errors import CheckpointError
 from llmos.files import sync_directory
+from llmos.parallel.world import World
+from llmos.spec import CheckpointPolicy
+from llmos.train import manifest, shards
+from llmos.train.manifest import STATE
+from llmos.train.shards import Fingerprint, Piece
 
-FORMAT = 1
-_MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
-_FILES = (_MODEL, _OPTIMIZER, _STATE)
-_NAME = re.compile(r"step-(\d{8,})")
-_TEMPORARY = ".saving-"
+NAME = re.compile(r"step-(\d{8,})")
+TEMPORARY = ".saving-"
 
 log = logging.getLogger("llmos.train")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Training after ``step`` steps.
+    """Training after ``step`` steps, as one rank holds it.
 
     ``recipe`` is what determines the run (JSON): a run with another must not continue it. ``model`` and ``optimizer``
-    are tensors by name; ``state`` holds numbers that are neither (JSON).
+    are tensors by name, the latter's ``<parameter>/<what>``: whole ones, or DTensors of which the rank holds a part. A
+    rank may lack names that others hold; what several hold is equal. ``state`` holds numbers that are neither (JSON);
+    ``validation_loss`` in it, unless None, is what ``keep_best`` goes by. ``generators`` is this rank's own.
     """
 
     step: int
@@ -50,138 +52,217 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    generators: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def save(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write ``checkpoint`` under ``directory``, then remove all but the ``keep`` newest up to it. Returns its path.
+def save(directory: Path, checkpoint: Checkpoint, policy: CheckpointPolicy, world: World) -> Path:
+    """Write ``checkpoint`` under ``directory``, then remove what ``policy`` does not keep. Returns its path.
 
-    Raises CheckpointError when it cannot be written; the earlier ones are then still there.
+    Collective: every rank gives its own. Raises CheckpointError on every rank when it cannot be written; the earlier
+    ones are then still there.
     """
+    return write(directory, checkpoint, share(checkpoint, world), policy, world)
+
+
+def share(checkpoint: Checkpoint, world: World) -> list[Piece]:
+    """What of ``checkpoint`` this rank is to write, not copied. Collective."""
+    own = {f"{_generators(world)}{name}": tensor for name, tensor in checkpoint.generators.items()}
+    return shards.share(shards.pieces({**checkpoint.model, **checkpoint.optimizer, **own}), world)
+
+
+def write(
+    directory: Path, checkpoint: Checkpoint, parts: Sequence[Piece], policy: CheckpointPolicy, world: World
+) -> Path:
+    """The second half of :func:`save`: this rank's ``parts``, and what is no tensor of rank 0's ``checkpoint``."""
     final = directory / f"step-{checkpoint.step:08d}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(directory)
-        temporary = Path(tempfile.mkdtemp(dir=directory, prefix=_TEMPORARY))
-        _write(temporary, checkpoint)
-        if final.exists():  # a corrupt one that training fell back from, and has now overtaken
-            final.rename(Path(tempfile.mkdtemp(dir=directory, prefix=_TEMPORARY)) / final.name)
-        temporary.rename(final)
-        sync_directory(directory)
-        for step, path in _steps(directory)[keep:]:
-            if step < checkpoint.step:
-                shutil.rmtree(path)
-        _remove_unfinished(directory)
-    except (OSError, SafetensorError) as error:
-        hint = "Make room or repair the storage; the next attempt resumes from the checkpoint before this one."
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"cannot write checkpoint {final}: {reason}", hint=hint) from error
+    with _removed_on_error(Path(world.from_first(partial(_begin, final))), world) as temporary:
+        files = world.from_all(partial(_write_shards, final, temporary, parts, world.rank))
+        merged = {name: fingerprint for written in files for name, fingerprint in written.items()}
+        world.from_first(partial(_publish, final, temporary, checkpoint, merged, policy))
     return final
 
 
-def find_latest(directory: Path, recipe: Mapping[str, Any]) -> Path | None:
-    """The newest checkpoint under ``directory`` that verifies; None when none was ever made.
+def find_latest(directory: Path, recipe: Mapping[str, Any], world: World) -> Path | None:
+    """The newest checkpoint under ``directory`` that verifies; None when none was ever made. Collective.
 
-    Says loudly when a newer one is damaged. Raises CheckpointError when all are damaged (naming file, expected and
-    found SHA-256) or when the newest good one was made by another ``recipe`` (naming the fields that differ).
+    The ranks share the work. Says loudly when a newer one is damaged. Raises CheckpointError on every rank when all are
+    damaged (naming file, expected and found SHA-256) or when the newest good one was made by another ``recipe`` (naming
+    the fields that differ).
     """
-    damage: list[CheckpointError] = []
-    for _, path in _steps(directory):
-        try:
-            manifest = _verified_manifest(path)
-        except CheckpointError as error:
-            damage.append(error)
+    damage: list[str] = []
+    for name in world.from_first(lambda: [path.name for _, path in saved(directory)]):
+        path = directory / str(name)
+        if found := _damage(path, world):
+            damage.append(found)
             continue
-        for found in damage:
-            log.error("DAMAGED CHECKPOINT, falling back to the one before it (%s): %s", path.name, found.message)
-        _check_recipe(path, manifest["recipe"], recipe)
+        for message in damage if world.first else ():
+            log.error("DAMAGED CHECKPOINT, falling back to the one before it (%s): %s", name, message)
+        _check_recipe(path, manifest.read(path)["recipe"], recipe)
         return path
     if damage:
-        first = damage[0].message + (f" (and {len(damage) - 1} older)" if damage[1:] else "")
+        first = damage[0] + (f" (and {len(damage) - 1} older)" if damage[1:] else "")
         raise CheckpointError(f"no checkpoint verifies: {first}", hint=f"Delete {directory} to start over.")
     return None
 
 
-def load(path: Path, device: torch.device) -> Checkpoint:
-    """The checkpoint at ``path``, which :func:`find_latest` has verified, with its tensors on ``device``."""
-    manifest = json.loads((path / _MANIFEST).read_bytes())
-    return Checkpoint(
-        manifest["step"],
-        manifest["recipe"],
-        load_file(path / _MODEL, device=str(device)),
-        load_file(path / _OPTIMIZER, device=str(device)),
-        json.loads((path / _STATE).read_bytes()),
-    )
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint at ``path``. Raises CheckpointError unless every byte is as it was written."""
+    if found := _damage(path, World()):
+        raise CheckpointError(f"{path} does not verify: {found}")
+    return manifest.read(path)
 
 
-def _steps(directory: Path) -> list[tuple[int, Path]]:
-    """Checkpoints by name, newest first."""
+def load(path: Path, model: Mapping[str, Tensor], world: World) -> Checkpoint:
+    """The checkpoint at ``path``, which has been verified, split as this rank's ``model`` is: whatever ranks wrote it.
+
+    Fills the tensors of ``model`` in place; the optimizer's are new ones on the same devices, split as the parameters
+    they belong to. The generators are those of this rank if as many ranks wrote it, else none. Collective. Raises
+    CheckpointError, before anything is changed, unless all ranks' models together are the one that was saved.
+    """
+    there, about = shards.describe(path), manifest.read(path)
+    _check_model(path, there, model, world)
+    optimizer = {
+        name: _like(model[parameter], saved_tensor)
+        for name, saved_tensor in there.items()
+        if (parameter := name.rpartition("/")[0]) in model
+    }
+    prefix, numbers = _generators(world), state(path)
+    own = [name for name in there if name.startswith(prefix) and numbers.get("ranks") == world.size]
+    generators = {name: torch.empty_like(there[name], device="cpu") for name in own}
+    shards.read(path, {**model, **optimizer, **generators})
+    short = {name.removeprefix(prefix): tensor for name, tensor in generators.items()}
+    return Checkpoint(about["step"], about["recipe"], model, optimizer, numbers, short)
+
+
+def state(path: Path) -> dict[str, Any]:
+    """The ``state`` of the checkpoint at ``path``."""
+    return dict(json.loads((path / STATE).read_bytes()))
+
+
+def saved(directory: Path) -> list[tuple[int, Path]]:
+    """The checkpoints under ``directory``, by name only: steps and paths, newest first."""
     found = directory.iterdir() if directory.is_dir() else ()
-    named = [(int(match[1]), path) for path in found if (match := _NAME.fullmatch(path.name))]
+    named = [(int(match[1]), path) for path in found if (match := NAME.fullmatch(path.name))]
     return sorted(named, reverse=True)
 
 
+def kept(losses: Mapping[int, float | None], policy: CheckpointPolicy) -> set[int]:
+    """Which of the steps in ``losses`` (with their validation loss, if it was measured) ``policy`` keeps."""
+    measured = sorted((loss, -step) for step, loss in losses.items() if loss is not None)
+    best = {-step for _, step in measured[: policy.keep_best]}
+    return best | set(sorted(losses, reverse=True)[: policy.keep])
+
+
+def is_parameter(name: str) -> bool:
+    """Whether a tensor of a checkpoint is one of the model's: everything else has a ``/`` in its name."""
+    return "/" not in name
+
+
+def _generators(world: World) -> str:
+    """What the names of a rank's generators begin with."""
+    return f"generators/{world.rank:05d}/"
+
+
+@contextmanager
+def _explained(final: Path) -> Iterator[None]:
+    """Whatever the disk has to say becomes a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        hint = "Make room or repair the storage; the next attempt resumes from the checkpoint before this one."
+        raise CheckpointError(f"cannot write checkpoint {final}: {error.strerror or error}", hint=hint) from error
+
+
+@contextmanager
+def _removed_on_error(temporary: Path, world: World) -> Iterator[Path]:
+    try:
+        yield temporary
+    except BaseException:
+        if world.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _begin(final: Path) -> str:
+    """Make the temporary directory. What a save that died left behind goes: one attempt of a job writes at a time."""
+    with _explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(final.parent)
+        return tempfile.mkdtemp(dir=final.parent, prefix=TEMPORARY)
+
+
+def _write_shards(final: Path, temporary: Path, parts: Sequence[Piece], rank: int) -> dict[str, Fingerprint]:
+    """This rank's files. The model's are apart, so that one can be read without the optimizer's."""
+    files = {
+        f"model-{rank:05d}.safetensors": [part for part in parts if is_parameter(part.name)],
+        f"optimizer-{rank:05d}.safetensors": [part for part in parts if not is_parameter(part.name)],
+    }
+    with _explained(final):
+        return {name: shards.write(temporary / name, own) for name, own in files.items() if own}
+
+
+def _publish(
+    final: Path,
+    temporary: Path,
+    checkpoint: Checkpoint,
+    files: Mapping[str, Fingerprint],
+    policy: CheckpointPolicy,
+) -> None:
+    """Write what is left, manifest last; make all of it durable; give it its name; remove what is not kept."""
+    with _explained(final):
+        manifest.write(temporary, checkpoint.step, checkpoint.recipe, checkpoint.state, files)
+        if final.exists():  # a corrupt one that training fell back from, and has now overtaken
+            final.rename(Path(tempfile.mkdtemp(dir=final.parent, prefix=TEMPORARY)) / final.name)
+        temporary.rename(final)
+        sync_directory(final.parent)
+        _prune(final.parent, checkpoint.step, policy)
+
+
+def _prune(directory: Path, newest: int, policy: CheckpointPolicy) -> None:
+    """Remove what ``policy`` does not keep of the checkpoints up to step ``newest``; later ones count for nothing."""
+    paths = {step: path for step, path in saved(directory) if step <= newest}
+    for step in paths.keys() - kept({step: _validation_loss(path) for step, path in paths.items()}, policy):
+        shutil.rmtree(paths[step])
+    _remove_unfinished(directory)
+
+
+def _validation_loss(path: Path) -> float | None:
+    try:
+        loss = state(path).get("validation_loss")
+    except (OSError, ValueError, TypeError):  # damaged: not among the best
+        return None
+    return float(loss) if isinstance(loss, int | float) else None
+
+
 def _remove_unfinished(directory: Path) -> None:
-    """Remove what a save that died left behind. Only one attempt of a job writes at a time."""
-    for path in directory.glob(f"{_TEMPORARY}*"):
+    for path in directory.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path)
 
 
-def _write(directory: Path, checkpoint: Checkpoint) -> None:
-    save_file({name: tensor.detach() for name, tensor in checkpoint.model.items()}, directory / _MODEL)
-    save_file({name: tensor.detach() for name, tensor in checkpoint.optimizer.items()}, directory / _OPTIMIZER)
-    (directory / _STATE).write_text(json.dumps(dict(checkpoint.state)))
-    for name in _FILES:
-        _sync_file(directory / name)
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "step": checkpoint.step,
-        "recipe": dict(checkpoint.recipe),
-        "versions": {"llmos": __version__, "torch": torch.__version__},
-        "files": {name: _fingerprint(directory / name) for name in _FILES},
-    }
-    manifest["sha256"] = _digest(manifest)
-    (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    _sync_file(directory / _MANIFEST)
-    sync_directory(directory)
+def _damage(path: Path, world: World) -> str | None:
+    """What is wrong with the checkpoint at ``path``: each rank looks at its share of the files."""
+    return next(filter(None, world.from_all(partial(manifest.problem, path, world))), None)
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _check_model(path: Path, there: Mapping[str, Tensor], model: Mapping[str, Tensor], world: World) -> None:
+    """Raises CheckpointError unless all ranks' models together have the names and shapes of what is ``there``."""
+    here: dict[str, list[int]] = {}
+    for names in world.from_all(lambda: {name: list(tensor.shape) for name, tensor in model.items()}):
+        here |= names
+    before = {name: list(tensor.shape) for name, tensor in there.items() if is_parameter(name)}
+    if wrong := sorted(here.keys() ^ before.keys()):
+        some = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if wrong[5:] else "")
+        raise CheckpointError(f"checkpoint {path} does not fit the model: only one of them has {some}")
+    if other := next((name for name in here if here[name] != before[name]), None):
+        shapes = f"{other} was {before[other]}, is now {here[other]}"
+        raise CheckpointError(f"checkpoint {path} does not fit the model: {shapes}")
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _verified_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint at ``path``. Raises CheckpointError unless every byte is as it was written."""
-    try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        if not isinstance(manifest, dict):
-            raise CheckpointError(f"{path / _MANIFEST}: expected a JSON object, found {type(manifest).__name__}")
-        if manifest.get("sha256") != (found := _digest(manifest)):
-            raise CheckpointError(f"{path / _MANIFEST}: expected sha256 {manifest.get('sha256')}, found {found}")
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{path / _MANIFEST}: expected format {FORMAT}, found {manifest['format']}")
-        for name, expected in manifest["files"].items():
-            if (found_print := _fingerprint(path / name)) != expected:
-                raise CheckpointError(f"{path / name}: expected {_show(expected)}, found {_show(found_print)}")
-    except ValueError as error:
-        raise CheckpointError(f"{path / _MANIFEST}: expected JSON, found something else ({error})") from error
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    return manifest
-
-
-def _show(fingerprint: Mapping[str, Any]) -> str:
-    return f"{fingerprint['bytes']} bytes with sha256 {fingerprint['sha256']}"
+def _like(parameter: Tensor, saved_tensor: Tensor) -> Tensor:
+    """Memory for a tensor of ``parameter``'s: split as it is if it has its shape, else whole, like a step count."""
+    if saved_tensor.shape == parameter.shape:
+        return torch.empty_like(parameter.detach(), dtype=saved_tensor.dtype)
+    return torch.empty_like(saved_tensor, device=parameter.device)
 
 
 def _check_recipe(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmos import __version__
 from llmos.errors import ConflictError
 from llmos.files import read_json, sync_directory, write_json
-from llmos.models import Transformer, weights
+from llmos.models import ModelConfig, Transformer, weights
 from llmos.spec import TrainJob, digest
 from llmos.spec.load import to_dict
+from llmos.train import shards
+from llmos.train.checkpoint import is_parameter, verify
 from llmos.train.data import Corpus
 
 LINEAGE = "lineage.json"
@@ -42,12 +46,39 @@ def export_model(
     export: Path, model: Transformer, corpus: Corpus, dtype: torch.dtype, lineage: Mapping[str, Any]
 ) -> None:
     """Write config.json, model.safetensors (``dtype``), the tokenizer and lineage.json to ``export`` in one step."""
+    with _whole_or_not(export) as directory:
+        weights.save_model(model, directory, dtype=dtype)
+        corpus.tokenizer().save(directory)
+        write_json(directory / LINEAGE, lineage)
+
+
+def export_checkpoint(export: Path, path: Path, corpus: Corpus, dtype: torch.dtype, lineage: Mapping[str, Any]) -> None:
+    """:func:`export_model` of the model in the checkpoint at ``path``, whatever mesh wrote it.
+
+    No more than one file of the result is in memory at a time. Raises CheckpointError unless the checkpoint verifies.
+    """
+    config = ModelConfig.from_hf(verify(path)["recipe"]["model"])
+    forms = {name: form for name, form in shards.describe(path).items() if is_parameter(name)}
+
+    def read(names: Iterable[str]) -> dict[str, Tensor]:
+        tensors = {name: torch.empty_like(forms[name], device="cpu") for name in names}
+        shards.read(path, tensors)
+        return tensors
+
+    with _whole_or_not(export) as directory:
+        weights.save_weights(config, forms, read, directory, dtype)
+        corpus.tokenizer().save(directory)
+        write_json(directory / LINEAGE, lineage)
+
+
+@contextmanager
+def _whole_or_not(export: Path) -> Iterator[Path]:
+    """A directory that becomes ``export``, durable, once it is filled. What an export that died left behind goes."""
+    export.parent.mkdir(parents=True, exist_ok=True)
     for leftover in export.parent.glob(f".{export.name}-*"):
         shutil.rmtree(leftover)
     temporary = Path(tempfile.mkdtemp(dir=export.parent, prefix=f".{export.name}-"))
-    weights.save_model(model, temporary, dtype=dtype)
-    corpus.tokenizer().save(temporary)
-    write_json(temporary / LINEAGE, lineage)
+    yield temporary
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -38,13 +39,17 @@ def train(run: Run, world: World) -> Result:
 def _train(run: Run, world: World) -> Result:
     corpus = start.prepare_corpus(run.job, run.data_dir, run.base_model, world, log.info)
     model = start.build_model(run.job, corpus, run.base_model, world.device)
-    training = Training(run.job, model, corpus, run.job_dirs.checkpoints, world)
+    with closing(Training(run.job, model, corpus, run.job_dirs.checkpoints, world)) as training:
+        return _train_from_checkpoint(training, run)
+
+
+def _train_from_checkpoint(training: Training, run: Run) -> Result:
     training.resume()
-    if world.first:
+    if training.world.first:
         log.info(
             "training %s: %s parameters, %s, %d ranks, steps %d to %d",
-            *(run.job.name, f"{model.config.num_parameters:,}", str(training.dtype).removeprefix("torch.")),
-            *(world.size, training.step + 1, run.job.steps),
+            *(run.job.name, f"{training.model.config.num_parameters:,}", str(training.dtype).removeprefix("torch.")),
+            *(training.world.size, training.step + 1, run.job.steps),
         )
     evaluation, stopped = _steps(training, run)
     if stopped and training.step < run.job.steps:
@@ -58,21 +63,32 @@ def _steps(training: Training, run: Run) -> tuple[Evaluation | None, bool]:
     Returns what was measured after the very last step, if it was, and whether the end was asked for.
     """
     job, first, stop = run.job, training.world.first, False
-    evaluation, logged_s = None, 0.0
+    evaluation, logged_s, saved_s = None, 0.0, time.monotonic()
     while training.step < job.steps and not stop:
         row, stop = training.advance(stop=first and run.attempt.stop.exists())
         done = training.step == job.steps
         evaluation = training.evaluate() if done or training.step % job.validation.every_steps == 0 else None
         if evaluation:
             row |= {"validation_loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte}
+        if stop or done or _save_due(training, saved_s):
+            row["checkpoint_s"] = training.save(evaluation.loss if evaluation else None)
+            saved_s = time.monotonic()
         if first:
             _append(run.attempt.metrics, row)
             if evaluation or time.monotonic() - logged_s > LOG_INTERVAL_S:
                 log.info("%s", _line(row, job.steps))
                 logged_s = time.monotonic()
-        if stop or done or training.step % job.checkpoint.every_steps == 0:
-            training.save()
+    training.wait_saved()
     return evaluation, stop
+
+
+def _save_due(training: Training, saved_s: float) -> bool:
+    """Whether a checkpoint is due: by steps, or by rank 0's clock, which is asked only if the job says so."""
+    policy = training.job.checkpoint
+    if training.step % policy.every_steps == 0:
+        return True
+    every_s = policy.every
+    return every_s is not None and training.world.from_first(lambda: time.monotonic() - saved_s >= every_s) is True
 
 
 def _finish(training: Training, run: Run, evaluation: Evaluation) -> Result:

@@ -6,21 +6,22 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from llmos.errors import CheckpointError, TrainingError, UsageError
+from llmos.errors import TrainingError, UsageError
 from llmos.models import Transformer
 from llmos.parallel.data import GradientBuffer
 from llmos.parallel.world import World
 from llmos.spec import TrainJob
-from llmos.train import checkpoint
+from llmos.train import checkpoint, generators
 from llmos.train.checkpoint import Checkpoint
+from llmos.train.copies import Copies
 from llmos.train.data import Corpus
 from llmos.train.evaluate import Evaluation, evaluate
 from llmos.train.optimizer import Optimizer
 from llmos.train.sampler import Sampler
+from llmos.train.saver import Saver
 from llmos.train.schedule import learning_rate
 from llmos.train.start import recipe
 from llmos.train.step import accumulate, compute_dtype, windows
@@ -42,6 +43,9 @@ class Training:
         self.dtype = compute_dtype(job.precision, world.device)
         self.step, self.loss, self.train_s = 0, math.nan, 0.0
         self._checkpoints, self._saved_step = checkpoints, -1
+        self._copies: Copies | None = None
+        world.from_first(self._open_copies)
+        self._saver = Saver(checkpoints, job.checkpoint, world, self._copies)
         self._recipe = recipe(job, corpus, model)
         self._optimizer = Optimizer(model, job.optimizer, world)
         self._gradients = GradientBuffer(model, world, riders=2)
@@ -89,25 +93,41 @@ class Training:
         tokens, size = self.corpus.tokens("validation"), self.corpus.validation_bytes
         return evaluate(self.model, tokens, size, self.job.sequence_length, self.dtype, self.world)
 
-    def save(self) -> None:
-        """Rank 0 writes a checkpoint, unless this step has one. Raises CheckpointError on every rank when it cannot."""
-        if self._saved_step != self.step:
-            self.world.from_first(self._save)
-            self._saved_step = self.step
+    def save(self, validation_loss: float | None = None) -> float:
+        """Begin to save a checkpoint, unless this step has one. Returns how long the step waited for it, in seconds.
+
+        ``validation_loss`` is that of the weights as they are, if it was measured. Every rank calls this.
+        """
+        if self._saved_step == self.step:
+            return 0.0
+        state = {
+            "loss": self.loss,
+            "validation_loss": validation_loss,
+            "train_s": self.train_s,
+            "samples": self.step * self.job.batch_size,
+            "ranks": self.world.size,
+        }
+        model, random = dict(self.model.named_parameters()), generators.state(self.world.device)
+        self._saved_step = self.step
+        return self._saver.save(Checkpoint(self.step, self._recipe, model, self._optimizer.state(), state, random))
+
+    def wait_saved(self) -> None:
+        """Wait until the last checkpoint is on disk. Raises CheckpointError on every rank when it cannot be written."""
+        self._saver.wait()
+
+    def close(self) -> None:
+        """Let what is being saved come to its end. Call it on every rank, however training ended."""
+        self._saver.close()
 
     def resume(self) -> None:
         """Continue from the newest checkpoint that verifies, if there is any. Raises CheckpointError."""
-        found = self.world.from_first(self._find)
+        self.world.from_first(self._fetch)
+        found = checkpoint.find_latest(self._checkpoints, self._recipe, self.world)
         if found is None:
             return
-        latest = checkpoint.load(Path(found), self.world.device)
-        parameters = dict(self.model.named_parameters())
-        if wrong := parameters.keys() ^ latest.model.keys():
-            raise CheckpointError(f"checkpoint {found} does not fit the model: {', '.join(sorted(wrong)[:5])}")
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(latest.model[name])
+        latest = checkpoint.load(found, dict(self.model.named_parameters()), self.world)
         self._optimizer.load_state(latest.optimizer)
+        generators.restore(latest.generators, self.world.device)
         self.step = self._saved_step = latest.step
         self.loss, self.train_s = latest.state["loss"], latest.state["train_s"]
         if self.world.first:
@@ -126,13 +146,10 @@ class Training:
                 hint="Lower optimizer.learning_rate, lengthen warmup_steps, or use precision: fp32.",
             )
 
-    def _find(self) -> str | None:
-        found = checkpoint.find_latest(self._checkpoints, self._recipe)
-        return str(found) if found else None
+    def _open_copies(self) -> None:
+        if self.job.checkpoint.storage:
+            self._copies = Copies(self.job.checkpoint.storage, self._checkpoints)
 
-    def _save(self) -> None:
-        state: dict[str, Any] = {"loss": self.loss, "train_s": self.train_s, "ranks": self.world.size}
-        model = dict(self.model.named_parameters())
-        snapshot = Checkpoint(self.step, self._recipe, model, self._optimizer.state(), state)
-        path = checkpoint.save(self._checkpoints, snapshot, self.job.checkpoint.keep)
-        log.info("saved %s", path)
+    def _fetch(self) -> None:
+        if self._copies and not checkpoint.saved(self._checkpoints):
+            self._copies.fetch()

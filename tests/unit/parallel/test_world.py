@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_alone_nothing_is_sent() -> None:
     world = World()
     assert world.first and world.total([1.5, 2.0]) == [1.5, 2.0]
     assert world.from_first(lambda: {"a": [1]}) == {"a": [1]}
+    assert world.from_all(lambda: 7) == [7] and world.apart().group is None
     assert World.current().size == 1
 
 
@@ -65,6 +67,36 @@ def _errors_reach_all(world: World) -> None:
         world.from_first(crash)
 
 
+def _all_speak_to_all(world: World) -> None:
+    said = world.from_all(lambda: {"rank": world.rank, "text": "ü" * 100 * world.rank})
+    assert [one["rank"] for one in said] == [0, 1, 2] and [len(one["text"]) for one in said] == [0, 100, 200]
+
+    def fail() -> None:
+        if world.rank:
+            raise DataError(f"rank {world.rank} has no text", hint="Give some.")
+
+    with pytest.raises(DataError, match=f"rank {world.rank or 1} has no text") as caught:
+        world.from_all(fail)
+    assert caught.value.hint == "Give some."
+
+    def crash() -> None:
+        if world.rank == 2:
+            raise ZeroDivisionError("by zero")
+
+    with pytest.raises(ZeroDivisionError if world.rank == 2 else WorkerLost, match="by zero"):
+        world.from_all(crash)
+
+
+def _two_groups_do_not_disturb_each_other(world: World) -> None:
+    apart = world.apart()
+    with ThreadPoolExecutor(1) as thread:
+        beside = [thread.submit(apart.from_all, lambda number=number: number) for number in range(50)]
+        for _ in range(50):
+            assert world.total([1.0]) == [3.0]
+        assert [one.result() for one in beside] == [[number] * 3 for number in range(50)]
+    dist.destroy_process_group(apart.group)
+
+
 def _gradients_are_those_of_one_rank(world: World) -> None:
     torch.manual_seed(0)
     model, alone = nn.Linear(5, 3), nn.Linear(5, 3)
@@ -90,6 +122,8 @@ def _check_all(rank: int, store: str) -> None:
         _sums,
         _first_speaks_for_all,
         _errors_reach_all,
+        _all_speak_to_all,
+        _two_groups_do_not_disturb_each_other,
         _gradients_are_those_of_one_rank,
     )
     for check in checks:

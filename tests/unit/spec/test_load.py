@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 from llmos.errors import NotFoundError, SpecError, UsageError
 from llmos.spec import (
     PRESETS,
+    CheckpointPolicy,
     Mesh,
     Service,
     TrainJob,
@@ -54,6 +55,14 @@ def test_workers_follow_an_explicit_mesh_and_an_automatic_mesh_follows_the_worke
     assert train_job().placed_mesh == Mesh(dp=1)
     assert train_job(workers={"min": 2, "max": 8}).placed_mesh == Mesh(dp=2)
     assert train_job(mesh={"dp": 3}, workers={"min": 2, "max": 4}, batch_size=6).placed_mesh == Mesh(dp=3)
+
+
+def test_async_is_a_word_of_python_but_a_field_all_the_same() -> None:
+    job = train_job(checkpoint={"async": False, "every": "10m"})
+    assert (job.checkpoint.asynchronous, job.checkpoint.every, job.checkpoint.every_steps) == (False, 600.0, 100)
+    assert CheckpointPolicy(asynchronous=False, every="10m") == job.checkpoint  # type: ignore[arg-type]
+    assert to_dict(job)["checkpoint"]["async"] is False
+    assert load(to_yaml(job)) == [job]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,11 @@ def job(**changes: str) -> str:
             ),
         ),
         (
+            job(checkpoint="{asinc: false}"),
+            "line 10: `asinc` is not a field of `checkpoint`; did you mean `async`?",
+        ),
+        (job(checkpoint="{async: 1}"), "line 10: `checkpoint.async`: expected true or false, found `1`"),
+        (
             job(data="{path: a, zzz: 1}"),
             "line 4: `zzz` is not a field of `data`; its fields are path, vocab_size, validation_fraction",
         ),

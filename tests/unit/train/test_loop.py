@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ import torch
 from llmos.errors import CheckpointError, ConflictError, TrainingError, UsageError
 from llmos.models import weights
 from llmos.parallel.world import World
-from llmos.spec import digest
-from llmos.train import training
+from llmos.spec import digest, to_yaml
+from llmos.train import __main__ as command_line
+from llmos.train import checkpoint, shards, training
+from llmos.train.data import Corpus
+from llmos.train.export import export_checkpoint
 from llmos.train.loop import train
 from llmos.train.training import Training
 
@@ -47,10 +52,11 @@ def test_trains_measures_and_exports(trainer: Any) -> None:
 
 def test_the_export_is_the_trained_model(trainer: Any) -> None:
     trainer.train()
-    checkpoint = training.checkpoint.load(trainer.layout.job("tiny").checkpoints / "step-00000012", torch.device("cpu"))
     model = weights.load_model(trainer.layout.job("tiny").export, dtype=torch.float32, device="cpu")
+    before = {name: torch.empty_like(parameter) for name, parameter in model.named_parameters()}
+    checkpoint.load(trainer.layout.job("tiny").checkpoints / "step-00000012", before, World())
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, checkpoint.model[name])
+        assert torch.equal(parameter, before[name])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -74,6 +80,97 @@ def test_resume_is_exact(another: Callable[[str], Any], precision: str, optimize
 
 def _stopping_at(step: int, advance: Any) -> Any:
     return lambda self, stop=False: advance(self, stop or self.step == step - 1)
+
+
+def test_checkpoints_by_steps_by_time_and_the_best(trainer: Any) -> None:
+    policy = {"every_steps": 5, "keep": 1, "keep_best": 1, "every": "1000h"}
+    trainer.train(checkpoint=policy, validation={"every_steps": 1})
+    rows = trainer.rows()
+    assert [row["step"] for row in rows if "checkpoint_s" in row] == [5, 10, 12]
+    assert all(0 < row["checkpoint_s"] < 5 for row in rows if "checkpoint_s" in row)
+    best = min((row["validation_loss"], row["step"]) for row in rows if "checkpoint_s" in row)[1]
+    assert {step for step, _ in checkpoint.saved(trainer.layout.job("tiny").checkpoints)} == {best, 12}
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_time_alone_makes_checkpoints(trainer: Any, asynchronous: bool) -> None:
+    trainer.train(steps=4, checkpoint={"every_steps": 1000, "every": 1e-9, "keep": 9, "async": asynchronous})
+    assert [step for step, _ in checkpoint.saved(trainer.layout.job("tiny").checkpoints)] == [4, 3, 2, 1]
+
+
+def test_a_full_disk_is_survived_unless_it_is_the_end(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = shards.write
+
+    def full(path: Path, parts: Any) -> Any:
+        if path.parent.name.startswith(".saving") and len(seen) < 2:
+            seen.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, parts)
+
+    seen: list[Path] = []
+    monkeypatch.setattr(shards, "write", full)
+    assert trainer.train(checkpoint={"every_steps": 4}).step == 12
+    assert caplog.text.count("CHECKPOINT NOT SAVED: cannot write checkpoint") == 2
+    assert [step for step, _ in checkpoint.saved(trainer.layout.job("tiny").checkpoints)] == [12]
+    trainer.layout.job("tiny").root.rename(trainer.layout.root / "before")
+    seen.clear()
+    with pytest.raises(CheckpointError, match="step-00000002: No space left on device") as caught:
+        trainer.train(steps=2)
+    assert "Make room" in caught.value.hint
+    assert list(trainer.layout.job("tiny").checkpoints.iterdir()) == []
+
+
+def test_a_job_goes_on_from_the_copy_when_its_own_are_gone(another: Callable[[str], Any], tmp_path: Path) -> None:
+    policy = {"every_steps": 6, "storage": str(tmp_path / "far")}
+    here, elsewhere = another("here"), another("elsewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "advance", _stopping_at(6, Training.advance))
+        here.train(checkpoint=policy)
+    elsewhere.train(checkpoint=policy)
+    assert [row["step"] for row in elsewhere.rows()] == list(range(7, 13))
+
+
+def test_any_checkpoint_can_be_exported(
+    trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer.train(checkpoint={"every_steps": 6, "keep": 2})
+    spec, target = tmp_path / "job.yaml", tmp_path / "a"
+    spec.write_text(to_yaml(trainer.job()))
+
+    def command(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["train", str(spec), "--state-dir", str(trainer.layout.root), *more])
+        return command_line.main()
+
+    assert command("--export", str(target), "--step", "6") == 0
+    assert capsys.readouterr().out.strip() == str(target)
+    exported = weights.load_model(target)
+    saved = {name: torch.empty_like(parameter) for name, parameter in exported.named_parameters()}
+    path = trainer.layout.job("tiny").checkpoints / "step-00000006"
+    found = checkpoint.load(path, saved, World())
+    assert all(torch.equal(parameter, saved[name]) for name, parameter in exported.named_parameters())
+    lineage = json.loads((target / "lineage.json").read_text())
+    assert lineage["attempt"] == "step-00000006" and lineage["metrics"]["loss"] == found.state["loss"]
+    assert command("--export", str(target)) == 1
+    assert f"{target} exists: expected a new directory" in capsys.readouterr().err
+    assert command("--export", str(tmp_path / "b"), "--step", "7") == 1
+    assert "found steps 6, 12" in capsys.readouterr().err
+
+
+def test_the_newest_checkpoint_is_the_model_of_the_export(trainer: Any, tmp_path: Path) -> None:
+    trainer.train()
+    dirs = trainer.layout.job("tiny")
+    path = dirs.checkpoints / "step-00000012"
+    corpus = Corpus.load(trainer.layout.data / checkpoint.verify(path)["recipe"]["data"])
+    export_checkpoint(tmp_path / "b", path, corpus, torch.float32, {})
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == (dirs.export / "model.safetensors").read_bytes()
+    assert weights.digest(tmp_path / "b") == weights.digest(dirs.export)
+    shard = path / "model-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="does not verify"):
+        export_checkpoint(tmp_path / "c", path, corpus, torch.float32, {})
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_stop_file_ends_with_a_checkpoint(trainer: Any) -> None:

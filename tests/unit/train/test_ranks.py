@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,7 @@ def test_a_rank_that_dies_ends_the_others(trainer: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Training, "advance", kill_the_other)
     with pytest.raises(LlmosError, match="another rank is gone"):
-        trainer.train(ranks=2)
+        trainer.train(ranks=2, checkpoint={"every_steps": 1})  # in the middle of a save, too
 
 
 def _command(trainer: Any, spec: Path, *more: str) -> list[str]:
@@ -110,6 +112,39 @@ def test_the_command_line_stops_on_ctrl_c_and_goes_on(trainer: Any, tmp_path: Pa
     again.send_signal(signal.SIGINT)
     again.communicate(timeout=30)
     assert trainer.rows(2)[0]["step"] == last + 1
+
+
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_ends_as_if_it_never_was(
+    another: Callable[[str], Any], tmp_path: Path, ranks: int, kills: int
+) -> None:
+    """SIGKILL to all ranks in the middle of steps and saves, resume, and the rows are those of an unbroken run."""
+    changes = {"steps": 30, "checkpoint": {"every_steps": 2}, "validation": {"every_steps": 7}}
+    straight, broken, rng = another("straight"), another("broken"), random.Random(ranks)
+    straight.train(ranks=ranks, **changes)
+    spec = tmp_path / "job.yaml"
+    spec.write_text(to_yaml(broken.job(**changes)))
+    rows: dict[float, dict[str, float]] = {}
+    ends = [rng.randint(3 + 13 * kill, 12 + 13 * kill) for kill in range(kills)]
+    for attempt, until in enumerate([*ends, 31], start=1):
+        command = _command(broken, spec, "--nproc", str(ranks))
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        while process.poll() is None and (not rows or max(rows) < until):
+            time.sleep(rng.uniform(0, 0.02))
+            with suppress(FileNotFoundError, ValueError):  # not there yet; half a line
+                rows |= {row["step"]: row for row in broken.rows(attempt)}
+        if until < 31:
+            os.killpg(process.pid, signal.SIGKILL)
+        _, told = process.communicate(timeout=40)
+        assert (process.returncode == 0) == (until == 31), told
+        fresh = broken.rows(attempt)
+        assert [row["step"] for row in fresh] == list(range(int(fresh[0]["step"]), int(fresh[-1]["step"]) + 1))
+        rows |= {row["step"]: row for row in fresh}
+    same = ("step", "loss", "grad_norm", "validation_loss", "tokens")
+    expected = [{name: row.get(name) for name in same} for row in straight.rows()]
+    assert [{name: rows[step].get(name) for name in same} for step in sorted(rows)] == expected
+    exports = [t.layout.job("tiny").export / "model.safetensors" for t in (straight, broken)]
+    assert exports[0].read_bytes() == exports[1].read_bytes()
 
 
 @pytest.mark.parametrize(
