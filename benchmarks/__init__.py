@@ -1,0 +1,1 @@
+"""Every number we claim, side by side with its reference."""

@@ -1,0 +1,29 @@
+"""How much memory and time a model takes on which machines: the one model of both, for specs, plans and estimates."""
+
+from llmos.core.capacity.hardware import KINDS, Hardware, calibrated, hardware
+from llmos.core.capacity.memory import Memory, serving_memory, training_memory
+from llmos.core.capacity.settings import CHECKPOINTING, PRECISIONS, SCHEDULES, Mesh, Training
+from llmos.core.capacity.shape import SIZES, ModelShape, is_size, shape_of_size
+from llmos.core.capacity.time import StepTime, bubble_fraction, step_time
+
+__all__ = [
+    "CHECKPOINTING",
+    "KINDS",
+    "PRECISIONS",
+    "SCHEDULES",
+    "SIZES",
+    "Hardware",
+    "Memory",
+    "Mesh",
+    "ModelShape",
+    "StepTime",
+    "Training",
+    "bubble_fraction",
+    "calibrated",
+    "hardware",
+    "is_size",
+    "serving_memory",
+    "shape_of_size",
+    "step_time",
+    "training_memory",
+]
