@@ -2,6 +2,8 @@
 
 from llmos.core.capacity.hardware import KINDS, Hardware, calibrated, hardware
 from llmos.core.capacity.memory import Memory, serving_memory, training_memory
+from llmos.core.capacity.meshes import Candidate, candidates, fits, largest_micro_batch, meshes, recommend
+from llmos.core.capacity.serving import Load, Serving, serve
 from llmos.core.capacity.settings import CHECKPOINTING, PRECISIONS, SCHEDULES, Mesh, Training
 from llmos.core.capacity.shape import SIZES, ModelShape, is_size, shape_of_size
 from llmos.core.capacity.time import StepTime, bubble_fraction, step_time
@@ -12,16 +14,25 @@ __all__ = [
     "PRECISIONS",
     "SCHEDULES",
     "SIZES",
+    "Candidate",
     "Hardware",
+    "Load",
     "Memory",
     "Mesh",
     "ModelShape",
+    "Serving",
     "StepTime",
     "Training",
     "bubble_fraction",
     "calibrated",
+    "candidates",
+    "fits",
     "hardware",
     "is_size",
+    "largest_micro_batch",
+    "meshes",
+    "recommend",
+    "serve",
     "serving_memory",
     "shape_of_size",
     "step_time",

@@ -23,8 +23,8 @@ class Hardware:
 
     ``peak``: operations per second by type of number. ``sustained``: the share of it that matrix products reach.
     ``intra_bandwidth`` and ``inter_bandwidth``: bytes per second that one rank sends while it receives as many, to ranks
-    of its own node and of others. ``overlap``: whether it communicates while it computes. ``eager``: memory traffic of
-    operations that are not compiled, relative to compiled ones. ``price``: dollars per hour.
+    of its own node and of others. ``overlap``: whether it communicates while it computes. ``price``: dollars per hour, None when
+    no public list was at hand.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Hardware:
     intra_bandwidth: float
     inter_bandwidth: float
     per_node: int
-    price: float
+    price: float | None
     overlap: bool = True
 
     def sustained_flops(self, dtype: str) -> float:
@@ -64,7 +64,7 @@ _LINK_SHARE = 0.8
 _H100 = Hardware(
     kind="H100",  # SXM5, 700 W: NVIDIA H100 data sheet (DS-10313)
     peak=MappingProxyType({"fp32": 67e12, "bf16": 989e12, "fp16": 989e12, "fp8": 1979e12}),
-    sustained=0.66,
+    sustained=0.70,
     memory_bytes=80 * GB,
     memory_bandwidth=3350 * GB,
     intra_bandwidth=_NVLINK_4 * _LINK_SHARE,
@@ -78,16 +78,16 @@ KINDS: Mapping[str, Hardware] = MappingProxyType(
         "H100": _H100,
         # The H100 of Meta's Grand Teton, as torchtitan's benchmarks describe it: HBM2e and a limit of 500 W
         "H100-500W": dataclasses.replace(
-            _H100, kind="H100-500W", sustained=0.5, memory_bytes=96 * GB, memory_bandwidth=2400 * GB
+            _H100, kind="H100-500W", sustained=0.48, memory_bytes=96 * GB, memory_bandwidth=2400 * GB
         ),
         # NVIDIA H200 data sheet: the processor of the H100 with HBM3e
         "H200": dataclasses.replace(
-            _H100, kind="H200", sustained=0.6, memory_bytes=141 * GB, memory_bandwidth=4800 * GB, price=3.99
+            _H100, kind="H200", sustained=0.56, memory_bytes=141 * GB, memory_bandwidth=4800 * GB, price=None
         ),
         "A100": Hardware(
             kind="A100",  # SXM4, 80 GB: NVIDIA A100 data sheet (DS-10031)
             peak=MappingProxyType({"fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12}),
-            sustained=0.66,  # no run to fit: that of the H100
+            sustained=0.70,  # no run to fit: that of the H100
             memory_bytes=80 * GB,
             memory_bandwidth=2039 * GB,
             intra_bandwidth=_NVLINK_3 * _LINK_SHARE,

@@ -15,7 +15,7 @@ from llmos.core.capacity.settings import OPTIMIZER_NUMBERS, Mesh, Training
 from llmos.core.capacity.shape import ModelShape
 
 # The three constants of every kind of accelerator; they were fitted with each kind's ``sustained`` (docs/capacity.md).
-ATTENTION_SHARE = 0.6
+ATTENTION_SHARE = 0.56
 """How fast attention's products are, relative to those of plain matrices of the same type."""
 FP8_SHARE = 0.85
 """What fp8 reaches of its peak, relative to what bf16 reaches of its own: scaling and casting cost."""
@@ -56,7 +56,7 @@ class StepTime:
 def step_time(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware) -> StepTime:
     """How long a step of ``training`` takes on ``mesh`` of ``kind``."""
     count = training.micro_batches(mesh)
-    stages = range(mesh.pp)
+    stages = {0, mesh.pp - 1}  # the first has a layer more where they do not divide, the last the output matrix
     compute_s = count * max(_stage_compute(shape, training, mesh, kind, stage) for stage in stages)
     inner_s = count * (_tensor_parallel(shape, training, mesh, kind) + _point_to_point(shape, training, mesh, kind))
     idle = bubble_fraction(training, mesh)
