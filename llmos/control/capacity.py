@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from functools import cache
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from llmos.core import capacity
-from llmos.core.capacity import Hardware, ModelShape, Training
+from llmos.core.capacity import Candidate, Hardware, ModelShape, Training
 from llmos.models import ModelConfig
-from llmos.spec import PRESETS, TrainJob
+from llmos.spec import PRESETS, Mesh, TrainJob
 
 MICRO_BATCH_TOKENS = {"CPU": 1024, "GPU": 16384}
 """Tokens of a forward pass unless the job says how many sequences, as in train/step.py, which needs torch."""
@@ -39,13 +43,67 @@ def training_of(job: TrainJob) -> Training:
         sequence=job.sequence_length,
         precision=precision,
         optimizer=job.optimizer.name,
-        block_attention=device == "CPU" and job.sequence_length <= 2048,
+        cpu=device == "CPU",
     )
 
 
 def hardware_of(job: TrainJob) -> Hardware:
-    """What one rank of ``job`` computes on."""
-    return capacity.hardware(ASSUMED_GPU if job.resources.gpus else "CPU")
+    """What one rank of ``job`` computes on. Without ``resources.memory``, nothing bounds the memory of a CPU's rank."""
+    if job.resources.gpus:
+        return capacity.hardware(ASSUMED_GPU)
+    memory = job.resources.memory or math.inf
+    return dataclasses.replace(capacity.hardware("CPU"), memory_bytes=memory)
+
+
+def ways(job: TrainJob, shape: ModelShape, kind: Hardware) -> list[Candidate]:
+    """The meshes that ``job`` may run on, fastest first: the one it names, or all of ``workers.min`` ranks.
+
+    Raises UsageError that says what would fit when none does.
+    """
+    training = training_of(job)
+    sizes = (job.micro_batch_size,) if job.micro_batch_size else _micro_batches(training)
+    wanted = None if job.mesh == "auto" else core_mesh(job.mesh)
+    ranks = job.workers.min if wanted is None else wanted.size
+    found = capacity.candidates(
+        shape,
+        training,
+        ranks,
+        kind,
+        micro_batches=sizes,
+        allowed=lambda mesh: _supported(mesh) if wanted is None else mesh == wanted,
+    )
+    return found or [capacity.recommend(shape, training, ranks, kind, micro_batches=sizes, allowed=lambda mesh: False)]
+
+
+def placed(job: TrainJob, base_model: Path | None = None) -> TrainJob:
+    """``job`` with the fastest mesh that fits in the place of ``auto``. Raises UsageError, ModelError."""
+    if job.mesh != "auto":
+        return job
+    fastest = ways(job, model_shape(job, base_model), hardware_of(job))[0].mesh
+    return job.model_copy(update={"mesh": _spec_mesh(fastest)})
+
+
+def core_mesh(mesh: Mesh) -> capacity.Mesh:
+    """The mesh of a spec, in the terms of the capacity model."""
+    return capacity.Mesh(mesh.dp, mesh.fsdp, mesh.tp, mesh.pp, mesh.cp)
+
+
+def _spec_mesh(mesh: capacity.Mesh) -> Mesh:
+    return Mesh(**dataclasses.asdict(mesh))
+
+
+def _supported(mesh: capacity.Mesh) -> bool:
+    """Whether a spec may name it: what the trainer cannot do yet, specs refuse."""
+    try:
+        _spec_mesh(mesh)
+    except ValidationError:
+        return False
+    return True
+
+
+def _micro_batches(training: Training) -> range:
+    """What the trainer may be given when the job does not say: no more than it would take by itself."""
+    return range(training.micro_batch, 0, -1)
 
 
 @cache

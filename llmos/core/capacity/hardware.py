@@ -22,9 +22,9 @@ class Hardware:
     """One rank's accelerator.
 
     ``peak``: operations per second by type of number. ``sustained``: the share of it that matrix products reach.
-    ``intra_bandwidth`` and ``inter_bandwidth``: bytes per second that one rank sends while it receives as many, to ranks
-    of its own node and of others. ``overlap``: whether it communicates while it computes. ``price``: dollars per hour, None when
-    no public list was at hand.
+    ``intra_bandwidth`` and ``inter_bandwidth``: bytes per second that one rank sends while it receives as many, to
+    ranks of its own node and of others. ``overlap``: whether it communicates while it computes. ``price``: dollars per
+    hour, None when no public list was at hand.
     """
 
     kind: str
@@ -78,11 +78,11 @@ KINDS: Mapping[str, Hardware] = MappingProxyType(
         "H100": _H100,
         # The H100 of Meta's Grand Teton, as torchtitan's benchmarks describe it: HBM2e and a limit of 500 W
         "H100-500W": dataclasses.replace(
-            _H100, kind="H100-500W", sustained=0.48, memory_bytes=96 * GB, memory_bandwidth=2400 * GB
+            _H100, kind="H100-500W", sustained=0.49, memory_bytes=96 * GB, memory_bandwidth=2400 * GB
         ),
         # NVIDIA H200 data sheet: the processor of the H100 with HBM3e
         "H200": dataclasses.replace(
-            _H100, kind="H200", sustained=0.56, memory_bytes=141 * GB, memory_bandwidth=4800 * GB, price=None
+            _H100, kind="H200", sustained=0.57, memory_bytes=141 * GB, memory_bandwidth=4800 * GB, price=None
         ),
         "A100": Hardware(
             kind="A100",  # SXM4, 80 GB: NVIDIA A100 data sheet (DS-10031)

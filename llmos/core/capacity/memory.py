@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from llmos.core.capacity.settings import OPTIMIZER_NUMBERS, Mesh, Training
+from llmos.core.capacity.settings import BLOCK_ATTENTION_TOKENS, OPTIMIZERS, Mesh, Training
 from llmos.core.capacity.shape import ModelShape
 
 FP32 = 4
 GATHERED_LAYERS = 2
 """FSDP2 gathers a layer while the one before it is in use."""
+HELD = 0.15
+"""Of what comes and goes in a step, glibc's malloc holds as much again in gaps (benchmarks/memory_rows.py)."""
 SHORT, SHORT_BLOCK, BLOCK = 512, 32, 64
 """Queries of a block of block attention, up to SHORT tokens and above (models/block_attention.py)."""
 
@@ -22,7 +24,8 @@ SHORT, SHORT_BLOCK, BLOCK = 512, 32, 64
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes on one rank. ``copies``: weights a second time, in the type of the products – what autocast has cast, or
-    the layers that fsdp has gathered. ``cache``: keys and values of the sequences that are served."""
+    the layers that fsdp has gathered. ``cache``: keys and values of the sequences that are served. ``allocator``: what
+    it holds of the system and no tensor has."""
 
     weights: float = 0.0
     gradients: float = 0.0
@@ -32,11 +35,12 @@ class Memory:
     logits: float = 0.0
     communication: float = 0.0
     cache: float = 0.0
+    allocator: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return float(sum(getattr(self, field.name) for field in fields(self)))
 
 
 def training_memory(shape: ModelShape, training: Training, mesh: Mesh) -> Memory:
@@ -45,14 +49,13 @@ def training_memory(shape: ModelShape, training: Training, mesh: Mesh) -> Memory
     return max(stages, key=lambda memory: memory.total)
 
 
-def serving_memory(shape: ModelShape, sequences: int, context: int, number: int = 2, tp: int = 1, pp: int = 1) -> Memory:
+def serving_memory(shape: ModelShape, sequences: int, context: int, number: int = 2, tp: int = 1) -> Memory:
     """Bytes of a rank that serves ``sequences`` sequences of ``context`` tokens at once, ``number`` bytes a number."""
-    ranks = tp * pp
-    cache = 2 * shape.num_layers * shape.kv_size * number * sequences * context / ranks
+    cache = 2 * shape.num_layers * shape.kv_size * number * sequences * context / tp
     widest = max(2 * shape.intermediate_size, shape.query_size + 2 * shape.kv_size) + 2 * shape.hidden_size
     logits = sequences * shape.vocab_size * (FP32 + number) / tp
     return Memory(
-        weights=shape.num_parameters * number / ranks,
+        weights=shape.num_parameters * number / tp,
         activations=context * widest * number / tp,  # one prompt of full length is read at a time
         logits=logits,
         cache=cache,
@@ -122,20 +125,24 @@ def _stage_memory(shape: ModelShape, training: Training, mesh: Mesh, stage: int)
     last = stage == mesh.pp - 1
     vocabulary = _logits(shape, training, mesh, tokens) if last else 0.0
     beyond = tokens * (again + moving) / mesh.tp + _gradient_transients(shape, training, mesh)
+    copies = _copies(shape, training, mesh, layers)
+    activations = tokens * (kept + last * _final_norm(shape, training)) / mesh.tp
+    logits = max(vocabulary, beyond)  # one after the other: first the loss, then the backward pass
     return Memory(
         weights=held * numbers.weight,
         gradients=held * numbers.gradient,
-        optimizer=held * (FP32 * OPTIMIZER_NUMBERS[training.optimizer] + numbers.master),
-        copies=_copies(shape, training, mesh, layers),
-        activations=tokens * (kept + last * _final_norm(shape, training)) / mesh.tp,
-        logits=max(vocabulary, beyond),  # one after the other: first the loss, then the backward pass
+        optimizer=held * (FP32 * OPTIMIZERS[training.optimizer] + numbers.master),
+        copies=copies,
+        activations=activations,
+        logits=logits,
         communication=_buffers(shape, training, mesh, tokens),
+        allocator=HELD * (copies + activations + logits) if training.cpu else 0.0,
     )
 
 
 def _kept_by_attention(shape: ModelShape, training: Training) -> float:
     """Bytes of a token. Block attention: the probabilities of its causal half; else the output and a number a head."""
-    if not training.block_attention:
+    if not (training.cpu and training.sequence <= BLOCK_ATTENTION_TOKENS):
         return shape.query_size * training.numbers.number + shape.num_heads * FP32
     block = min(SHORT_BLOCK if training.sequence <= SHORT else BLOCK, training.sequence)
     return shape.num_heads * (training.sequence + block) / 2 * training.numbers.number

@@ -120,6 +120,6 @@ def _why_not(shape: ModelShape, load: Load, kind: Hardware, tp: int) -> str:
         return f"one sequence takes {memory.total / GB:.0f} GB on each of {tp} × {kind.kind}: more than they have"
     first_s, each_s = prompt_seconds(shape, load.prompt, kind, tp), token_seconds(shape, 1, load.prompt, kind, tp)
     return (
-        f"{tp} × {kind.kind} read the prompt in {first_s:.3g} s and make a token in {each_s:.3g} s with nothing else to "
-        f"do: promised are {load.first_token_s:g} s and {load.token_s:g} s"
+        f"{tp} × {kind.kind} read the prompt in {first_s:.3g} s and make a token in {each_s:.3g} s with nothing else "
+        f"to do: promised are {load.first_token_s:g} s and {load.token_s:g} s"
     )

@@ -68,10 +68,12 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     }
 )
 
-OPTIMIZER_NUMBERS: Mapping[str, int] = MappingProxyType({"adamw": 2, "muon": 1, "sgd": 1})
+OPTIMIZERS: Mapping[str, int] = MappingProxyType({"adamw": 2, "muon": 1, "sgd": 1})
 """fp32 numbers that an optimizer remembers of a weight: two moments, one momentum, one momentum."""
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
+BLOCK_ATTENTION_TOKENS = 2048
+"""The longest sequence of block attention (models/block_attention.py)."""
 CHECKPOINTING = ("none", "selective", "full")
 
 
@@ -79,10 +81,10 @@ CHECKPOINTING = ("none", "selective", "full")
 class Training:
     """Everything but the model, the mesh and the machines.
 
-    ``batch``: sequences of a step over all ranks; ``micro_batch``: of a rank's forward pass. ``stages``: pipeline stages
-    a rank holds (interleaved, zero-bubble). ``checkpointing``: nothing is recomputed; the products of every second
-    matrix and all elementwise results are (selective); a layer's whole forward pass is (full). ``logit_tokens``: whose
-    logits exist at one time. ``block_attention``: keep the probabilities, as llmos does on CPUs.
+    ``batch``: sequences of a step over all ranks; ``micro_batch``: of a rank's forward pass. ``stages``: pipeline
+    stages a rank holds (interleaved, zero-bubble). ``checkpointing``: nothing is recomputed; the products of every
+    second matrix and all elementwise results are (selective); a layer's whole forward pass is (full). ``logit_tokens``:
+    whose logits exist at one time. ``cpu``: attention keeps the probabilities of short sequences, and glibc allocates.
     ``async_tp``: tensor-parallel communication is hidden behind its products where it can be.
     """
 
@@ -97,7 +99,7 @@ class Training:
     compiled: bool = False
     async_tp: bool = False
     logit_tokens: int = 1024
-    block_attention: bool = False
+    cpu: bool = False
 
     @property
     def numbers(self) -> Precision:

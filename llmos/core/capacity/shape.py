@@ -73,8 +73,8 @@ class ModelShape:
     def training_flops(self, sequence: int) -> float:
         """Operations of forward and backward for one token of a sequence: 6 per weight, and attention's causal half.
 
-        Source: PaLM (arXiv 2204.02311, appendix B) with the causal half only, as Megatron-Bridge counts; nothing that is
-        computed twice counts twice.
+        Source: PaLM (arXiv 2204.02311, appendix B) with the causal half only, as Megatron-Bridge counts; nothing that
+        is computed twice counts twice.
         """
         products = self.num_layers * self.layer_products + self.vocabulary_parameters
         return 6.0 * products + 3.0 * self.num_layers * self.attention_flops(sequence)
@@ -129,6 +129,12 @@ def _proportioned(num_layers: int, wanted: float) -> ModelShape:
     kv_heads = next(k for k in (8, 4, 2, 1) if heads % k == 0)
     vocab_size = 49152 if wanted > 5e7 else 4096
     return ModelShape(
-        vocab_size if small else _LLAMA_3, hidden, hidden * 7 // 2, num_layers, heads, kv_heads, head,
+        vocab_size if small else _LLAMA_3,
+        hidden,
+        hidden * 7 // 2,
+        num_layers,
+        heads,
+        kv_heads,
+        head,
         tie_embeddings=small,
     )

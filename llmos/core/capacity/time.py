@@ -11,28 +11,28 @@ from dataclasses import dataclass
 
 from llmos.core.capacity.hardware import Hardware
 from llmos.core.capacity.memory import FP32, layers_of, stage_parameters
-from llmos.core.capacity.settings import OPTIMIZER_NUMBERS, Mesh, Training
+from llmos.core.capacity.settings import OPTIMIZERS, Mesh, Training
 from llmos.core.capacity.shape import ModelShape
 
 # The three constants of every kind of accelerator; they were fitted with each kind's ``sustained`` (docs/capacity.md).
-ATTENTION_SHARE = 0.56
+ATTENTION_SHARE = 0.53
 """How fast attention's products are, relative to those of plain matrices of the same type."""
-FP8_SHARE = 0.85
+FP8_SHARE = 0.86
 """What fp8 reaches of its peak, relative to what bf16 reaches of its own: scaling and casting cost."""
 MEMORY_SHARE = 0.8
 """What elementwise operations reach of the memory's bandwidth."""
 
 EAGER_TRAFFIC = 2.5
-"""Memory traffic without compilation, relative to fused operations: torchtitan's 8B takes 5,762 tokens/s, compiled 6,667."""
+"""Memory traffic without compilation, relative to fused operations: torchtitan's 8B, 5,762 and 6,667 tokens/s."""
 HIDDEN_TP = 0.5
 """Share of tensor-parallel communication that asynchronous products hide: torchtitan's 70B, 597 to 652 tokens/s."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of a step on the slowest rank. ``communication_s`` is what nothing hides; ``bubble_s`` what ranks wait for
-    each other in the pipeline. ``mfu``: model operations per second as a share of the peak in the precision's type (of
-    bf16 for fp8, as everybody reports it)."""
+    """Seconds of a step on the slowest rank. ``communication_s`` is what nothing hides; ``bubble_s`` what ranks wait
+    for each other in the pipeline. ``mfu``: model operations per second as a share of the peak in the precision's type
+    (of bf16 for fp8, as everybody reports it)."""
 
     compute_s: float
     communication_s: float
@@ -78,7 +78,7 @@ def step_time(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware)
 
 
 def bubble_fraction(training: Training, mesh: Mesh) -> float:
-    """The share of a pipeline's time that a stage waits, when forward, input gradient and weight gradient take the same.
+    """The share of a pipeline's time that a stage waits; forward, input gradient and weight gradient take alike.
 
     (p - 1)/(m + p - 1) for GPipe and 1F1B (arXiv 2104.04473), with v·m instead of m for v interleaved stages, and with
     3·v·m for zero-bubble schedules, which fill the gaps with weight gradients (arXiv 2401.10241). torch's own schedule
@@ -179,24 +179,22 @@ def _data_parallel(
     numbers = training.numbers
     whole = max(stage_parameters(shape, mesh, stage) for stage in {0, mesh.pp - 1})
     gathers = 2 * training.micro_batches(mesh) if mesh.pp == 1 else 1
-    seconds = 0.0
+    gathers_s = sums_s = 0.0
     if mesh.fsdp > 1:
         share = (mesh.fsdp - 1) / mesh.fsdp / kind.bandwidth(mesh.fsdp, mesh.stride("fsdp"))
-        seconds += _exposed(whole * numbers.number * gathers * share, compute_s, kind)
-        seconds += _exposed(whole * numbers.gradient * share, backward_s, kind)
+        gathers_s = whole * numbers.number * gathers * share
+        sums_s = whole * numbers.gradient * share
     if mesh.dp > 1:
         share = 2 * (mesh.dp - 1) / mesh.dp / kind.bandwidth(mesh.dp, mesh.stride("dp"))
-        seconds += _exposed(whole / mesh.fsdp * numbers.gradient * share, backward_s, kind)
-    return seconds
-
-
-def _exposed(communication_s: float, behind_s: float, kind: Hardware) -> float:
-    return max(0.0, communication_s - behind_s) if kind.overlap else communication_s
+        sums_s += whole / mesh.fsdp * numbers.gradient * share
+    if not kind.overlap:
+        return gathers_s + sums_s
+    return max(0.0, gathers_s + sums_s - compute_s, sums_s - backward_s)
 
 
 def _optimizer(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware) -> float:
     """Seconds of clipping (gradients read twice, written once) and the update: every number read and written once."""
     numbers = training.numbers
     held = max(stage_parameters(shape, mesh, stage) for stage in {0, mesh.pp - 1}) / mesh.fsdp
-    state = 2 * (FP32 * OPTIMIZER_NUMBERS[training.optimizer] + numbers.master + numbers.weight)
+    state = 2 * (FP32 * OPTIMIZERS[training.optimizer] + numbers.master + numbers.weight)
     return held * (state + 4 * numbers.gradient) / (MEMORY_SHARE * kind.memory_bandwidth)
