@@ -183,7 +183,9 @@ def _answer(demand: Demand, gpus: int | None, deadline: str) -> list[Candidate]:
             return demand.within(parse_duration(deadline))
         except ValueError as error:
             raise UsageError(f"`--deadline {deadline[:40]}` is {error}", param="--deadline") from None
-    found = demand.on(gpus or 1) or [demand.refuse(gpus or 1)]
+    found = demand.on(gpus or 1)
+    if not found:
+        raise demand.refusal(gpus or 1)
     if deadline and (late_s := demand.tokens / found[0].time.tokens_per_s) > parse_duration(deadline):
         note(f"warning: {gpus} × {demand.kind.kind} take {late_s / 86400:.3g} days, longer than {deadline}")
     return found

@@ -61,7 +61,6 @@ def ways(job: TrainJob, shape: ModelShape, kind: Hardware) -> list[Candidate]:
     Raises UsageError that says what would fit when none does.
     """
     training = training_of(job)
-    sizes = (job.micro_batch_size,) if job.micro_batch_size else _micro_batches(training)
     wanted = None if job.mesh == "auto" else core_mesh(job.mesh)
     ranks = job.workers.min if wanted is None else wanted.size
     found = capacity.candidates(
@@ -69,10 +68,12 @@ def ways(job: TrainJob, shape: ModelShape, kind: Hardware) -> list[Candidate]:
         training,
         ranks,
         kind,
-        micro_batches=sizes,
+        micro_batches=(job.micro_batch_size,) if job.micro_batch_size else range(training.micro_batch, 0, -1),
         allowed=lambda mesh: _supported(mesh) if wanted is None else mesh == wanted,
     )
-    return found or [capacity.recommend(shape, training, ranks, kind, micro_batches=sizes, allowed=lambda mesh: False)]
+    if not found:
+        raise capacity.refusal(shape, training, ranks, kind, _supported)
+    return found
 
 
 def placed(job: TrainJob, base_model: Path | None = None) -> TrainJob:
@@ -99,11 +100,6 @@ def _supported(mesh: capacity.Mesh) -> bool:
     except ValidationError:
         return False
     return True
-
-
-def _micro_batches(training: Training) -> range:
-    """What the trainer may be given when the job does not say: no more than it would take by itself."""
-    return range(training.micro_batch, 0, -1)
 
 
 @cache

@@ -3,7 +3,7 @@
 from llmos.core.capacity.demand import Demand
 from llmos.core.capacity.hardware import KINDS, Hardware, calibrated, hardware
 from llmos.core.capacity.memory import Memory, serving_memory, training_memory
-from llmos.core.capacity.meshes import Candidate, candidates, fits, largest_micro_batch, meshes, recommend
+from llmos.core.capacity.meshes import Candidate, candidates, fits, largest_micro_batch, meshes, recommend, refusal
 from llmos.core.capacity.serving import Load, Serving, serve
 from llmos.core.capacity.settings import (
     BLOCK_ATTENTION_TOKENS,
@@ -44,6 +44,7 @@ __all__ = [
     "largest_micro_batch",
     "meshes",
     "recommend",
+    "refusal",
     "serve",
     "serving_memory",
     "shape_of_size",

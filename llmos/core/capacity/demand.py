@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from llmos.core.capacity.hardware import Hardware
-from llmos.core.capacity.meshes import Candidate, candidates, recommend
+from llmos.core.capacity.meshes import Candidate, candidates, refusal
 from llmos.core.capacity.settings import Training
 from llmos.core.capacity.shape import ModelShape
 from llmos.errors import UsageError
@@ -41,10 +41,10 @@ class Demand:
             checkpointing=self.checkpointing,
         )
 
-    def refuse(self, ranks: int) -> Candidate:
-        """Raises UsageError that says what would fit, when :meth:`on` is empty."""
+    def refusal(self, ranks: int) -> UsageError:
+        """Says what would fit, for when :meth:`on` is empty."""
         training = dataclasses.replace(self._training(ranks), checkpointing=self.checkpointing[-1])
-        return recommend(self.shape, training, ranks, self.kind, micro_batches=self.micro_batches)
+        return refusal(self.shape, training, ranks, self.kind)
 
     def within(self, seconds: float) -> list[Candidate]:
         """The ways on the smallest power of two of ranks that is done in ``seconds``. Raises UsageError."""

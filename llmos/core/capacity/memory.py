@@ -108,7 +108,7 @@ def in_flight(training: Training, mesh: Mesh, stage: int = 0) -> float:
     stage (Narayanan et al., arXiv 2104.04473, section 2.2; Korthikanti et al., section 4.2.3).
     """
     count, behind = training.micro_batches(mesh), mesh.pp - stage
-    if training.schedule == "gpipe":
+    if mesh.pp > 1 and training.schedule == "gpipe":
         return count
     more = (mesh.pp - 1) / training.stages if training.schedule == "interleaved" else 0.0
     return min(count, behind + more)

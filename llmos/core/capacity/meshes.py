@@ -55,7 +55,7 @@ def candidates(
     checkpointing: Sequence[str] = (),
     allowed: Allowed = lambda mesh: True,
 ) -> list[Candidate]:
-    """The best way to use each feasible mesh, fastest first.
+    """The best way to use each feasible mesh, fastest first: of micro-batches that are as fast, the largest.
 
     ``micro_batches`` and ``checkpointing`` are what may be chosen: by default every divisor of a rank's sequences, and
     what ``training`` says. The batch of a step never changes. Empty when nothing fits.
@@ -65,21 +65,30 @@ def candidates(
         ways = _ways(training, mesh, micro_batches, checkpointing or (training.checkpointing,))
         fitting = [way for way in ways if fits(training_memory(shape, way, mesh), kind)]
         if fitting:
-            found.append(min((_candidate(shape, way, mesh, kind) for way in fitting), key=_slowness))
+            found.append(min((_candidate(shape, way, mesh, kind) for way in fitting), key=_preference))
     return sorted(found, key=_slowness)
 
 
-def recommend(shape: ModelShape, training: Training, ranks: int, kind: Hardware, **choices: object) -> Candidate:
-    """The fastest of :func:`candidates`. Raises UsageError that says what would fit when there is none."""
-    found = candidates(shape, training, ranks, kind, **choices)  # type: ignore[arg-type]
-    if found:
-        return found[0]
+def recommend(
+    shape: ModelShape, training: Training, ranks: int, kind: Hardware, allowed: Allowed = lambda mesh: True
+) -> Candidate:
+    """The fastest of :func:`candidates`. Raises :func:`refusal` when there is none."""
+    found = candidates(shape, training, ranks, kind, allowed=allowed)
+    if not found:
+        raise refusal(shape, training, ranks, kind, allowed)
+    return found[0]
+
+
+def refusal(
+    shape: ModelShape, training: Training, ranks: int, kind: Hardware, allowed: Allowed = lambda mesh: True
+) -> UsageError:
+    """Says that ``training`` does not fit, how much it takes, and what would fit."""
     least = least_memory(shape, training, ranks, kind)
     needed = f"at least {least.total / GB:.1f} GB on each" if least else "no mesh of that many divides it"
-    raise UsageError(
+    return UsageError(
         f"this does not fit on {ranks} × {kind.kind} with {kind.memory_bytes * USABLE / GB:.1f} GB of memory to use: "
         f"it takes {needed}",
-        hint=f"What would fit: {would_fit(shape, training, ranks, kind) or 'nothing that was tried'}.",
+        hint=f"What would fit: {would_fit(shape, training, ranks, kind, allowed) or 'nothing that was tried'}.",
         param="mesh",
     )
 
@@ -104,19 +113,18 @@ def least_memory(shape: ModelShape, training: Training, ranks: int, kind: Hardwa
     return min(every, key=lambda memory: memory.total, default=None)
 
 
-def would_fit(shape: ModelShape, training: Training, ranks: int, kind: Hardware) -> str:
+def would_fit(shape: ModelShape, training: Training, ranks: int, kind: Hardware, allowed: Allowed) -> str:
     """The smallest changes that make it fit, in words: another micro-batch or mesh, checkpointing, more ranks."""
-    smaller = candidates(shape, training, ranks, kind)
-    if smaller:
-        way = smaller[0]
-        return f"mesh {way.mesh} with micro-batches of {way.training.micro_batch}"
+    if ways := candidates(shape, training, ranks, kind, allowed=allowed):
+        return f"mesh {ways[0].mesh} with micro-batches of {ways[0].training.micro_batch}"
     found = []
     for mode in CHECKPOINTING[CHECKPOINTING.index(training.checkpointing) + 1 :]:
-        if ways := candidates(shape, dataclasses.replace(training, checkpointing=mode), ranks, kind):
+        less = dataclasses.replace(training, checkpointing=mode)
+        if ways := candidates(shape, less, ranks, kind, allowed=allowed):
             found.append(f"{mode} activation checkpointing (mesh {ways[0].mesh})")
             break
     for more in _doubled(ranks, training.batch):
-        if ways := candidates(shape, training, more, kind):
+        if ways := candidates(shape, training, more, kind, allowed=allowed):
             found.append(f"{more} × {kind.kind} (mesh {ways[0].mesh})")
             break
     return ", or ".join(found)
@@ -133,6 +141,11 @@ def _ways(training: Training, mesh: Mesh, sizes: Iterable[int], modes: Sequence[
 def _candidate(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware) -> Candidate:
     memory = training_memory(shape, training, mesh)
     return Candidate(mesh, training, memory, step_time(shape, training, mesh, kind))
+
+
+def _preference(way: Candidate) -> tuple[float, int, float]:
+    """Orders the ways to use one mesh."""
+    return (float(f"{way.time.total_s:.3e}"), -way.training.micro_batch, way.memory.total)
 
 
 def _slowness(way: Candidate) -> tuple[float, float, Mesh]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given
@@ -148,9 +149,7 @@ def test_a_larger_micro_batch_never_holds_less(shape: ModelShape, training: Trai
 
 
 @given(shapes, trainings, split)
-def test_zero_bubble_is_no_slower_than_interleaved_than_1f1b(
-    shape: ModelShape, training: Training, mesh: Mesh
-) -> None:
+def test_zero_bubble_is_no_slower_than_interleaved_than_1f1b(shape: ModelShape, training: Training, mesh: Mesh) -> None:
     slow, better, best = (
         bubble_fraction(dataclasses.replace(training, schedule=schedule), mesh)
         for schedule in ("1f1b", "interleaved", "zero-bubble")
@@ -172,7 +171,8 @@ def test_meshes_are_exact_and_split_what_they_may(shape: ModelShape, ranks: int,
 def test_candidates_fit_keep_the_batch_and_are_in_order(shape: ModelShape, training: Training, ranks: int) -> None:
     found = candidates(shape, training, ranks, H100)
     assert found, "every one of these shapes is small"
-    assert [way.time.total_s for way in found] == sorted((way.time.total_s for way in found), key=lambda s: f"{s:.3e}")
+    times = [way.time.total_s for way in found]
+    assert all(slower >= 0.998 * faster for faster, slower in itertools.pairwise(times))
     for way in found:
         assert fits(way.memory, H100)
         share = training.batch // way.mesh.data
@@ -202,15 +202,17 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
         recommend(SIZES["70B"], PRETRAINING, 8, H100)
     assert "32 × H100" in refused.value.hint
     with pytest.raises(UsageError) as refused:
-        recommend(SIZES["8B"], PRETRAINING, 8, dataclasses.replace(H100, memory_bytes=30e9), allowed=lambda m: m.tp == 1)
+        recommend(
+            SIZES["8B"], PRETRAINING, 8, dataclasses.replace(H100, memory_bytes=30e9), allowed=lambda m: m.tp == 1
+        )
     assert "mesh" in refused.value.hint
     with pytest.raises(UsageError) as refused:
-        recommend(SIZES["8B"], PRETRAINING, 2, dataclasses.replace(H100, memory_bytes=120e9))
+        recommend(SIZES["8B"], PRETRAINING, 2, dataclasses.replace(H100, memory_bytes=100e9))
     assert "selective activation checkpointing" in refused.value.hint or "full" in refused.value.hint
 
 
 def test_a_deadline_takes_the_fewest_machines() -> None:
-    demand = Demand(SIZES["8B"], 1e12, PRETRAINING, H100, checkpointing=CHECKPOINTING)
+    demand = Demand(SIZES["8B"], 1e12, PRETRAINING, H100, micro_batches=(1,), checkpointing=("full",))
     found = demand.within(30 * 86400)
     ranks = found[0].mesh.size
     assert 1e12 / found[0].time.tokens_per_s <= 30 * 86400
