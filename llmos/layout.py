@@ -96,6 +96,11 @@ class Layout:
         return self.root / "control.db"
 
     @property
+    def calibration(self) -> Path:
+        """What ``llmos estimate --calibrate`` measured, by kind of accelerator."""
+        return self.root / "calibration.json"
+
+    @property
     def data(self) -> Path:
         """Prepared corpora, one directory per digest."""
         return self.root / "data"

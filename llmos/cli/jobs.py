@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmos.cli import estimate
 from llmos.cli.output import (
     Format,
     Output,
@@ -72,6 +73,9 @@ def train(
             "--set", metavar="FIELD=VALUE", help="change a field, as in optimizer.learning_rate=3e-4; repeatable"
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print mesh, memory, tokens, steps and time; submit nothing")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Submit one TrainJob and watch it until it has ended."""
@@ -84,8 +88,11 @@ def train(
             f"{file} holds {', '.join(spec.kind for spec in specs)}: expected one TrainJob",
             hint=f"for several, use `llmos submit {file}`",
         )
+    spec = override(specs[0], settings) if settings else specs[0]
+    if dry_run:
+        return estimate.dry_run(spec, output)
     cluster = client()
-    job = cluster.submit(override(specs[0], settings) if settings else specs[0])
+    job = cluster.submit(spec)
     note(f"job {job.id} is submitted")
     ended = _wait(cluster, job.id, None)
     if ended.model:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import llmos
 from llmos.control import admission, journal
 from llmos.control.auth import Auth
+from llmos.control.capacity import placed
 from llmos.control.describe import job_view, node_views, service_view
 from llmos.control.loop import Loop
 from llmos.control.registry import Registry
@@ -65,8 +67,9 @@ class Control:
         """Accept a TrainJob; durable on return. The same key again gives the same job."""
         job = admission.train_job(spec)
         asked = digest(job)
-        if job.model.ref:
-            job = admission.pinned(job, self._registry.get(job.model.ref)["ref"])
+        base = self._registry.get(job.model.ref) if job.model.ref else None
+        job = admission.pinned(job, base["ref"]) if base else job
+        job = placed(job, Path(base["path"]) if base else None)
         row = self._store.jobs.submit(job, asked, idempotency_key, self._clock())
         self._loop.nudge()
         return self._job(row)

@@ -1,0 +1,143 @@
+"""``memory_predicted``: what ``llmos train --dry-run`` says a rank will hold, against what training holds.
+
+    python -m benchmarks.memory_rows            prints one JSON row
+
+Each case trains in a process of its own (``python -m llmos.train``, one thread) until a few steps are done; the kernel
+says what its resident memory was at most (VmHWM). Python, torch, its kernels for a precision and the corpus are not
+what is predicted: a model of 200 thousand parameters trained in the same precision on 64 tokens at a time is the
+baseline that both sides are taken relative to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmos.control.capacity import model_shape, training_of
+from llmos.core.capacity import Mesh, training_memory
+from llmos.spec import TrainJob, parse
+
+MEASURED_STEPS = 2
+"""The optimizer's state exists from the end of the first step on, so the second one is the first at the peak."""
+TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A preset in a precision, in micro-batches of some sequences."""
+
+    preset: str
+    precision: str
+    micro_batch: int
+    sequence: int
+
+    def job(self, data: Path) -> TrainJob:
+        """The case as a job that would train for ever and never saves."""
+        spec = parse(
+            {
+                "kind": "TrainJob",
+                "name": f"{self.preset}-{self.precision}-{self.micro_batch}x{self.sequence}",
+                "model": {"preset": self.preset},
+                "data": {"path": str(data), "vocab_size": 2048},
+                "steps": 100_000,
+                "batch_size": self.micro_batch,
+                "micro_batch_size": self.micro_batch,
+                "sequence_length": self.sequence,
+                "precision": self.precision,
+                "checkpoint": {"every_steps": 100_000},
+                "validation": {"every_steps": 100_000},
+                "output": {"model": "measured"},
+            }
+        )
+        assert isinstance(spec, TrainJob)
+        return spec
+
+
+CASES = (
+    Case("tiny", "fp32", 4, 256),
+    Case("tiny", "bf16", 4, 512),
+    Case("tiny", "fp32", 2, 1024),
+    Case("small", "fp32", 1, 256),
+    Case("small", "bf16", 1, 512),
+)
+
+
+def memory_predicted(cases: tuple[Case, ...] = CASES) -> dict[str, Any]:
+    """The row: the worst ratio of predicted to measured bytes, and every case's. It must lie within 10 % of 1."""
+    with tempfile.TemporaryDirectory(prefix="llmos-memory-") as directory:
+        data = Path(directory) / "text.txt"
+        data.write_text("".join(path.read_text() for path in sorted(Path(os.__file__).parent.glob("[ab]*.py"))))
+        baselines = {precision: Case("nano", precision, 1, 64).job(data) for precision in ("fp32", "bf16")}
+        peak_bytes(baselines["fp32"], Path(directory))  # prepares the corpus, which takes memory of its own
+        base = {name: (peak_bytes(job, Path(directory)), predicted_bytes(job)) for name, job in baselines.items()}
+        found = [_compare(case.job(data), Path(directory), base[case.precision]) for case in cases]
+    worst = max(found, key=lambda case: abs(case["ratio"] - 1))
+    return {
+        "name": "memory_predicted",
+        "value": worst["ratio"],
+        "unit": "predicted / measured",
+        "must": "0.90 to 1.10",
+        "ok": abs(worst["ratio"] - 1) <= 0.1,
+        "cases": found,
+    }
+
+
+def predicted_bytes(job: TrainJob) -> float:
+    """What the model of memory says one rank of ``job`` holds on a CPU."""
+    return training_memory(model_shape(job), training_of(job), Mesh()).total
+
+
+def peak_bytes(job: TrainJob, directory: Path) -> int:
+    """The most resident memory of a process that trains ``job`` for a few steps."""
+    spec = directory / f"{job.name}.json"
+    spec.write_text(job.model_dump_json(exclude_none=True))
+    state = Path(tempfile.mkdtemp(dir=directory))
+    (state / "data").symlink_to(directory / "data")
+    (directory / "data").mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "llmos.train", str(spec), "--state-dir", str(state)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(directory)}
+    with (
+        (state / "log").open("w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
+    ):
+        try:
+            return _watch(process, state / "jobs" / job.name / "attempts" / "1" / "metrics.jsonl", state / "log")
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def _watch(process: subprocess.Popen[bytes], metrics: Path, log: Path) -> int:
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") >= MEASURED_STEPS:
+            status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+            return int(status["VmHWM"].split()[0]) * 1024
+        if process.poll() is not None:
+            raise RuntimeError(f"training ended with code {process.returncode}:\n{log.read_text()[-2000:]}")
+        time.sleep(0.05)
+    raise TimeoutError(f"no {MEASURED_STEPS} steps within {TIMEOUT_S:.0f} s:\n{log.read_text()[-2000:]}")
+
+
+def _compare(job: TrainJob, directory: Path, base: tuple[int, float]) -> Mapping[str, Any]:
+    measured = peak_bytes(job, directory) - base[0]
+    predicted = round(predicted_bytes(job) - base[1])
+    print(f"{job.name}: predicted {predicted:,} bytes, measured {measured:,}", file=sys.stderr, flush=True)
+    return {
+        "case": job.name,
+        "predicted_bytes": predicted,
+        "measured_bytes": measured,
+        "ratio": round(predicted / measured, 3),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(memory_predicted(), indent=2))

@@ -1,0 +1,164 @@
+"""Which meshes a model can be trained on, how fast each is, and what would fit when none does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from llmos.core.capacity.hardware import GB, Hardware
+from llmos.core.capacity.memory import Memory, training_memory
+from llmos.core.capacity.settings import CHECKPOINTING, Mesh, Training
+from llmos.core.capacity.shape import ModelShape
+from llmos.core.capacity.time import StepTime, step_time
+from llmos.errors import UsageError
+
+USABLE = 0.92
+"""Of an accelerator's memory: the rest is its context, buffers of NCCL and cuBLAS, and fragmentation."""
+MORE_RANKS = 64
+"""How many times the ranks that were asked for are tried before nothing is said to fit."""
+
+Allowed = Callable[[Mesh], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to train: a mesh with its micro-batch and checkpointing, what a rank holds, and how long a step takes."""
+
+    mesh: Mesh
+    training: Training
+    memory: Memory
+    time: StepTime
+
+
+def meshes(shape: ModelShape, batch: int, ranks: int, per_node: int) -> Iterator[Mesh]:
+    """Every mesh of ``ranks`` ranks that splits the model and the batch: tp divides the heads and stays on a node,
+    each pipeline stage has a layer (stages may differ by one), and the batch divides among dp × fsdp."""
+    for tp in _divisors(ranks):
+        if shape.num_heads % tp or shape.num_kv_heads % tp or tp > per_node:
+            continue
+        for pp in _divisors(ranks // tp):
+            data = ranks // tp // pp
+            if pp > shape.num_layers or batch % data:
+                continue
+            for fsdp in _divisors(data):
+                yield Mesh(data // fsdp, fsdp, tp, pp)
+
+
+def candidates(
+    shape: ModelShape,
+    training: Training,
+    ranks: int,
+    kind: Hardware,
+    *,
+    micro_batches: Sequence[int] = (),
+    checkpointing: Sequence[str] = (),
+    allowed: Allowed = lambda mesh: True,
+) -> list[Candidate]:
+    """The best way to use each feasible mesh, fastest first: of micro-batches that are as fast, the largest.
+
+    ``micro_batches`` and ``checkpointing`` are what may be chosen: by default every divisor of a rank's sequences, and
+    what ``training`` says. The batch of a step never changes. Empty when nothing fits.
+    """
+    found = []
+    for mesh in filter(allowed, meshes(shape, training.batch, ranks, kind.per_node)):
+        ways = _ways(training, mesh, micro_batches, checkpointing or (training.checkpointing,))
+        fitting = [way for way in ways if fits(training_memory(shape, way, mesh), kind)]
+        if fitting:
+            found.append(min((_candidate(shape, way, mesh, kind) for way in fitting), key=_preference))
+    return sorted(found, key=_slowness)
+
+
+def recommend(
+    shape: ModelShape, training: Training, ranks: int, kind: Hardware, allowed: Allowed = lambda mesh: True
+) -> Candidate:
+    """The fastest of :func:`candidates`. Raises :func:`refusal` when there is none."""
+    found = candidates(shape, training, ranks, kind, allowed=allowed)
+    if not found:
+        raise refusal(shape, training, ranks, kind, allowed)
+    return found[0]
+
+
+def refusal(
+    shape: ModelShape, training: Training, ranks: int, kind: Hardware, allowed: Allowed = lambda mesh: True
+) -> UsageError:
+    """Says that ``training`` does not fit, how much it takes, and what would fit."""
+    least = least_memory(shape, training, ranks, kind)
+    needed = f"at least {least.total / GB:.1f} GB on each" if least else "no mesh of that many divides it"
+    return UsageError(
+        f"this does not fit on {ranks} × {kind.kind} with {kind.memory_bytes * USABLE / GB:.1f} GB of memory to use: "
+        f"it takes {needed}",
+        hint=f"What would fit: {would_fit(shape, training, ranks, kind, allowed) or 'nothing that was tried'}.",
+        param="mesh",
+    )
+
+
+def largest_micro_batch(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware) -> int | None:
+    """The largest micro-batch that fits and divides a rank's sequences, so that the batch stays exact; None if none."""
+    sizes = reversed(_divisors(training.batch // mesh.data)) if training.batch % mesh.data == 0 else iter(())
+    return next((n for n in sizes if fits(training_memory(shape, training.with_micro_batch(n), mesh), kind)), None)
+
+
+def fits(memory: Memory, kind: Hardware) -> bool:
+    """Whether a rank of ``kind`` has room for ``memory``."""
+    return memory.total <= kind.memory_bytes * USABLE
+
+
+def least_memory(shape: ModelShape, training: Training, ranks: int, kind: Hardware) -> Memory | None:
+    """The smallest a rank can be on any mesh of ``ranks`` ranks; None when no mesh divides the model and the batch."""
+    every = (
+        training_memory(shape, training.with_micro_batch(1), mesh)
+        for mesh in meshes(shape, training.batch, ranks, kind.per_node)
+    )
+    return min(every, key=lambda memory: memory.total, default=None)
+
+
+def would_fit(shape: ModelShape, training: Training, ranks: int, kind: Hardware, allowed: Allowed) -> str:
+    """The smallest changes that make it fit, in words: another micro-batch or mesh, checkpointing, more ranks."""
+    if ways := candidates(shape, training, ranks, kind, allowed=allowed):
+        return f"mesh {ways[0].mesh} with micro-batches of {ways[0].training.micro_batch}"
+    found = []
+    for mode in CHECKPOINTING[CHECKPOINTING.index(training.checkpointing) + 1 :]:
+        less = dataclasses.replace(training, checkpointing=mode)
+        if ways := candidates(shape, less, ranks, kind, allowed=allowed):
+            found.append(f"{mode} activation checkpointing (mesh {ways[0].mesh})")
+            break
+    for more in _doubled(ranks, training.batch):
+        if ways := candidates(shape, training, more, kind, allowed=allowed):
+            found.append(f"{more} × {kind.kind} (mesh {ways[0].mesh})")
+            break
+    return ", or ".join(found)
+
+
+def _ways(training: Training, mesh: Mesh, sizes: Iterable[int], modes: Sequence[str]) -> Iterator[Training]:
+    share = training.batch // mesh.data
+    for size in sizes or _divisors(share):
+        if share % size == 0:
+            for mode in modes:
+                yield dataclasses.replace(training, micro_batch=size, checkpointing=mode)
+
+
+def _candidate(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware) -> Candidate:
+    memory = training_memory(shape, training, mesh)
+    return Candidate(mesh, training, memory, step_time(shape, training, mesh, kind))
+
+
+def _preference(way: Candidate) -> tuple[float, int, float]:
+    """Orders the ways to use one mesh."""
+    return (float(f"{way.time.total_s:.3e}"), -way.training.micro_batch, way.memory.total)
+
+
+def _slowness(way: Candidate) -> tuple[float, float, Mesh]:
+    """Orders by time; what takes the same (to a thousandth) by how much memory it leaves."""
+    return (float(f"{way.time.total_s:.3e}"), way.memory.total, way.mesh)
+
+
+def _doubled(ranks: int, batch: int) -> Iterator[int]:
+    more = 2 * ranks
+    while more <= min(MORE_RANKS * ranks, 8 * batch):
+        yield more
+        more *= 2
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmos.parallel import calibrate
+from tests.unit.cli.conftest import Run
+from tests.unit.cli.test_jobs import table
+from tests.unit.fake_api import FakeApi
+
+
+def test_estimate_prints_feasible_meshes_fastest_first(llmos: Run) -> None:
+    result = llmos("estimate", "8B", "--gpus", "8", "--gpu", "H100", "--tokens", "1T")
+    assert result.code == 0
+    rows = table(result.out)
+    times = [float(row["STEP"].removesuffix(" s")) for row in rows]
+    assert times == sorted(times) and rows[0]["PRICE"].startswith("$")
+    assert "recommended: the first" in result.err
+
+
+def test_estimate_in_json_has_everything(llmos: Run) -> None:
+    found = json.loads(llmos("estimate", "70B", "--gpus", "64", "--precision", "bf16-master", "-o", "json").out)
+    first = found["recommended"]
+    assert found["feasible"][0] == first and first["ranks"] == 64
+    memory = first["memory_bytes"]
+    assert memory["total"] == pytest.approx(sum(memory.values()) - memory["total"])
+    assert first["price"] == pytest.approx(first["accelerator_hours"] * 4.69)
+    assert {"bubble", "communication_s", "days", "step_s", "mfu"} <= first.keys()
+
+
+def test_estimate_finds_the_machines_a_deadline_needs(llmos: Run) -> None:
+    found = json.loads(llmos("estimate", "8B", "--tokens", "1T", "--deadline", "30d", "-o", "json").out)
+    assert found["recommended"]["days"] <= 30
+
+
+def test_estimate_of_serving(llmos: Run) -> None:
+    result = llmos("estimate", "8B", "--requests", "40", "--price", "2")
+    (first, *_) = table(result.out)
+    assert result.code == 0 and int(first["REPLICAS"]) >= 1
+    found = json.loads(llmos("estimate", "8B", "--requests", "40", "--price", "2", "-o", "json").out)
+    assert found["recommended"]["price_per_hour"] == 2 * found["recommended"]["accelerators"]
+
+
+def test_estimate_reads_a_config(llmos: Run, tmp_path: Path) -> None:
+    config = {"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, "num_attention_heads": 4}))
+    found = json.loads(llmos("estimate", str(tmp_path), "--gpu", "cpu", "--batch", "4", "-o", "json").out)
+    assert found["parameters"] == 2 * 512 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no MODEL was given"),
+        (["9X"], "no model `9X`"),
+        (["8B", "--gpu", "H1"], "'H1' is not a kind of accelerator"),
+        (["8B", "--tokens", "many"], "`--tokens many`"),
+        (["8B", "--precision", "fp7"], "`--precision fp7`"),
+        (["8B", "--checkpointing", "some"], "`--checkpointing some`"),
+        (["8B", "--deadline", "soon"], "`--deadline soon`"),
+        (["8B", "--gpu", "A100", "--precision", "fp8"], "A100 has no products in fp8"),
+        (["405B", "--gpus", "2"], "What would fit:"),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused(llmos: Run, arguments: list[str], message: str) -> None:
+    result = llmos("estimate", *arguments)
+    assert result.code in (1, 2) and result.out == "" and message in result.err
+
+
+def test_calibration_is_remembered_and_used(llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, small in {"RUN_S": 0.01, "SUM_BYTES": 2**16, "STREAM_BYTES": {"cpu": 2**16}}.items():
+        monkeypatch.setattr(calibrate, name, small)
+    monkeypatch.setattr(calibrate, "_all_reduce", lambda device: 1e9)
+    before = json.loads(llmos("estimate", "nano", "--gpu", "CPU", "--batch", "2", "-o", "json").out)
+    result = llmos("estimate", "--calibrate")
+    assert result.code == 0 and "all_reduce_bandwidth" in result.err
+    measured = json.loads((tmp_path / ".llmos" / "calibration.json").read_text())["CPU"]
+    assert measured["fp32_flops"] > 1e6 and measured["memory_bandwidth"] > 1e6
+    after = json.loads(llmos("estimate", "nano", "--gpu", "CPU", "--batch", "2", "-o", "json").out)
+    assert after["recommended"]["step_s"] != before["recommended"]["step_s"]
+
+
+def test_dry_run_submits_nothing(llmos: Run, job_file: Path, api: FakeApi) -> None:
+    result = llmos("train", "job.yaml", "--dry-run", "--set", "steps=7", "--set", "batch_size=8")
+    assert result.code == 0 and api.requests == []
+    lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+    assert lines["tokens"] == f"{7 * 8 * 256:,} in 7 steps" and lines["mesh"].endswith("1 × CPU")
+    found = json.loads(llmos("train", "job.yaml", "--dry-run", "-o", "json").out)
+    assert found["steps"] == 100 and found["memory_bytes"]["weights"] == pytest.approx(4 * found["parameters"])
+    assert found["train_s"] == pytest.approx(100 * found["step_s"])

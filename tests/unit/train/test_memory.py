@@ -1,0 +1,101 @@
+"""What the capacity model says of memory is what tensors take: the real step runs on tensors that hold no numbers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from llmos.control.capacity import MICRO_BATCH_TOKENS
+from llmos.core.capacity import Mesh, ModelShape, Training, memory, training_memory
+from llmos.models import ModelConfig, Transformer, block_attention, rope
+from llmos.parallel.data import GradientBuffer
+from llmos.parallel.world import World
+from llmos.spec import PRESETS
+from llmos.spec import Optimizer as OptimizerSpec
+from llmos.train import loss, step
+from llmos.train.optimizer import Optimizer
+
+VOCABULARY = 2048
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the storages that exist, and the most that ever did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._sizes:
+                    self._sizes[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._free, storage._cdata)
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _free(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+@contextmanager
+def fake() -> Iterator[Live]:
+    rope._frequencies.cache_clear()  # holds tensors of another mode
+    with FakeTensorMode(), Live() as live:
+        yield live
+    rope._frequencies.cache_clear()
+
+
+def peak_bytes(preset: str, dtype: torch.dtype, rows: int, tokens: int) -> int:
+    """The most bytes of tensors while the second optimizer step runs."""
+    with torch.device("meta"):
+        model = Transformer(ModelConfig.from_preset(PRESETS[preset], VOCABULARY, None, None)).train()
+    with fake() as live:
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                module._parameters[name] = None if parameter is None else nn.Parameter(torch.empty(parameter.shape))
+        optimizer, gradients = Optimizer(model, OptimizerSpec()), GradientBuffer(model, World(), riders=2)
+        for _ in range(2):
+            gradients.zero()
+            samples = torch.randint(VOCABULARY, (rows, tokens + 1))
+            step.accumulate(model, samples, rows, dtype, 1.0)
+            optimizer.step(1e-3)
+        return live.peak
+
+
+@pytest.mark.parametrize(
+    ("preset", "precision", "rows", "tokens"),
+    [
+        *[("nano", "fp32", 4, 128), ("nano", "bf16", 2, 512)],
+        *(
+            pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.timeout(300)])
+            for case in [("tiny", "fp32", 2, 1024), ("tiny", "bf16", 4, 256), ("small", "bf16", 2, 512)]
+        ),
+    ],
+)
+def test_memory_is_what_tensors_take(preset: str, precision: str, rows: int, tokens: int) -> None:
+    training = Training(rows, rows, tokens, precision=precision, cpu=True)
+    predicted = training_memory(ModelShape.of(PRESETS[preset], vocab_size=VOCABULARY), training, Mesh())
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert predicted.total - predicted.allocator == pytest.approx(peak_bytes(preset, dtype, rows, tokens), rel=0.03)
+
+
+def test_constants_are_those_of_the_code_they_describe() -> None:
+    assert {"cpu": MICRO_BATCH_TOKENS["CPU"], "cuda": MICRO_BATCH_TOKENS["GPU"]} == step.MICRO_BATCH_TOKENS
+    blocks = block_attention._SHORT, block_attention._SHORT_BLOCK, block_attention._BLOCK
+    assert blocks == (memory.SHORT, memory.SHORT_BLOCK, memory.BLOCK)
+    assert Training(1, 1, 1).logit_tokens == loss.CHUNK
+    assert memory.BLOCK_ATTENTION_TOKENS == block_attention.MAX_TOKENS
