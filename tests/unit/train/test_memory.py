@@ -67,7 +67,7 @@ def peak_bytes(preset: str, dtype: torch.dtype, rows: int, tokens: int) -> int:
         for module in model.modules():
             for name, parameter in module._parameters.items():
                 module._parameters[name] = None if parameter is None else nn.Parameter(torch.empty(parameter.shape))
-        optimizer, gradients = Optimizer(model, OptimizerSpec()), GradientBuffer(model, World(), riders=2)
+        optimizer, gradients = Optimizer(model, OptimizerSpec(), World()), GradientBuffer(model, World(), riders=2)
         for _ in range(2):
             gradients.zero()
             samples = torch.randint(VOCABULARY, (rows, tokens + 1))
