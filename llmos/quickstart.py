@@ -47,14 +47,20 @@ def main(
     from llmos.control.ray import head
 
     began, was_up = time.monotonic(), head.is_up(state_dir)
+
+    def stage(text: str) -> None:
+        report(f"[{time.monotonic() - began:3.0f} s] {text}")
+
     paths = tuple(data or recipe.standard_library())
     for path in _spec(paths, steps or 1).data.path:
         check_there(path, "--data", "text to train on")
     try:
-        cluster = head.up(state_dir, address, port, report)
+        cluster = head.up(state_dir, address, port, stage)
+        stage(f"the cluster is up: {cluster['url']}")
         with Client.of(_connection(cluster["url"], state_dir)) as client:
-            job = _train(client, paths, steps, report, watching)
-            _answer(client, job, report, began)
+            job = _train(client, paths, steps, stage, watching)
+            found = _answer(client, job, stage)
+            _farewell(client, job, found, time.monotonic() - began, report)
     except LlmosError:
         if not was_up and head.is_up(state_dir):
             report("the cluster stays up, to look into it; `llmos down` ends it")
@@ -132,18 +138,15 @@ def _exists(client: Client, ref: str | None) -> bool:
         return False
 
 
-def _answer(client: Client, job: JobView, report: Report, began: float) -> None:
-    """Serve the model of ``job``, ask it something, and say how good it is."""
-    model = client.model(str(job.model))
-    report(f"serving {model.ref}")
-    client.serve(Service(name=recipe.NAME, model=model.ref))
+def _answer(client: Client, job: JobView, report: Report) -> list[tuple[str, str]]:
+    """Serve the model of ``job`` and ask it something. Returns (prompt, completion) of many samples."""
+    report(f"registered {job.model}; serving it")
+    client.serve(Service(name=recipe.NAME, model=str(job.model)))
     client.wait_service(recipe.NAME)
+    report("it answers")
     _ask(client, recipe.NAME)
-    found = _sample(client, recipe.NAME)
-    figures = _figures(job, model, found, time.monotonic() - began)
-    repeated = max(samples.most_repeated(text) for _, text in found)
-    _farewell(client, recipe.NAME, figures, repeated, report)
-    print(json.dumps(figures), flush=True)
+    report(f"sampling {len(samples.PROMPTS)} prompts, {len(SEEDS)} seeds each")
+    return _sample(client, recipe.NAME)
 
 
 def _ask(client: Client, model: str) -> None:
@@ -187,12 +190,16 @@ def _figures(job: JobView, model: ModelView, found: list[tuple[str, str]], total
     }
 
 
-def _farewell(client: Client, model: str, figures: dict[str, Any], repeated: int, report: Report) -> None:
+def _farewell(client: Client, job: JobView, found: list[tuple[str, str]], total_s: float, report: Report) -> None:
+    """Say how good the model is, and what to try next. The last line on stdout is the figures."""
+    figures = _figures(job, client.model(str(job.model)), found, total_s)
+    repeated = max(samples.most_repeated(text) for _, text in found)
     url, key = client.connection.url, client.connection.key
     share = figures["bits_per_byte"] / figures["gzip_bits"]
     report(f"held-out text: {figures['bits_per_byte']} bits per byte, {share:.2f} of what `gzip -9` needs")
     report(f"{figures['parsed']} of {figures['of']} samples are Python; no line more than {repeated} times")
     report(f"\nthe front door: {url}   an API key: {key}\n")
     report(f"  curl {url}/v1/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\")
-    report(f'    -d \'{{"model": "{model}", "prompt": "def main():", "max_tokens": 64}}\'')
+    report(f'    -d \'{{"model": "{recipe.NAME}", "prompt": "def main():", "max_tokens": 64}}\'')
     report("  llmos status        what runs\n  llmos down          end it all")
+    print(json.dumps(figures), flush=True)
