@@ -24,7 +24,8 @@ from llmos.views import JobView, ModelView
 
 TRAINING_S = 180.0
 """Seconds of training, unless the user says how many steps: with all else, the road takes about five minutes."""
-MIN_STEPS = 50
+MIN_STEPS = 400
+"""However long they take: 400 steps of the recipe reach 0.89 of what gzip needs, 292 in a trial 0.91."""
 PROMPT = "def fibonacci(n):"
 QUESTION = "Write a function that adds two numbers."
 SEEDS = range(4)

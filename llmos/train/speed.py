@@ -29,7 +29,8 @@ LEAST_STEPS = 3
 def step_seconds(job: TrainJob, measured_s: float = 4.0) -> float:
     """Seconds that a step of ``job`` takes on this machine's CPU: all of its ranks take steps together, as processes.
 
-    The mean of the steps of ``measured_s`` seconds, at least LEAST_STEPS, after a warm-up.
+    The median of the steps of ``measured_s`` seconds, at least LEAST_STEPS, after a warm-up: a machine that stalls for
+    a moment is not slow.
     """
     ranks = job.placed_mesh.size
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads in mid-work
@@ -42,11 +43,11 @@ def step_seconds(job: TrainJob, measured_s: float = 4.0) -> float:
 
 
 def _measure(job: TrainJob, measured_s: float, directory: str, rank: int) -> float:
-    """The mean seconds of a step, as one of the ranks."""
+    """The median seconds of a step, as one of the ranks."""
     set_process(job)
     join(directory, rank, job.placed_mesh.size)
     try:
-        return statistics.fmean(_step_times(job, measured_s)[WARM_UP_STEPS:])
+        return statistics.median(_step_times(job, measured_s)[WARM_UP_STEPS:])
     finally:
         dist.destroy_process_group()
 
