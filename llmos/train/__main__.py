@@ -77,7 +77,7 @@ def _job(options: argparse.Namespace) -> tuple[TrainJob, int]:
         raise UsageError(f"`{options.spec}` holds {len(jobs)} TrainJobs: expected one", param="spec")
     changed = to_dict(jobs[0])
     if options.data:
-        changed["data"]["path"] = options.data
+        changed["data"] |= {"path": options.data, "sources": None}
     if options.steps is not None:
         changed["steps"] = options.steps
     job = parse(changed, source="the command line")
