@@ -199,6 +199,12 @@ class TrainJob(Strict):
         """The mesh the job runs on today: ``auto`` is data parallel over the fewest workers the job accepts."""
         return Mesh(dp=self.workers.min) if self.mesh == "auto" else self.mesh
 
+    @property
+    def masks_documents(self) -> bool:
+        """Whether tokens see their own document only."""
+        mask = self.data.packing.mask
+        return mask == "documents" or (mask == "auto" and self.objective == "sft")
+
     rules = (
         *(_mesh_fits_workers, _batch_splits_evenly, _sequence_fits_preset),
         *(_lora_has_a_base, _sft_has_chats, _env_or_secret),
