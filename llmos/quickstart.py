@@ -48,7 +48,7 @@ def main(
 
     began, was_up = time.monotonic(), head.is_up(state_dir)
     paths = tuple(data or recipe.standard_library())
-    for path in _spec(paths, steps or 1).data.path:
+    for path in _spec(paths, steps or 1).data.mixture[0].path:
         check_there(path, "--data", "text to train on")
     try:
         cluster = head.up(state_dir, address, port, report)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
+from ray import cloudpickle
 
 from llmos.errors import LlmosError
 from llmos.train.work import Progress, R, T, Work
@@ -19,13 +19,6 @@ def is_on_cluster() -> bool:
     return bool(ray.is_initialized())
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
-    """Anything, as one cell of a table."""
-
-    content: Any
-
-
 def on_ray(report: Callable[[str], None]) -> Work:
     """Work by the tasks of a Ray Data job. Items, results and what is written must be reachable on every node.
 
@@ -34,14 +27,15 @@ def on_ray(report: Callable[[str], None]) -> Work:
     """
 
     def work(do: Callable[[T], R], items: Sequence[T], what: str) -> Iterator[R]:
-        from ray.data import from_items  # only here: it takes a second to load
+        from ray import data  # only here: it takes a second to load
 
+        data.DataContext.get_current().enable_progress_bars = False  # made for terminals; ``report`` writes a log
         progress = Progress(report, what, len(items))
-        rows = [{"number": number, "item": _Box(item)} for number, item in enumerate(items)]
-        tasks = from_items(rows, override_num_blocks=max(1, len(rows))).map(partial(_do, do), **_where(len(rows)))
+        rows = [{"number": number, "item": cloudpickle.dumps(item)} for number, item in enumerate(items)]
+        tasks = data.from_items(rows, override_num_blocks=max(1, len(rows))).map(partial(_do, do), **_where(len(rows)))
         done: dict[int, Any] = {}
         for row in tasks.iter_rows():
-            outcome = row["outcome"].content
+            outcome = cloudpickle.loads(row["outcome"])
             if isinstance(outcome, LlmosError):
                 raise outcome
             done[row["number"]] = outcome
@@ -55,14 +49,15 @@ def _do(do: Callable[[T], R], row: dict[str, Any]) -> dict[str, Any]:
     """One task. An error that we raise on purpose is a result: Ray would wrap it."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each task has one CPU
     try:
-        outcome: Any = do(row["item"].content)
+        outcome: Any = do(cloudpickle.loads(row["item"]))
     except LlmosError as error:
         outcome = error
-    return {"number": row["number"], "outcome": _Box(outcome)}
+    return {"number": row["number"], "outcome": cloudpickle.dumps(outcome)}
 
 
 def _where(tasks: int) -> dict[str, Any]:
     """On which nodes tasks run, and how many at once: where this job has its CPUs, as many as it has."""
+    from ray.data import TaskPoolStrategy
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     strategy: Any = "SPREAD"
@@ -73,4 +68,4 @@ def _where(tasks: int) -> dict[str, Any]:
         cpus = sum(bundle.get("CPU", 0) for bundle in group.bundle_specs)
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     at_once = max(1, min(int(cpus), tasks))
-    return {"num_cpus": 0, "concurrency": at_once, "scheduling_strategy": strategy}
+    return {"num_cpus": 0, "compute": TaskPoolStrategy(size=at_once), "scheduling_strategy": strategy}

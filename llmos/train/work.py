@@ -49,7 +49,8 @@ class Progress:
         if now_s - self._said_s > _REPORT_INTERVAL_S:
             self._said_s = now_s
             left_s = (now_s - self._began_s) * (self._total - self._done) / self._done
-            self._report(f"{self._what}: {self._done:,} of {self._total:,} parts, {left_s:,.0f} s left")
+            share = 100 * self._done // self._total
+            self._report(f"{self._what}: {share} %, {self._done:,} of {self._total:,} parts, {left_s:,.0f} s left")
 
 
 def grouped(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> Iterator[tuple[T, ...]]:
