@@ -57,7 +57,10 @@ class JobView(View):
 
 
 class MetricsRow(View):
-    """One line of a job's metrics. ``loss`` is in nats per token, ``time_s`` seconds since the epoch, ``data_wait_s`` how long the step had to wait."""
+    """One line of a job's metrics. ``loss`` is in nats per token, ``time_s`` seconds since the epoch.
+
+    ``data_wait_s`` is how long the step waited for what it reads.
+    """
 
     step: int
     loss: float

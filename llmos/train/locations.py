@@ -23,7 +23,7 @@ from pyarrow import fs
 from llmos.errors import DataError, NotFoundError
 from llmos.spec.data import is_uri
 
-_OF_PYARROW = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
+_OF_PYARROW = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 _BUFFER_BYTES = 2**20
 _CHECK = "Check data.path."
 
@@ -123,15 +123,26 @@ def _renamed(uri: str, path: str) -> str:
     return f"{urlsplit(uri).scheme}://{path.lstrip('/')}{'?' + query if query else ''}"
 
 
+def file_system(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of ``uri`` and the path on it: pyarrow's own if it knows the scheme, else fsspec's.
+
+    Raises ImportError, ValueError, OSError or ArrowException when it cannot be opened: see CANNOT_OPEN.
+    """
+    if urlsplit(uri).scheme in _OF_PYARROW:
+        return cast(tuple[fs.FileSystem, str], fs.FileSystem.from_uri(uri))
+    system, path = fsspec.core.url_to_fs(uri)
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), str(path)
+
+
+CANNOT_OPEN = (ImportError, ValueError, OSError, pa.ArrowException)
+
+
 @lru_cache(maxsize=64)
 def _file_system(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of ``uri`` and the path on it: pyarrow's own, or else fsspec's. Raises DataError."""
+    """:func:`file_system`. Raises DataError."""
     try:
-        if urlsplit(uri).scheme in _OF_PYARROW:
-            return cast(tuple[fs.FileSystem, str], fs.FileSystem.from_uri(uri))
-        system, path = fsspec.core.url_to_fs(uri)
-        return fs.PyFileSystem(fs.FSSpecHandler(system)), str(path)
-    except (ImportError, ValueError, OSError, pa.ArrowException) as error:
+        return file_system(uri)
+    except CANNOT_OPEN as error:
         hint = "Expected a path, or a URI that pyarrow or fsspec can open."
         raise DataError(f"{uri} cannot be opened: {error}", hint=hint, param="data.path") from error
 

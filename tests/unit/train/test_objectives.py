@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmos.errors import DataError, UsageError
+from llmos.errors import CheckpointError, DataError, UsageError
 from llmos.models import weights
 from llmos.parallel.world import World
-from llmos.train import training
+from llmos.train import checkpoint, shards
+from llmos.train.__main__ import _export
 from llmos.train.batch import Batch
 from llmos.train.loop import train
 from llmos.train.step import accumulate, loss_sum
@@ -66,10 +67,10 @@ def test_an_interrupted_mixture_goes_on_as_if_it_had_not_been(another: Any, mixe
 def test_other_weights_or_another_mask_do_not_continue_a_checkpoint(trainer: Any, mixed: dict[str, Any]) -> None:
     trainer.train(data=mixed)
     (trainer.layout.job("tiny").export).rename(trainer.layout.root / "export")
-    with pytest.raises(training.CheckpointError, match="`masks_documents` was False, is now True"):
+    with pytest.raises(CheckpointError, match="`masks_documents` was False, is now True"):
         trainer.train(attempt=2, data=mixed | {"packing": {"mask": "documents"}})
     mixed["sources"][1]["weight"] = 3.0
-    with pytest.raises(training.CheckpointError, match=r"`weights` was \[1.0, 2.0\], is now \[1.0, 3.0\]"):
+    with pytest.raises(CheckpointError, match=r"`weights` was \[1.0, 2.0\], is now \[1.0, 3.0\]"):
         trainer.train(attempt=3, data=mixed)
 
 
@@ -105,7 +106,9 @@ def test_tuning_on_chats_learns_answers_only(another: Any, chats: dict[str, Any]
 
 def test_adapters_are_all_that_is_trained_and_saved(trainer: Any, chats: dict[str, Any], tmp_path: Path) -> None:
     trainer.train(steps=2, objective="sft", data=chats, sequence_length=96)
-    base = trainer.layout.job("tiny").export.rename(tmp_path / "base")
+    base = trainer.layout.model("tiny", 1)
+    base.parent.mkdir(parents=True)
+    trainer.layout.job("tiny").export.rename(base)
     trainer.layout.job("tiny").root.rename(tmp_path / "first")
     lora = {"rank": 4, "targets": ["q_proj", "up_proj"], "save_adapter": True}
     changes = {"objective": "sft", "data": chats, "sequence_length": 96, "lora": lora, "model": {"ref": "tiny@1"}}
@@ -115,8 +118,10 @@ def test_adapters_are_all_that_is_trained_and_saved(trainer: Any, chats: dict[st
     train(run, World())
     losses = trainer.losses()
     assert losses[-1] < losses[0] - 0.05
-    (checkpoint,) = run.job_dirs.checkpoints.glob("step-00000012/model.safetensors")
-    saved = load_file(checkpoint)
+    newest = run.job_dirs.checkpoints / "step-00000012"
+    saved = {name: torch.empty_like(form, device="cpu") for name, form in shards.describe(newest).items()}
+    shards.read(newest, saved)
+    saved = {name: tensor for name, tensor in saved.items() if checkpoint.is_parameter(name)}
     assert {name.rpartition(".")[2] for name in saved} == {"lora_A", "lora_B"} and len(saved) == 2 * 2 * 2
     before, after = weights.load_model(base), weights.load_model(run.job_dirs.export)
     changed = {
@@ -130,6 +135,9 @@ def test_adapters_are_all_that_is_trained_and_saved(trainer: Any, chats: dict[st
     assert torch.allclose(after.get_parameter(f"{name}.weight"), before.get_parameter(f"{name}.weight") + product)
     adapter = load_file(run.job_dirs.adapter / "adapter_model.safetensors")
     assert torch.equal(adapter[f"base_model.model.{name}.lora_A.weight"], saved[f"{name}.lora_A"])
+    weights_at = _export(tmp_path / "exported", run.job, trainer.layout, None)
+    exported = weights.load_model(weights_at)
+    assert all(torch.equal(p, exported.get_parameter(name)) for name, p in after.named_parameters())
     resumed = dataclasses.replace(trainer.run(attempt=2, **changes), base_model=base)
     run.job_dirs.export.rename(tmp_path / "export")
     resumed.attempt.root.mkdir(parents=True)
