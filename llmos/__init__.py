@@ -32,7 +32,21 @@ if TYPE_CHECKING:
         UsageError,
         WorkerLost,
     )
-    from llmos.spec import Data, Mesh, ModelSource, Optimizer, Output, Replicas, Resources, Service, TrainJob, Workers
+    from llmos.spec import (
+        Data,
+        Lora,
+        Mesh,
+        ModelSource,
+        Optimizer,
+        Output,
+        Packing,
+        Replicas,
+        Resources,
+        Service,
+        Source,
+        TrainJob,
+        Workers,
+    )
     from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView
 
 __version__ = "0.1.0"
@@ -56,6 +70,7 @@ __all__ = [
     "JobView",
     "KeyView",
     "LlmosError",
+    "Lora",
     "Mesh",
     "MetricsRow",
     "ModelError",
@@ -64,10 +79,12 @@ __all__ = [
     "NotFoundError",
     "Optimizer",
     "Output",
+    "Packing",
     "Replicas",
     "Resources",
     "Service",
     "ServiceView",
+    "Source",
     "SpecError",
     "TrainJob",
     "TrainingError",

@@ -30,6 +30,10 @@ class AttemptDirs:
         """One JSON object per line, written by rank 0."""
         return self.root / "metrics.jsonl"
 
+    def samples(self, rank: int) -> Path:
+        """Which samples ``rank`` has read, a JSON object per step, if the job asks for it."""
+        return self.root / f"samples-{rank}.jsonl"
+
     @property
     def stop(self) -> Path:
         """Exists once the attempt was asked to checkpoint and end."""
@@ -64,6 +68,11 @@ class JobDirs:
     def export(self) -> Path:
         """The trained model in the Hugging Face layout; exists once it is complete."""
         return self.root / "export"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter by itself, in PEFT's layout, if the job asks for it."""
+        return self.root / "adapter"
 
     def attempt(self, number: int) -> AttemptDirs:
         return AttemptDirs(self.root / "attempts" / str(number))

@@ -53,7 +53,7 @@ def main(
         report(f"[{time.monotonic() - began:3.0f} s] {text}")
 
     paths = tuple(data or recipe.standard_library())
-    for path in _spec(paths, steps or 1).data.path:
+    for path in _spec(paths, steps or 1).data.mixture[0].path:
         check_there(path, "--data", "text to train on")
     try:
         cluster = head.up(state_dir, address, port, stage)

@@ -8,11 +8,13 @@ current one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmos.errors import SpecError, UsageError
 from llmos.spec import Service, Spec, TrainJob, load, load_file, parse
+from llmos.spec.data import is_uri
 from llmos.spec.nodes import read as read_yaml
 
 Source = Spec | Mapping[str, Any] | Path | str
@@ -42,12 +44,15 @@ def anchored(spec: Spec, base: Path) -> Spec:
     """``spec`` with every path of it absolute; relative ones are taken from ``base``."""
     if isinstance(spec, Service):
         return spec
-    paths = tuple(str(base / Path(path).expanduser()) for path in spec.data.path)
-    update: dict[str, object] = {"data": spec.data.model_copy(update={"path": paths})}
+    update: dict[str, object] = {"data": spec.data.with_paths(partial(_anchored_path, base))}
     if spec.model.config is not None:
         config = str(base / Path(spec.model.config).expanduser())
         update["model"] = spec.model.model_copy(update={"config": config})
     return spec.model_copy(update=update)
+
+
+def _anchored_path(base: Path, path: str) -> str:
+    return path if is_uri(path) else str(base / Path(path).expanduser())
 
 
 def override(spec: TrainJob, settings: Sequence[str]) -> TrainJob:

@@ -57,7 +57,10 @@ class JobView(View):
 
 
 class MetricsRow(View):
-    """One line of a job's metrics. ``loss`` is in nats per token, ``time_s`` seconds since the epoch."""
+    """One line of a job's metrics. ``loss`` is in nats per token, ``time_s`` seconds since the epoch.
+
+    ``data_wait_s`` is how long the step waited for what it reads.
+    """
 
     step: int
     loss: float
@@ -65,6 +68,7 @@ class MetricsRow(View):
     grad_norm: float
     tokens_per_s: float
     tokens: int
+    data_wait_s: float
     time_s: float
 
     def __repr__(self) -> str:

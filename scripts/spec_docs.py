@@ -58,13 +58,13 @@ WORDS = {
 LARGEST = 2**53  # a bound that is the format's own says nothing to a reader
 
 
-def resolve(schema: Schema, root: Schema) -> Schema:
-    """``schema``, or the model that it refers to."""
-    for option in [schema, *schema.get("oneOf", ())]:
-        if "$ref" in option:
-            found: Schema = root["$defs"][option["$ref"].rpartition("/")[2]]
-            return found
-    return schema
+def resolve(schema: Schema, root: Schema) -> tuple[Schema, bool]:
+    """``schema``, or the model that it refers to; and whether it is a list of such."""
+    for option in [schema, *schema.get("oneOf", ()), *schema.get("anyOf", ())]:
+        for place, several in ((option, False), (option.get("items", {}), True)):
+            if "$ref" in place:
+                return root["$defs"][place["$ref"].rpartition("/")[2]], several
+    return schema, False
 
 
 def values(schema: Schema) -> str:
@@ -105,16 +105,16 @@ def default(name: str, schema: Schema, required: list[str]) -> str:
 def rows(model: Schema, root: Schema, prefix: str = "") -> Iterator[str]:
     """A table row for each field of ``model``, fields of fields under their dotted names."""
     for name, schema in model["properties"].items():
-        inner = resolve(schema, root)
+        inner, several = resolve(schema, root)
         nested = "properties" in inner
-        written = "fields below" if nested else values(schema)
+        written = ("list of fields below" if several else "fields below") if nested else values(schema)
         if nested and "oneOf" in schema:
             written += "".join(f", or {values(option)}" for option in schema["oneOf"] if "$ref" not in option)
         meaning = schema.get("description") or (inner["description"].splitlines()[0] if nested else "")
         absent = default(name, schema, model.get("required", []))
         yield f"| `{prefix}{name}` | {written} | {absent} | {meaning.replace('``', '`').rstrip('.')} |"
         if nested:
-            yield from rows(inner, root, f"{prefix}{name}.")
+            yield from rows(inner, root, f"{prefix}{name}{'[]' if several else ''}.")
 
 
 def section(kind: type[Strict]) -> str:

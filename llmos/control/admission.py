@@ -10,6 +10,7 @@ from typing import Any
 from llmos.errors import LlmosError, NotFoundError, UsageError
 from llmos.models import ModelConfig
 from llmos.spec import Service, TrainJob, parse
+from llmos.spec.data import is_uri
 
 
 def train_job(data: Mapping[str, Any]) -> TrainJob:
@@ -17,8 +18,9 @@ def train_job(data: Mapping[str, Any]) -> TrainJob:
     spec = parse(data)
     if not isinstance(spec, TrainJob):
         raise UsageError(f"expected a TrainJob, found a {spec.kind}", hint="PUT it to /services/<name>", param="spec")
-    for path in spec.data.path:
-        check_there(path, "data.path", "text to train on")
+    for path in (path for source in spec.data.mixture for path in source.path):
+        if not is_uri(path):  # what lies elsewhere is looked for by those who can reach it
+            check_there(path, "data.path" if spec.data.path else "data.sources", "text to train on")
     if spec.model.config is not None:
         check_there(spec.model.config, "model.config", "a directory with config.json")
         ModelConfig.load(spec.model.config)

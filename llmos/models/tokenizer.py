@@ -121,11 +121,41 @@ class Tokenizer:
 
         Where a message spells one, the template gets a stand-in no message can know. Raises UsageError and ModelError.
         """
+        guarded, nonce = self._guarded(messages)
+        return self._encode_rendered(self.apply_chat_template(guarded, add_generation_prompt), nonce)
+
+    def encode_turns(self, messages: Messages) -> list[tuple[list[int], list[int]]]:
+        """The tokens of a chat, cut at the assistant's turns: pairs of what comes before an answer, and the answer.
+
+        Together they are the tokens of the chat; what follows the last answer is a pair with an empty one. Tokens do
+        not cross the cuts, as they do not when the model answers. Raises UsageError, also when the template changes
+        what it wrote of earlier messages, and ModelError.
+        """
+        guarded, nonce = self._guarded(messages)
+        whole, end = self.apply_chat_template(guarded, add_generation_prompt=False), 0
+        turns = []
+        for number, message in enumerate(messages):
+            if message.get("role") == "assistant":
+                before = self.apply_chat_template(guarded[:number], add_generation_prompt=True)
+                after = self.apply_chat_template(guarded[: number + 1], add_generation_prompt=False)
+                if not (whole.startswith(after) and after.startswith(before) and len(before) >= end):
+                    what = f"the model's chat template changes what it wrote before `messages[{number}]`"
+                    hint = "Use a template that only adds to the text, or split the chat before that message."
+                    raise UsageError(f"{what}: its tokens cannot be told from the others", hint=hint, param="messages")
+                parts = whole[end : len(before)], whole[len(before) : len(after)]
+                turns.append((self._encode_rendered(parts[0], nonce), self._encode_rendered(parts[1], nonce)))
+                end = len(after)
+        return turns + ([(self._encode_rendered(whole[end:], nonce), [])] if whole[end:] else [])
+
+    def _guarded(self, messages: Messages) -> tuple[list[Any], str]:
+        """``messages`` with a stand-in for each control token that they spell, and the nonce that begins it."""
         nonce = secrets.token_hex(16)
-        guarded = _replaced(
+        return _replaced(
             list(messages), lambda text: self._controls.sub(lambda m: f"{nonce}{self._control[m[0]]};", text)
-        )
-        text = self.apply_chat_template(guarded, add_generation_prompt)
+        ), nonce
+
+    def _encode_rendered(self, text: str, nonce: str) -> list[int]:
+        """The tokens of a guarded chat's text, or of a part of it."""
         ids, end = [], 0
         for control in self._controls.finditer(text):
             ids += self._encode_guarded(text[end : control.start()], nonce)

@@ -36,7 +36,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, step: Step | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation, step: Step | None, documents_BT: Tensor | None = None
+    ) -> Tensor:
         heads = (*x_BTD.shape[:2], -1, self._head_dim)
         q_BTHD = rotate(self.q_proj(x_BTD).view(heads), rotation)
         k_BTKD = rotate(self.k_proj(x_BTD).view(heads), rotation)
@@ -47,15 +49,20 @@ class Attention(nn.Module):
             k_BKSD, v_BKSD = step.append(self._layer, k_BTKD, v_BTKD)
             if not step.from_start:
                 k_BKTD, v_BKTD, mask_B1TS = k_BKSD, v_BKSD, step.mask_B1TS
-        out_BHTD = _attend(q_BHTD, k_BKTD, v_BKTD, mask_B1TS)
+        out_BHTD = _attend(q_BHTD, k_BKTD, v_BKTD, mask_B1TS, documents_BT)
         return cast(Tensor, self.o_proj(out_BHTD.transpose(1, 2).flatten(2)))
 
 
-def _attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | None) -> Tensor:
-    """Attention under ``mask_B1TS``; without one, causal over as many keys as queries."""
+def _attend(
+    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | None, documents_BT: Tensor | None
+) -> Tensor:
+    """Attention under ``mask_B1TS``; without one, causal over as many keys as queries, within ``documents_BT``."""
     if mask_B1TS is None:
         if q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= MAX_TOKENS:
-            return block_attention(q_BHTD, k_BKSD, v_BKSD)
+            return block_attention(q_BHTD, k_BKSD, v_BKSD, documents_BT)
+        if documents_BT is not None:
+            mask_B1TT = _document_mask(documents_BT)
+            return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TT, enable_gqa=True)
         return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=True)
     if q_BHTD.shape[2] > 1:
         return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TS, enable_gqa=True)
@@ -63,6 +70,12 @@ def _attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | 
     # (8 rows, 8 heads of 32, 512 slots).
     shared_BKGD = q_BHTD.reshape(len(q_BHTD), k_BKSD.shape[1], -1, q_BHTD.shape[3])
     return F.scaled_dot_product_attention(shared_BKGD, k_BKSD, v_BKSD, attn_mask=mask_B1TS).view_as(q_BHTD)
+
+
+def _document_mask(documents_BT: Tensor) -> Tensor:
+    """Which keys each token sees: from the beginning of its document to itself, bool, shape [B, 1, T, T]."""
+    at_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    return ((at_T >= documents_BT[..., None]) & (at_T <= at_T[:, None]))[:, None]
 
 
 class MLP(nn.Module):
@@ -92,8 +105,10 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, step: Step | None) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, step)
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation, step: Step | None, documents_BT: Tensor | None = None
+    ) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, step, documents_BT)
         return cast(Tensor, x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)))
 
 
@@ -143,16 +158,27 @@ class Transformer(nn.Module):
                 std = smaller if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD
                 parameter.normal_(std=std, generator=generator)
 
-    def hidden(self, tokens_BT: Tensor, cache: Step | None = None, positions: Tensor | None = None) -> Tensor:
-        """What the output matrix reads, [B, T, D]: :meth:`forward` without the logits."""
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        cache: Step | None = None,
+        positions: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """What the output matrix reads, [B, T, D]: :meth:`forward` without the logits.
+
+        ``documents_BT`` packs several documents into a row: it says at which token of the row each token's document
+        begins. Every document is then computed as if it were alone; its positions count from 0.
+        """
         if positions is None:
-            first_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-            positions = first_T if cache is None else cache.positions_BT
+            at_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+            positions = at_T if cache is None else cache.positions_BT
+            positions = positions if documents_BT is None else positions - documents_BT
         x_BTD = self.model.embed_tokens(tokens_BT)
         cos, sin = rotations(self.config, positions)
         rotation = cos.to(product_dtype(x_BTD)), sin.to(product_dtype(x_BTD))
         for layer in self.model.layers:
-            x_BTD = layer(x_BTD, rotation, cache)
+            x_BTD = layer(x_BTD, rotation, cache, documents_BT)
         if cache is not None:
             cache.finish()
         return cast(Tensor, self.model.norm(x_BTD))

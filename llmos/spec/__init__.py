@@ -1,24 +1,29 @@
 """What a user writes: one pydantic model per kind. The same model is YAML, HTTP body and Python."""
 
 from llmos.spec.base import Mesh, Resources
+from llmos.spec.data import Data, Packing, Source
 from llmos.spec.load import KINDS, Spec, digest, json_schema, load, load_file, parse, to_dict, to_yaml
+from llmos.spec.lora import Lora
 from llmos.spec.presets import PRESETS, Preset
 from llmos.spec.service import Replicas, Service
-from llmos.spec.train_job import CheckpointPolicy, Data, ModelSource, Optimizer, Output, TrainJob, Workers
+from llmos.spec.train_job import CheckpointPolicy, ModelSource, Optimizer, Output, TrainJob, Workers
 
 __all__ = [
     "KINDS",
     "PRESETS",
     "CheckpointPolicy",
     "Data",
+    "Lora",
     "Mesh",
     "ModelSource",
     "Optimizer",
     "Output",
+    "Packing",
     "Preset",
     "Replicas",
     "Resources",
     "Service",
+    "Source",
     "Spec",
     "TrainJob",
     "Workers",

@@ -17,7 +17,6 @@ from llmos.spec.base import (
     Mesh,
     ModelRef,
     Name,
-    Paths,
     PositiveInt,
     Resources,
     Strict,
@@ -25,6 +24,8 @@ from llmos.spec.base import (
     check_variable,
     min_at_most_max,
 )
+from llmos.spec.data import Data
+from llmos.spec.lora import Lora
 from llmos.spec.presets import PRESETS
 
 _AnyMesh = Annotated[
@@ -69,15 +70,6 @@ class ModelSource(Strict):
     ref: ModelRef | None = Field(default=None, description="a registered model, `name@version`: its shape and weights")
 
     rules = (_exactly_one, _known_preset)
-
-
-class Data(Strict):
-    """The text to train on."""
-
-    path: Paths = Field(description="a file, directory or glob of UTF-8 text, or a list of them")
-    # 264: a byte-level tokenizer needs 256 bytes and room for its special tokens
-    vocab_size: int = Field(default=4096, ge=264, le=2**20, description="tokens of the tokenizer trained on the data")
-    validation_fraction: float = Field(default=0.05, gt=0, lt=1, description="share of the files held out")
 
 
 class Workers(Strict):
@@ -151,6 +143,21 @@ def _sequence_fits_preset(job: TrainJob) -> Iterator[Conflict]:
         yield ("sequence_length",), f"`sequence_length: {job.sequence_length}` is too long: {limit}"
 
 
+def _lora_has_a_base(job: TrainJob) -> Iterator[Conflict]:
+    if job.lora and job.model.ref is None:
+        yield ("lora",), "`lora` adapts a registered model: expected `model.ref`"
+    if job.lora and job.placed_mesh.tp * job.placed_mesh.pp > 1:
+        yield ("mesh",), "`lora` trains on the axes `dp` and `fsdp`: expected `tp` and `pp` to be 1"
+
+
+def _sft_has_chats(job: TrainJob) -> Iterator[Conflict]:
+    wrong = {"sft": ("text", "jsonl", "parquet"), "pretrain": ("chat",)}[job.objective]
+    for source in job.data.mixture:
+        if source.format in wrong:
+            expected = "chat" if job.objective == "sft" else "text, jsonl or parquet"
+            yield ("data",), f"`format: {source.format}` does not go with `objective: {job.objective}`: use {expected}"
+
+
 def _env_or_secret(job: TrainJob) -> Iterator[Conflict]:
     for name in sorted(job.env.keys() & job.secrets.keys()):
         yield ("secrets", name), f"`{name}` is in both `env` and `secrets`: expected one of them"
@@ -162,7 +169,11 @@ class TrainJob(Strict):
     kind: Literal["TrainJob"] = "TrainJob"
     name: Name = Field(description="the job's name")
     model: ModelSource = Field(description="exactly one of preset, config and ref")
-    data: Data = Field(description="the text to train on")
+    data: Data = Field(description="what to train on: `path` or `sources`")
+    objective: Literal["pretrain", "sft"] = Field(
+        default="pretrain", description="predict every token of texts, or the assistant's tokens of chats"
+    )
+    lora: Lora | None = Field(default=None, description="train adapters of `model.ref` instead of all its weights")
     mesh: _AnyMesh = Field(default="auto", description="how ranks split the work; `auto` is data parallel")
     workers: Workers = Field(default_factory=lambda fields: _workers_of(fields["mesh"]))
     resources: Resources = Resources()
@@ -188,7 +199,16 @@ class TrainJob(Strict):
         """The mesh the job runs on today: ``auto`` is data parallel over the fewest workers the job accepts."""
         return Mesh(dp=self.workers.min) if self.mesh == "auto" else self.mesh
 
-    rules = (_mesh_fits_workers, _batch_splits_evenly, _sequence_fits_preset, _env_or_secret)
+    @property
+    def masks_documents(self) -> bool:
+        """Whether tokens see their own document only."""
+        mask = self.data.packing.mask
+        return mask == "documents" or (mask == "auto" and self.objective == "sft")
+
+    rules = (
+        *(_mesh_fits_workers, _batch_splits_evenly, _sequence_fits_preset),
+        *(_lora_has_a_base, _sft_has_chats, _env_or_secret),
+    )
 
 
 def _workers_of(mesh: Any) -> Workers:

@@ -9,6 +9,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
+
 from llmos.errors import ConflictError, LlmosError, NotFoundError, UsageError
 from llmos.layout import Layout
 from llmos.parallel.world import World
@@ -17,9 +19,11 @@ from llmos.spec import TrainJob, load_file
 from llmos.spec.load import parse, to_dict
 from llmos.train import checkpoint
 from llmos.train.data import Corpus
-from llmos.train.export import export_checkpoint, export_dtype, lineage_of
+from llmos.train.export import export_checkpoint, export_dtype, export_model, lineage_of
 from llmos.train.local import train_on_ranks
+from llmos.train.lora import merged, trainable
 from llmos.train.run import Run
+from llmos.train.start import build_model
 from llmos.train.step import compute_dtype
 
 INTERRUPTED = 130
@@ -77,7 +81,7 @@ def _job(options: argparse.Namespace) -> tuple[TrainJob, int]:
         raise UsageError(f"`{options.spec}` holds {len(jobs)} TrainJobs: expected one", param="spec")
     changed = to_dict(jobs[0])
     if options.data:
-        changed["data"]["path"] = options.data
+        changed["data"] |= {"path": options.data, "sources": None}
     if options.steps is not None:
         changed["steps"] = options.steps
     job = parse(changed, source="the command line")
@@ -102,7 +106,13 @@ def _export(target: Path, job: TrainJob, layout: Layout, step: int | None) -> Pa
     metrics = {name: value for name, value in checkpoint.state(path).items() if value is not None}
     corpus = Corpus.load(layout.data / about["recipe"]["data"])
     lineage = lineage_of(job, path.name, corpus, _base_model(job, layout), metrics)
-    export_checkpoint(target, path, corpus, export_dtype(compute_dtype(job.precision, device), device), lineage)
+    dtype = export_dtype(compute_dtype(job.precision, device), device)
+    if job.lora:  # the checkpoint has the adapters only
+        model = build_model(job, corpus, _base_model(job, layout), torch.device("cpu"))
+        checkpoint.load(path, trainable(model), World())
+        export_model(target, merged(model), corpus, dtype, lineage)
+    else:
+        export_checkpoint(target, path, corpus, dtype, lineage)
     return target
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from llmos.errors import CheckpointError, UsageError
 from llmos.files import sync_directory
 from llmos.train import checkpoint
+from llmos.train.locations import CANNOT_OPEN, file_system
 from llmos.train.manifest import MANIFEST
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -121,32 +122,12 @@ class Copies:
 
 
 def _open(uri: str) -> tuple[Any, str]:
-    """The file system that holds ``uri``, and the path in it: pyarrow's own if it knows the scheme, else fsspec's."""
+    """The file system that holds ``uri``, and the path in it."""
     try:
-        storage, root = _open_arrow(uri)
-    except ValueError:
-        try:
-            storage, root = _open_fsspec(uri)
-        except (ValueError, ImportError, OSError) as error:
-            raise _unusable(uri, error) from error
-    except OSError as error:
+        storage, root = file_system(uri)
+    except CANNOT_OPEN as error:
         raise _unusable(uri, error) from error
     return storage, root.rstrip("/")
-
-
-def _open_arrow(uri: str) -> tuple[Any, str]:
-    from pyarrow.fs import FileSystem  # here: it takes a while to import, and most jobs keep no copies
-
-    storage, root = FileSystem.from_uri(uri)
-    return storage, str(root)
-
-
-def _open_fsspec(uri: str) -> tuple[Any, str]:
-    import fsspec
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    storage, root = fsspec.core.url_to_fs(uri)
-    return PyFileSystem(FSSpecHandler(storage)), str(root)
 
 
 def _unusable(uri: str, error: Exception) -> UsageError:

@@ -108,7 +108,7 @@ def lineage_of(
         "spec_digest": digest(job),
         "data": {
             "digest": corpus.digest,
-            "paths": list(job.data.path),
+            "paths": [path for source in job.data.mixture for path in source.path],
             "tokens": corpus.train_tokens,
             "validation_tokens": corpus.validation_tokens,
         },

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from llmos.files import write_json
 from llmos.layout import AttemptDirs
@@ -15,6 +19,7 @@ from llmos.parallel.world import World
 from llmos.train import start
 from llmos.train.evaluate import Evaluation
 from llmos.train.export import export_dtype, export_model, finished, lineage_of
+from llmos.train.lora import merged, save_adapter
 from llmos.train.run import Result, Run
 from llmos.train.training import Training
 
@@ -39,7 +44,8 @@ def train(run: Run, world: World) -> Result:
 def _train(run: Run, world: World) -> Result:
     corpus = start.prepare_corpus(run.job, run.data_dir, run.base_model, world, log.info)
     model = start.build_model(run.job, corpus, run.base_model, world.device)
-    with closing(Training(run.job, model, corpus, run.job_dirs.checkpoints, world)) as training:
+    samples = run.attempt.samples(world.rank) if run.job.data.log_samples else None
+    with closing(Training(run.job, model, corpus, run.job_dirs.checkpoints, world, samples)) as training:
         return _train_from_checkpoint(training, run)
 
 
@@ -95,12 +101,20 @@ def _finish(training: Training, run: Run, evaluation: Evaluation) -> Result:
     """Export the model with its lineage (rank 0; all ranks wait)."""
     metrics, dtype = _metrics(training, evaluation), export_dtype(training.dtype, training.world.device)
     lineage = lineage_of(run.job, run.attempt.root.name, training.corpus, run.base_model, metrics)
-    training.world.from_first(
-        partial(export_model, run.job_dirs.export, training.model, training.corpus, dtype, lineage)
-    )
+    training.world.from_first(partial(_export, training, run, dtype, lineage))
     if training.world.first:
         log.info("exported %s", run.job_dirs.export)
     return Result("succeeded", training.step, metrics)
+
+
+def _export(training: Training, run: Run, dtype: torch.dtype, lineage: Mapping[str, Any]) -> None:
+    """The model, adapters merged into it; before it the adapter alone, if the job asks for that."""
+    model, spec = training.model, run.job.lora
+    if spec is not None:
+        if spec.save_adapter:
+            save_adapter(model, spec, str(run.job.model.ref), run.job_dirs.adapter)
+        model = merged(model)
+    export_model(run.job_dirs.export, model, training.corpus, dtype, lineage)
 
 
 def _metrics(training: Training, evaluation: Evaluation | None) -> dict[str, float]:

@@ -24,17 +24,18 @@ def cross_entropy_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, s
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float) -> Tensor:
-        differentiate = any(ctx.needs_input_grad[:2])
+        differentiate, of_weight = any(ctx.needs_input_grad[:2]), ctx.needs_input_grad[1]
         cast_VD = weight_VD.to(hidden_ND.dtype)
         total = torch.zeros((), device=hidden_ND.device)
         d_hidden_ND = torch.empty_like(hidden_ND) if differentiate else None
-        d_weight_VD = torch.zeros_like(weight_VD) if differentiate else None
+        d_weight_VD = torch.zeros_like(weight_VD) if of_weight else None  # frozen beside adapters
         for start in range(0, len(hidden_ND), CHUNK):
             rows = slice(start, start + CHUNK)
             loss, d_logits_NV = _chunk(hidden_ND[rows], cast_VD, targets_N[rows], scale, differentiate)
             total += loss
-            if d_logits_NV is not None and d_hidden_ND is not None and d_weight_VD is not None:
+            if d_logits_NV is not None and d_hidden_ND is not None:
                 torch.mm(d_logits_NV, cast_VD, out=d_hidden_ND[rows])
+            if d_logits_NV is not None and d_weight_VD is not None:
                 d_weight_VD += d_logits_NV.T @ hidden_ND[rows]
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         return total
@@ -42,7 +43,8 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *d_total: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden_ND, d_weight_VD = ctx.saved_tensors
-        return d_hidden_ND * d_total[0].to(d_hidden_ND.dtype), d_weight_VD * d_total[0], None, None
+        of_weight = None if d_weight_VD is None else d_weight_VD * d_total[0]
+        return d_hidden_ND * d_total[0].to(d_hidden_ND.dtype), of_weight, None, None
 
 
 def _chunk(

@@ -43,18 +43,27 @@ class Sampler:
 
     def offsets(self, start: int, stop: int) -> NDArray[np.int64]:
         """Where the samples ``start`` to ``stop`` - 1 begin, counted over the whole job; shape [stop - start]."""
-        epochs, positions = np.divmod(np.arange(start, stop, dtype=np.int64), self.windows)
-        result = np.empty(stop - start, dtype=np.int64)
-        for epoch in np.unique(epochs):
-            rows = epochs == epoch
-            window = permute(positions[rows], self.windows, np.random.SeedSequence((self.seed, int(epoch))))
-            result[rows] = self.phase(int(epoch)) + window * self.length
-        return result
+        epochs, windows = visits(np.arange(start, stop, dtype=np.int64), self.windows, self.seed)
+        phases = np.array([self.phase(int(epoch)) for epoch in epochs], dtype=np.int64)
+        return phases + windows * self.length
 
     def phase(self, epoch: int) -> int:
         """Tokens that ``epoch`` skips at the beginning of the corpus, fewer than ``length``."""
         slack = min(self.length - 1, self.tokens - 1 - self.windows * self.length)
         return int(np.random.default_rng((self.seed, epoch, 1)).integers(slack + 1))
+
+
+def visits(ordinals: NDArray[np.int64], count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The epoch of each of ``ordinals`` (0, 1, … over the whole job), and which of ``count`` windows it visits then.
+
+    An epoch visits each window once, in an order of its own.
+    """
+    epochs, positions = np.divmod(ordinals, count)
+    windows = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        rows = epochs == epoch
+        windows[rows] = permute(positions[rows], count, np.random.SeedSequence((seed, int(epoch))))
+    return epochs, windows
 
 
 def permute(positions: NDArray[np.int64], count: int, seed: np.random.SeedSequence) -> NDArray[np.int64]:

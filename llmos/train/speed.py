@@ -17,6 +17,7 @@ from llmos.models import Transformer
 from llmos.parallel.data import GradientBuffer
 from llmos.parallel.world import World
 from llmos.spec import TrainJob
+from llmos.train.batch import Batch
 from llmos.train.local import join
 from llmos.train.optimizer import Optimizer
 from llmos.train.start import set_process, shape
@@ -62,8 +63,8 @@ def _step_times(job: TrainJob, measured_s: float) -> list[float]:
     while not stops:
         began = time.perf_counter()
         gradients.zero()
-        samples = torch.randint(model.config.vocab_size, share, device=world.device)
-        accumulate(model, samples, job.micro_batch_size, dtype, 1 / samples.numel())
+        batch = Batch.of(torch.randint(model.config.vocab_size, share, device=world.device))
+        accumulate(model, batch, job.micro_batch_size, dtype, 1 / batch.tokens_BT.numel())
         enough = len(times) >= WARM_UP_STEPS + LEAST_STEPS - 1 and sum(times[WARM_UP_STEPS:]) >= measured_s
         (stops,) = gradients.sum([float(enough)])
         torch.nn.utils.clip_grad_norm_(model.parameters(), job.optimizer.grad_clip)

@@ -19,12 +19,14 @@ from llmos.train.checkpoint import Checkpoint
 from llmos.train.copies import Copies
 from llmos.train.data import Corpus
 from llmos.train.evaluate import Evaluation, evaluate
+from llmos.train.feed import Feed
+from llmos.train.lora import trainable
 from llmos.train.optimizer import Optimizer
-from llmos.train.sampler import Sampler
+from llmos.train.rows import held_out_rows
 from llmos.train.saver import Saver
 from llmos.train.schedule import learning_rate
 from llmos.train.start import recipe
-from llmos.train.step import accumulate, compute_dtype, windows
+from llmos.train.step import accumulate, compute_dtype
 
 log = logging.getLogger("llmos.train")
 
@@ -36,7 +38,16 @@ class Training:
     all of them took, earlier attempts' included.
     """
 
-    def __init__(self, job: TrainJob, model: Transformer, corpus: Corpus, checkpoints: Path, world: World) -> None:
+    def __init__(
+        self,
+        job: TrainJob,
+        model: Transformer,
+        corpus: Corpus,
+        checkpoints: Path,
+        world: World,
+        samples: Path | None = None,
+    ) -> None:
+        """``samples`` is a file for this rank's samples of each step to be written down in."""
         if job.batch_size < world.size:
             raise UsageError(f"`batch_size: {job.batch_size}` is less than the {world.size} ranks", param="batch_size")
         self.job, self.model, self.corpus, self.world = job, model, corpus, world
@@ -48,9 +59,10 @@ class Training:
         self._saver = Saver(checkpoints, job.checkpoint, world, self._copies)
         self._recipe = recipe(job, corpus, model)
         self._optimizer = Optimizer(model, job.optimizer, world)
-        self._gradients = GradientBuffer(model, world, riders=2)
-        self._tokens = corpus.tokens("train")
-        self._sampler = Sampler(len(self._tokens), job.sequence_length, job.seed)
+        self._gradients = GradientBuffer(model, world, riders=3)
+        report = log.info if world.first else log.debug
+        self._feed = Feed(job, corpus, world.share(job.batch_size), world.device, report, samples)
+        self._held_out = held_out_rows(corpus, job.sequence_length, report)
 
     @property
     def tokens(self) -> int:
@@ -68,8 +80,10 @@ class Training:
         """
         job, began = self.job, time.perf_counter()
         self._gradients.zero()
-        loss = accumulate(self.model, self._samples(), job.micro_batch_size, self.dtype, 1 / self._step_tokens)
-        loss_over_ranks, stops = self._gradients.sum([loss, float(stop)])
+        batch, data_wait_s = self._feed.take(self.step)
+        loss = accumulate(self.model, batch, job.micro_batch_size, self.dtype, 1 / self._step_tokens)
+        loss_over_ranks, counted, stops = self._gradients.sum([loss, batch.counted, float(stop)])
+        loss_over_ranks *= self._scale_to(counted)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), job.optimizer.grad_clip))
         self._check_finite(loss_over_ranks, grad_norm)
         rate = learning_rate(self.step, job.steps, job.optimizer)
@@ -84,14 +98,16 @@ class Training:
             "grad_norm": grad_norm,
             "tokens_per_s": self._step_tokens / elapsed_s,
             "tokens": self.tokens,
+            "data_wait_s": data_wait_s,
             "time_s": time.time(),
         }
         return row, stops > 0
 
     def evaluate(self) -> Evaluation:
         """The cost of the held-out text, with the weights as they are."""
-        tokens, size = self.corpus.tokens("validation"), self.corpus.validation_bytes
-        return evaluate(self.model, tokens, size, self.job.sequence_length, self.dtype, self.world)
+        job = self.job
+        rows, length, mask = self._held_out, job.sequence_length, job.masks_documents
+        return evaluate(self.model, self.corpus, rows, length, mask, self.dtype, self.world)
 
     def save(self, validation_loss: float | None = None) -> float:
         """Begin to save a checkpoint, unless this step has one. Returns how long the step waited for it, in seconds.
@@ -107,7 +123,7 @@ class Training:
             "samples": self.step * self.job.batch_size,
             "ranks": self.world.size,
         }
-        model, random = dict(self.model.named_parameters()), generators.state(self.world.device)
+        model, random = trainable(self.model), generators.state(self.world.device)
         self._saved_step = self.step
         return self._saver.save(Checkpoint(self.step, self._recipe, model, self._optimizer.state(), state, random))
 
@@ -125,7 +141,7 @@ class Training:
         found = checkpoint.find_latest(self._checkpoints, self._recipe, self.world)
         if found is None:
             return
-        latest = checkpoint.load(found, dict(self.model.named_parameters()), self.world)
+        latest = checkpoint.load(found, trainable(self.model), self.world)
         self._optimizer.load_state(latest.optimizer)
         generators.restore(latest.generators, self.world.device)
         self.step = self._saved_step = latest.step
@@ -133,11 +149,14 @@ class Training:
         if self.world.first:
             log.info("resumed from %s", found)
 
-    def _samples(self) -> torch.Tensor:
-        """This rank's share of the step's sequences, [B, T+1]."""
-        first, mine = self.step * self.job.batch_size, self.world.share(self.job.batch_size)
-        offsets = self._sampler.offsets(first + mine.start, first + mine.stop)
-        return windows(self._tokens, offsets, self.job.sequence_length).to(self.world.device)
+    def _scale_to(self, counted: float) -> float:
+        """From a mean over all of a step's tokens to one over those that ``counted``; the gradients are scaled."""
+        factor = self._step_tokens / max(1.0, counted)
+        if factor != 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        return factor
 
     def _check_finite(self, loss: float, grad_norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmos.models import ModelConfig, Transformer, transformer
@@ -26,6 +27,18 @@ def test_a_token_sees_only_those_before_it() -> None:
     before, after = model(tokens), model(changed)
     assert torch.equal(before[:, :25], after[:, :25])
     assert (before[:, 25:] - after[:, 25:]).abs().amax(-1).min() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("longest_block", [2048, 0], ids=["block attention", "scaled_dot_product_attention"])
+def test_packed_documents_are_computed_as_if_alone(longest_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "MAX_TOKENS", longest_block)
+    model, tokens, lengths = make(), _tokens(1, 70), [1, 33, 3, 33]
+    begins = torch.tensor([0, 1, 34, 37]).repeat_interleave(torch.tensor(lengths))[None]
+    packed = F.linear(model.hidden(tokens, documents_BT=begins), model.output_weight)
+    alone = torch.cat([model(document) for document in tokens.split(lengths, dim=1)], dim=1)
+    assert (packed - alone).abs().max() < 1e-5 * alone.abs().max()
+    assert (packed - model(tokens)).abs().max() > 0.1
 
 
 @torch.no_grad()

@@ -47,7 +47,10 @@ def job(**changes: str) -> str:
         (job(checkpoint="{async: 1}"), "line 10: `checkpoint.async`: expected true or false, found `1`"),
         (
             job(data="{path: a, zzz: 1}"),
-            "line 4: `zzz` is not a field of `data`; its fields are path, vocab_size, validation_fraction",
+            (
+                "line 4: `zzz` is not a field of `data`; its fields are path, format, field, sources, vocab_size, "
+                "validation_fraction, unusable, packing, tokenize, log_samples"
+            ),
         ),
         (
             job(kind="trainjob"),
@@ -82,9 +85,57 @@ def job(**changes: str) -> str:
         (job(data="{path: ''}"), "line 4: `data.path[0]`: expected some text, found the text ''"),
         (job(data="\n  path:\n  - a\n  - 7"), "line 7: `data.path[1]`: expected text, found `7`"),
         (job(data="a.txt"), "line 4: `data`: expected a mapping of fields, found the text 'a.txt'"),
+        (job(data="{}"), "line 4: `data`: expected exactly one of `path` and `sources`, found neither"),
         (
-            job(data="{}"),
-            "line 4: `path` is missing from `data` (a file, directory or glob of UTF-8 text, or a list of them)",
+            job(data="{path: a, sources: [{path: b}]}"),
+            "line 4: `data`: expected exactly one of `path` and `sources`, found both",
+        ),
+        (
+            job(data="{sources: [{path: b}], field: content}"),
+            "line 4: `data`: `format` and `field` belong to each of the `sources` here",
+        ),
+        (
+            job(data="{sources: [{path: a}, {path: [b, a]}]}"),
+            "line 4: `data`: `sources[1].path`: `a` is in `sources[0]` as well: expected each text in one source",
+        ),
+        (
+            job(data="{sources: [{path: a}, {path: b, weight: 0}]}"),
+            "line 4: `data.sources[1].weight`: expected more than 0.0, found `0`",
+        ),
+        (
+            job(data="{sources: [{path: a}, {path: b, weight: -1}]}"),
+            "line 4: `data.sources[1].weight`: expected more than 0.0, found `-1`",
+        ),
+        (
+            job(data="{sources: [{path: a, weight: 5000}, {path: b}]}"),
+            (
+                "line 4: `data`: `sources[1].weight: 1` is less than a 1000th of the sum 5001: "
+                "expected more, or the source left out"
+            ),
+        ),
+        (
+            job(data="{sources: [{path: a, wieght: 2}]}"),
+            "line 4: `wieght` is not a field of `data.sources[0]`; did you mean `weight`?",
+        ),
+        (
+            job(data="{path: a, format: chat}"),
+            "line 4: `format: chat` does not go with `objective: pretrain`: use text, jsonl or parquet",
+        ),
+        (
+            job(data="{path: a, format: text}", objective="sft"),
+            "line 4: `format: text` does not go with `objective: sft`: use chat",
+        ),
+        (job(lora="{rank: 4}"), "line 10: `lora` adapts a registered model: expected `model.ref`"),
+        (
+            job(model="{ref: a@1}", lora="{targets: []}"),
+            "line 10: `lora`: `targets` is empty: expected at least one of them, or no `lora`",
+        ),
+        (
+            job(lora="{targets: [q]}"),
+            (
+                "line 10: `lora.targets[0]`: expected 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj' "
+                "or 'down_proj', found the text 'q'"
+            ),
         ),
         (job(model="{}"), "line 3: `model`: expected exactly one of `preset`, `config` and `ref`, found none"),
         (

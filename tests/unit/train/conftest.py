@@ -52,7 +52,7 @@ class Trainer:
             "kind": "TrainJob",
             "name": "tiny",
             "model": {"preset": "nano"},
-            "data": {"path": str(self.text), "vocab_size": 280, "validation_fraction": 0.1},
+            "data": self.data,
             "steps": 12,
             "batch_size": 4,
             "sequence_length": 32,
@@ -64,6 +64,10 @@ class Trainer:
         job = parse(fields | changes)
         assert isinstance(job, TrainJob)
         return job
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return {"path": str(self.text), "vocab_size": 280, "validation_fraction": 0.1}
 
     def run(self, attempt: int = 1, **changes: Any) -> Run:
         dirs = self.layout.job("tiny")
@@ -79,6 +83,11 @@ class Trainer:
     def rows(self, attempt: int = 1) -> list[dict[str, float]]:
         lines = self.layout.job("tiny").attempt(attempt).metrics.read_text().splitlines()
         return [json.loads(line) for line in lines]
+
+    def samples(self, attempt: int, rank: int) -> list[list[str]]:
+        """Which samples ``rank`` read, step by step."""
+        lines = self.layout.job("tiny").attempt(attempt).samples(rank).read_text().splitlines()
+        return [json.loads(line)["ids"] for line in lines]
 
     def losses(self, attempt: int = 1) -> list[float]:
         return [row["loss"] for row in self.rows(attempt)]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,9 +17,12 @@ from hypothesis import strategies as st
 from llmos.errors import DataError, NotFoundError
 from llmos.files import read_json, write_json
 from llmos.models.tokenizer import train_bpe
-from llmos.train import data, texts
+from llmos.spec import Source
+from llmos.train import data, encode, holdout, locations
 from llmos.train.data import Corpus, prepare
-from llmos.train.texts import Document
+from llmos.train.documents import Document, Piece, Place
+from llmos.train.holdout import Census
+from llmos.train.work import here
 
 Preparer = Callable[..., Corpus]
 
@@ -40,22 +45,24 @@ def told() -> list[str]:
 @pytest.fixture
 def prepared(tmp_path: Path, told: list[str]) -> Preparer:
     def run(*paths: Path, **changes: Any) -> Corpus:
-        options = {"vocab_size": 300, "validation_fraction": 0.2, "data_dir": tmp_path / "data", "report": told.append}
-        return prepare([str(path) for path in paths], **(options | changes))
+        options: dict[str, Any] = {"vocab_size": 300, "validation_fraction": 0.2, "data_dir": tmp_path / "data"}
+        options |= {"chats": False, "unusable": "refuse", "report": told.append}
+        options |= {"work_for": lambda _: here(told.append)}
+        return prepare([Source(path=tuple(map(str, paths)))], **(options | changes))
 
     return run
 
 
 def _texts(corpus: Corpus, part: str) -> list[str]:
     """The documents on one side, from their tokens."""
-    tokenizer, ids = corpus.tokenizer(), corpus.tokens(part)
+    tokenizer, ids = corpus.tokenizer(), (corpus.train() if part == "train" else corpus.validation())[:]
     ends = np.flatnonzero(ids == tokenizer.eos_id)
     assert ends[-1] == len(ids) - 1
     return [tokenizer.decode(document.tolist()) for document in np.split(ids, ends[:-1] + 1)]
 
 
 def _read(*paths: Path) -> set[bytes]:
-    return {document.content for document in texts.read([str(path) for path in paths], lambda _: None)}
+    return {Path(name).read_bytes() for path in paths for name in locations.find(str(path))}
 
 
 def test_every_document_is_on_one_side_whole(prepared: Preparer, source: Path) -> None:
@@ -65,9 +72,9 @@ def test_every_document_is_on_one_side_whole(prepared: Preparer, source: Path) -
     assert 1 <= len(held_out) < len(train)
     assert (corpus.directory / "validation.txt").read_text() == "".join(held_out)
     assert corpus.validation_bytes == len("".join(held_out).encode())
-    assert corpus.train_tokens == len(corpus.tokens("train"))
-    assert corpus.validation_tokens == len(corpus.tokens("validation"))
-    assert corpus.tokens("train").dtype == np.uint16
+    assert corpus.train_tokens == len(corpus.train())
+    assert corpus.validation_tokens == len(corpus.validation())
+    assert (corpus.directory / "train.bin").stat().st_size == 2 * corpus.train_tokens
     assert 0 < corpus.gzip_bits < 8 and 0 < corpus.unigram_bits < 8
     assert Corpus.load(corpus.directory) == corpus
 
@@ -100,6 +107,19 @@ def test_the_digest_is_of_content_not_of_place(prepared: Preparer, source: Path,
     assert len({corpus.digest for corpus in [first, *changed]}) == 5
 
 
+def test_text_has_the_digest_that_it_always_had(prepared: Preparer, source: Path) -> None:
+    whole = hashlib.sha256(json.dumps([2, 300, 0.2]).encode())
+    for digest in sorted(hashlib.sha256(path.read_bytes()).digest() for path in source.rglob("*.txt")):
+        whole.update(digest)
+    corpus = prepared(source)
+    assert corpus.digest == whole.hexdigest()
+    description = read_json(corpus.directory / "corpus.json")
+    for new in ("sources", "held_out", "chats"):
+        del description[new]
+    write_json(corpus.directory / "corpus.json", description)  # as corpora were described before
+    assert Corpus.load(corpus.directory).train()[:].tolist() == corpus.train()[:].tolist()
+
+
 def test_the_same_files_make_the_same_bytes(prepared: Preparer, source: Path, tmp_path: Path) -> None:
     first, second = prepared(source), prepared(source, data_dir=tmp_path / "other")
     names = {path.name for path in first.directory.iterdir()}
@@ -122,9 +142,9 @@ def test_a_vocabulary_beyond_16_bits_gets_wide_tokens(prepared: Preparer, source
     wide = tmp_path / "wide"
     shutil.copytree(corpus.directory, wide)
     write_json(wide / "corpus.json", read_json(wide / "corpus.json") | {"vocab_size": 2**16 + 1})
-    for part in ("train", "validation"):
-        corpus.tokens(part).astype("<u4").tofile(wide / f"{part}.bin")
-    assert Corpus.load(wide).tokens("train").tolist() == corpus.tokens("train").tolist()
+    for part, tokens in (("train", corpus.train()), ("validation", corpus.validation())):
+        tokens[:].astype("<u4").tofile(wide / f"{part}.bin")
+    assert Corpus.load(wide).train()[:].tolist() == corpus.train()[:].tolist()
 
 
 def test_copies_and_empty_files_are_left_out_aloud(prepared: Preparer, source: Path, told: list[str]) -> None:
@@ -200,27 +220,44 @@ def test_one_file_is_split_by_lines(prepared: Preparer, tmp_path: Path) -> None:
     assert _texts(corpus, "validation") == ["".join(f"line {number}\n" for number in range(80, 100))]
 
 
-_documents = st.lists(st.binary(min_size=1).map(Document.of), min_size=2, max_size=30, unique_by=lambda d: d.digest)
+_documents = st.lists(
+    st.binary(min_size=1).map(lambda content: Document.of(content, Place("a"))),
+    min_size=2,
+    max_size=30,
+    unique_by=lambda d: d.digest,
+)
+
+
+def _sides(documents: list[Document], fraction: float) -> tuple[set[bytes], set[bytes]]:
+    split = holdout.split(Census(holdout.limit_of(fraction)).count(documents))
+    parts = [part for document in documents for part in split.parts(document)]
+    held_out = {document.content for is_held_out, document in parts if is_held_out}
+    return {document.content for document in documents} - held_out, held_out
 
 
 @given(_documents, st.floats(0, 1, exclude_min=True, exclude_max=True))
-def test_a_split_keeps_everything_and_fills_both_sides(documents: list[Document], fraction: float) -> None:
-    train, held_out = texts.split(documents, fraction)
+def test_a_split_fills_both_sides_with_the_lowest_digests_on_one(documents: list[Document], fraction: float) -> None:
+    train, held_out = _sides(documents, fraction)
     assert train and held_out
-    assert sorted(train + held_out, key=lambda d: d.digest) == sorted(documents, key=lambda d: d.digest)
+    in_order = [document.content for document in sorted(documents, key=lambda document: document.digest)]
+    assert set(in_order[: len(held_out)]) == held_out
+    share = sum(int.from_bytes(d.digest[:8], "big") < fraction * 2**64 for d in documents)
+    assert len(held_out) == min(max(share, 1), len(documents) - 1)
 
 
 @given(st.lists(st.sampled_from([b"a", b"", b"bc"]), min_size=2, max_size=30), st.floats(0.001, 0.999))
 def test_lines_are_kept_and_fill_both_sides(lines: list[bytes], fraction: float) -> None:
     content = b"\n".join([*lines, b"end"])
-    (train,), (held_out,) = texts.split([Document.of(content)], fraction)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holdout, "read", lambda _: [Document.of(content, Place("a"))])
+        split = holdout.split_lines(Piece("a", "text", "", 0, 9), fraction)
+    (_, train), (_, held_out) = split.parts(Document.of(content, Place("a")))
     assert train.content and held_out.content and train.content + held_out.content == content
 
 
 def test_a_document_keeps_its_side_when_others_come() -> None:
-    documents = [Document.of(str(number).encode()) for number in range(1000)]
-    held_out = {d.content for d in texts.split(documents[:500], 0.1)[1]}
-    later = {d.content for d in texts.split(documents, 0.1)[1]}
+    documents = [Document.of(str(number).encode(), Place("a")) for number in range(1000)]
+    held_out, later = _sides(documents[:500], 0.1)[1], _sides(documents, 0.1)[1]
     assert held_out == later & {d.content for d in documents[:500]}
     assert 60 < len(later) < 140  # 100 ± 4 standard deviations
 
@@ -229,8 +266,8 @@ def test_a_document_keeps_its_side_when_others_come() -> None:
 @given(st.text(alphabet="ab\n ☃", max_size=60), st.integers(1, 9))
 def test_pieces_add_up_and_end_with_lines(text: str, size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "_PIECE", size)
-        pieces = list(data._pieces(text))
+        patch.setattr(encode, "_CUT", size)
+        pieces = list(encode.cut(text))
     assert "".join(pieces) == text
     assert all(0 < len(piece) <= size for piece in pieces)
     assert all(piece.endswith("\n") or "\n" not in piece for piece in pieces[:-1])

@@ -33,8 +33,9 @@ def _no_process_left() -> Any:
 
 def test_two_ranks_equal_one_and_may_become_one(another: Callable[[str], Any]) -> None:
     one, two = another("one"), another("two")
-    one.train(validation={"every_steps": 6})
-    assert two.train(ranks=2, validation={"every_steps": 6}).phase == "succeeded"
+    changes = {"validation": {"every_steps": 6}, "data": one.data | {"log_samples": True}}
+    one.train(**changes)
+    assert two.train(ranks=2, **changes).phase == "succeeded"
     assert two.losses() == pytest.approx(one.losses(), abs=1e-5)
     for ours, theirs in zip(two.rows(), one.rows(), strict=True):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
@@ -43,8 +44,13 @@ def test_two_ranks_equal_one_and_may_become_one(another: Callable[[str], Any]) -
     dirs = two.layout.job("tiny")
     shutil.rmtree(dirs.checkpoints / "step-00000012")
     shutil.rmtree(dirs.export)
-    two.train(attempt=2, validation={"every_steps": 6})
+    two.train(attempt=2, **changes)
     assert two.losses(2) == pytest.approx(one.losses()[6:], abs=1e-5)
+    # step by step, all ranks together have read what one reads: nothing twice, nothing left out
+    assert list(zip(two.samples(1, 0), two.samples(1, 1), strict=True))[:6] == [
+        (ids[:2], ids[2:]) for ids in one.samples(1, 0)[:6]
+    ]
+    assert two.samples(2, 0) == one.samples(1, 0)[6:]
 
 
 def test_an_uneven_batch_is_still_the_same_batch(another: Callable[[str], Any]) -> None:
