@@ -47,7 +47,21 @@ replicas: {min: 1, max: 1}
 ```
 """
 
-WORDS = {"integer": "whole number", "number": "number", "string": "text", "array": "list", "object": "mapping"}
+WORDS = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "array": "list",
+    "object": "mapping",
+    "boolean": "true or false",
+}
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "array": "list",
+    "object": "mapping",
+    "boolean": "true or false",
+}
 LARGEST = 2**53  # a bound that is the format's own says nothing to a reader
 
 

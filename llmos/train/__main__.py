@@ -49,7 +49,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llmos.train", description="Train a TrainJob here, without Ray.")
     parser.add_argument("spec", type=Path, help="a YAML file with one TrainJob")
-    parser.add_argument("--nproc", type=int, help="data-parallel processes (default: as many as the spec's mesh has)")
+    parser.add_argument("--nproc", type=int, help="processes (default: as many as the spec's mesh has ranks)")
     parser.add_argument("--state-dir", type=Path, help="default: LLMOS_STATE_DIR, else ~/.llmos")
     parser.add_argument("--data", action="append", metavar="PATH", help="text instead of the spec's (may be repeated)")
     parser.add_argument("--steps", type=int, help="instead of the spec's")
@@ -69,7 +69,7 @@ def _job(options: argparse.Namespace) -> tuple[TrainJob, int]:
         changed["steps"] = options.steps
     job = parse(changed, source="the command line")
     assert isinstance(job, TrainJob)
-    ranks = job.placed_mesh.dp if options.nproc is None else options.nproc
+    ranks = job.placed_mesh.size if options.nproc is None else options.nproc
     if ranks < 1:
         raise UsageError(f"`--nproc {ranks}`: expected at least 1", param="nproc")
     return job, ranks

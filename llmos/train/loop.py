@@ -37,14 +37,15 @@ def train(run: Run, world: World) -> Result:
 
 def _train(run: Run, world: World) -> Result:
     corpus = start.prepare_corpus(run.job, run.data_dir, run.base_model, world, log.info)
-    model = start.build_model(run.job, corpus, run.base_model, world.device)
+    model = start.build_model(run.job, corpus, run.base_model)
     training = Training(run.job, model, corpus, run.job_dirs.checkpoints, world)
+    del model  # each rank keeps its part only
     training.resume()
     if world.first:
         log.info(
-            "training %s: %s parameters, %s, %d ranks, steps %d to %d",
-            *(run.job.name, f"{model.config.num_parameters:,}", str(training.dtype).removeprefix("torch.")),
-            *(world.size, training.step + 1, run.job.steps),
+            "training %s: %s parameters, %s, %d ranks (%s), steps %d to %d",
+            *(run.job.name, f"{training.config.num_parameters:,}", str(training.dtype).removeprefix("torch.")),
+            *(world.size, training.mesh, training.step + 1, run.job.steps),
         )
     evaluation, stopped = _steps(training, run)
     if stopped and training.step < run.job.steps:
@@ -79,9 +80,8 @@ def _finish(training: Training, run: Run, evaluation: Evaluation) -> Result:
     """Export the model with its lineage (rank 0; all ranks wait)."""
     metrics, dtype = _metrics(training, evaluation), export_dtype(training.dtype, training.world.device)
     lineage = lineage_of(run.job, run.attempt.root.name, training.corpus, run.base_model, metrics)
-    training.world.from_first(
-        partial(export_model, run.job_dirs.export, training.model, training.corpus, dtype, lineage)
-    )
+    model = training.whole_model()
+    training.world.from_first(partial(export_model, run.job_dirs.export, model, training.corpus, dtype, lineage))
     if training.world.first:
         log.info("exported %s", run.job_dirs.export)
     return Result("succeeded", training.step, metrics)
