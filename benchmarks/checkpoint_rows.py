@@ -27,18 +27,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from llmos.models import ModelConfig, Transformer
+from llmos.parallel.mesh import RankMesh
+from llmos.parallel.model import Layout, SpreadModel
+from llmos.parallel.stage import Numerics
 from llmos.parallel.world import World
 from llmos.spec import PRESETS, CheckpointPolicy, Optimizer
 from llmos.train import checkpoint
+from llmos.train.batch import Batch
 from llmos.train.checkpoint import Checkpoint
+from llmos.train.loss import cross_entropy_sum
 from llmos.train.optimizer import Optimizer as Optimizers
 from llmos.train.saver import Saver
-from llmos.train.step import accumulate
 
 Row = dict[str, Any]
 
@@ -56,16 +59,18 @@ def ckpt_stall_pct(root: Path) -> Row:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Transformer(ModelConfig(vocab_size=VOCABULARY, **asdict(PRESETS["small"])))
-    optimizer = Optimizers(model, Optimizer())
-    tokens = torch.randint(0, VOCABULARY, (1, 257))
+    layout = Layout(rows=4, share=1, length=256)
+    spread = SpreadModel(model, RankMesh(World()), layout, cross_entropy_sum, Numerics())
+    optimizer = Optimizers(spread.parameters, Optimizer(), spread.mesh.line("dp"))
+    batch = Batch.of(torch.randint(0, VOCABULARY, (1, 257)))
     saver = Saver(root / "stall", POLICY, World())
     found: list[tuple[float, float]] = []
     for number in range(PAIRS + 1):
-        plain = [_step(model, optimizer, tokens) for _ in range(4)]
+        plain = [_step(spread, optimizer, batch) for _ in range(4)]
         began, steps = time.perf_counter(), 0
-        stall_s = saver.save(Checkpoint(number, {}, dict(model.named_parameters()), optimizer.state(), {}))
+        stall_s = saver.save(Checkpoint(number, {}, optimizer.weights, optimizer.state(), {}))
         while saver.busy or not steps:
-            _step(model, optimizer, tokens)
+            _step(spread, optimizer, batch)
             steps += 1
         found.append((stall_s, time.perf_counter() - began - steps * statistics.median(plain)))
     saver.close()
@@ -111,12 +116,15 @@ def _row(
     }
 
 
-def _step(model: Transformer, optimizer: Optimizers, tokens: Tensor) -> float:
+def _step(model: SpreadModel, optimizer: Optimizers, batch: Batch) -> float:
     """Seconds of one step."""
     began = time.perf_counter()
-    model.zero_grad(set_to_none=False)
-    accumulate(model, tokens, None, torch.float32, 1 / tokens.numel())
-    optimizer.step(1e-4)
+    for parameter in model.parameters.values():
+        parameter.grad = None
+    model.set_scale(1 / batch.tokens_BT.numel())
+    model.passes.accumulate(batch.tokens_BT, batch.targets_BT)
+    gradients = [parameter.grad for parameter in model.parameters.values()]
+    optimizer.step(1e-4, [gradient for gradient in gradients if gradient is not None])
     return time.perf_counter() - began
 
 

@@ -28,7 +28,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _RMSNorm.apply(x, self.weight, self.eps, product_dtype(x)))  # type: ignore[no-untyped-call]
+        return normalize(x, self.weight, self.eps)
+
+
+def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """What :class:`RMSNorm` computes, of tensors."""
+    return cast(Tensor, _RMSNorm.apply(x, weight, eps, product_dtype(x)))  # type: ignore[no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):

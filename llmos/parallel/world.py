@@ -20,6 +20,11 @@ from llmos import errors
 from llmos.errors import LlmosError, WorkerLost
 
 
+def share(count: int, index: int, parts: int) -> range:
+    """Part ``index`` of ``count`` items. Parts are contiguous, in order, and differ by at most 1."""
+    return range(count * index // parts, count * (index + 1) // parts)
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """One rank's view of its job: its number, how many there are, its number on this node, its device.
@@ -59,13 +64,13 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """This rank's part of ``count`` items. Parts are contiguous, in the order of ranks, and differ by at most 1."""
-        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+        """This rank's part of ``count`` items, in the order of ranks: see :func:`share`."""
+        return share(count, self.rank, self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """``tensor`` summed over all ranks, in place."""
         if self.size > 1:
-            with _others_alive():
+            with others_alive():
                 dist.all_reduce(tensor, group=self.group)
         return tensor
 
@@ -111,14 +116,14 @@ class World:
         sizes = self.sum(lengths).tolist()
         rows = torch.zeros(self.size, max(sizes), dtype=torch.uint8, device=self.device)
         rows[self.rank, : len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        with _others_alive():
+        with others_alive():
             dist.all_gather(list(rows), rows[self.rank].clone(), group=self.group)
         return [bytes(row[:size].cpu().numpy()) for row, size in zip(rows, sizes, strict=True)]
 
     def _broadcast(self, payload: bytes) -> bytes:
         """Rank 0's ``payload``."""
         length = torch.tensor([len(payload)], device=self.device)
-        with _others_alive():
+        with others_alive():
             dist.broadcast(length, src=0, group=self.group)
             buffer = torch.empty(int(length), dtype=torch.uint8, device=self.device)
             if self.first:
@@ -127,14 +132,30 @@ class World:
         return bytes(buffer.cpu().numpy())
 
 
+_BACKENDS = ("gloo", "nccl", "timed out", "connection", "socket")
+"""Words in the messages of communication that failed, in lower case."""
+
+
 @contextmanager
-def _others_alive() -> Iterator[None]:
-    """A collective fails with a RuntimeError of the backend when another rank's process is gone."""
+def others_alive() -> Iterator[None]:
+    """Turns the RuntimeError that a collective raises when another rank's process is gone into a WorkerLost.
+
+    Computation may stand inside as well: its errors pass unchanged.
+    """
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise WorkerLost(f"another rank is gone: {reason}", hint="Its own output says why.") from error
+        reasons = [str(link).splitlines()[0] for link in _causes(error) if str(link)]
+        for reason in reasons:
+            if any(word in reason.lower() for word in _BACKENDS):
+                raise WorkerLost(f"another rank is gone: {reason}", hint="Its own output says why.") from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _describe(error: BaseException, rank: int = 0) -> dict[str, str | None]:

@@ -156,25 +156,33 @@ class Resources(Strict):
     rules = (_bounded,)
 
 
-def _only_dp(mesh: Mesh) -> Iterator[Conflict]:
-    for axis in ("fsdp", "tp", "pp", "cp", "ep"):
+_AXES = "`dp`, `fsdp`, `tp` and `pp`"
+
+
+def _reserved(mesh: Mesh) -> Iterator[Conflict]:
+    for axis in ("cp", "ep"):
         if (ways := getattr(mesh, axis, 1)) > 1:
-            yield (axis,), f"`{axis}: {ways}` is not supported yet: expected 1; today only `dp` splits the work"
+            yield (axis,), f"`{axis}: {ways}` is not supported yet: expected 1; {_AXES} split the work"
 
 
 class Mesh(Strict):
     """How many ways each kind of parallelism splits the work. Absent axes are 1."""
 
-    dp: PositiveInt = Field(default=1, description="data parallel")
-    fsdp: PositiveInt = Field(default=1, description="data parallel with sharded parameters")
-    tp: PositiveInt = Field(default=1, description="tensor parallel")
-    pp: PositiveInt = Field(default=1, description="pipeline parallel")
-    cp: PositiveInt = Field(default=1, description="context parallel")
-    ep: PositiveInt = Field(default=1, description="expert parallel")
+    dp: PositiveInt = Field(default=1, description="data parallel: copies of the model")
+    fsdp: PositiveInt = Field(default=1, description="data parallel with sharded parameters: ranks that share a copy")
+    tp: PositiveInt = Field(default=1, description="tensor and sequence parallel: ranks that share every layer")
+    pp: PositiveInt = Field(default=1, description="pipeline parallel: ranks that share the layers between them")
+    cp: PositiveInt = Field(default=1, description="context parallel (reserved)")
+    ep: PositiveInt = Field(default=1, description="expert parallel (reserved)")
 
     @property
     def size(self) -> int:
         """How many ranks the mesh has."""
         return self.dp * self.fsdp * self.tp * self.pp * self.cp * self.ep
 
-    rules = (_only_dp,)
+    @property
+    def readers(self) -> int:
+        """How many ways the batch is split."""
+        return self.dp * self.fsdp
+
+    rules = (_reserved,)

@@ -30,6 +30,12 @@ def _no_data_parallel(service: Service) -> Iterator[Conflict]:
         yield ("mesh",), f"`dp: {service.mesh.dp}` is not for services: expected 1; use `replicas` for more copies"
 
 
+def _one_rank(service: Service) -> Iterator[Conflict]:
+    for axis in ("fsdp", "tp", "pp"):
+        if (ways := getattr(service.mesh, axis)) > 1:
+            yield ("mesh", axis), f"`mesh.{axis}: {ways}` is not supported for services yet: expected 1"
+
+
 class Service(Strict):
     """A model behind ``/v1``, under the service's name."""
 
@@ -47,4 +53,4 @@ class Service(Strict):
         default=None, description="tokens of prompt and answer; the model's if absent"
     )
 
-    rules = (_no_data_parallel,)
+    rules = (_no_data_parallel, _one_rank)

@@ -26,6 +26,7 @@ from llmos.spec.base import (
 )
 from llmos.spec.data import Data
 from llmos.spec.lora import Lora
+from llmos.spec.parallel import RULES, ActivationCheckpointing, Pipeline, Precision
 from llmos.spec.presets import PRESETS
 
 _AnyMesh = Annotated[
@@ -84,14 +85,18 @@ class Workers(Strict):
 class Optimizer(Strict):
     """How weights follow gradients. The rate warms up linearly, then follows ``schedule`` to its minimum."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0, description="the peak")
     weight_decay: float = Field(default=0.1, ge=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.95), strict=False
     )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of `sgd`")
     warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up")
-    schedule: Literal["cosine"] = "cosine"
+    schedule: Literal["cosine", "linear", "wsd"] = Field(
+        default="cosine", description="how the rate falls; `wsd` stays at the peak, then falls linearly"
+    )
+    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="of `wsd`: the share of the steps that decay")
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1, description="last rate as a share of the peak")
     grad_clip: float = Field(default=1.0, gt=0, description="largest norm of all gradients together")
 
@@ -121,21 +126,6 @@ class Output(Strict):
     model: Name = Field(description="the model's name in the registry; each finished job adds a version")
 
 
-def _mesh_fits_workers(job: TrainJob) -> Iterator[Conflict]:
-    mesh, workers = job.placed_mesh, job.workers
-    if not workers.min <= mesh.size <= workers.max and workers.min <= workers.max:
-        yield ("mesh",), f"`mesh` has {mesh.size} ranks: expected {workers.min} to {workers.max}, as `workers` says"
-
-
-def _batch_splits_evenly(job: TrainJob) -> Iterator[Conflict]:
-    dp, micro = job.placed_mesh.dp, job.micro_batch_size
-    if job.batch_size % dp:
-        yield ("batch_size",), f"`batch_size: {job.batch_size}` is not a multiple of the {dp} data-parallel ranks"
-    elif micro and job.batch_size // dp % micro:
-        share = f"the {job.batch_size // dp} sequences of a rank (batch_size {job.batch_size} / dp {dp})"
-        yield ("micro_batch_size",), f"`micro_batch_size: {micro}` does not divide {share}"
-
-
 def _sequence_fits_preset(job: TrainJob) -> Iterator[Conflict]:
     preset = PRESETS.get(job.model.preset or "")
     if preset and job.sequence_length > preset.max_position:
@@ -146,8 +136,17 @@ def _sequence_fits_preset(job: TrainJob) -> Iterator[Conflict]:
 def _lora_has_a_base(job: TrainJob) -> Iterator[Conflict]:
     if job.lora and job.model.ref is None:
         yield ("lora",), "`lora` adapts a registered model: expected `model.ref`"
-    if job.lora and job.placed_mesh.tp * job.placed_mesh.pp > 1:
-        yield ("mesh",), "`lora` trains on the axes `dp` and `fsdp`: expected `tp` and `pp` to be 1"
+    if job.lora and job.placed_mesh.size != job.placed_mesh.dp:
+        yield ("mesh",), "`lora` trains on the axis `dp`: expected `fsdp`, `tp` and `pp` to be 1"
+
+
+def _one_rank_sees_documents(job: TrainJob) -> Iterator[Conflict]:
+    mesh = job.placed_mesh
+    if job.masks_documents and mesh.tp * mesh.pp > 1:
+        what = (
+            "masking documents (`data.packing.mask`, and `objective: sft` by itself) works on the axes `dp` and `fsdp`"
+        )
+        yield ("mesh",), f"{what}: expected `tp` and `pp` to be 1, or `mask: none`"
 
 
 def _sft_has_chats(job: TrainJob) -> Iterator[Conflict]:
@@ -176,13 +175,25 @@ class TrainJob(Strict):
     lora: Lora | None = Field(default=None, description="train adapters of `model.ref` instead of all its weights")
     mesh: _AnyMesh = Field(default="auto", description="how ranks split the work; `auto` is data parallel")
     workers: Workers = Field(default_factory=lambda fields: _workers_of(fields["mesh"]))
+    pipeline: Pipeline = Pipeline()
     resources: Resources = Resources()
     optimizer: Optimizer = Optimizer()
     steps: PositiveInt = Field(description="how many optimizer steps to train")
     batch_size: PositiveInt = Field(default=32, description="sequences per step, over all ranks")
     micro_batch_size: PositiveInt | None = Field(default=None, description="sequences per rank and forward pass")
     sequence_length: PositiveInt = Field(default=256, description="tokens per sequence")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = Field(
+        default="auto",
+        description="of matrix products; `bf16_weights` also keeps weights in bf16, beside an fp32 copy; `fp16` scales "
+        "the loss",
+    )
+    activation_checkpointing: ActivationCheckpointing = Field(
+        default="none", description="compute activations again in the backward pass: all, or all but products"
+    )
+    compile: bool = Field(default=False, description="compile each layer with torch.compile")
+    gradient_reduction: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="the type in which data-parallel ranks sum gradients"
+    )
     seed: int = Field(default=0, ge=0, le=LARGEST)
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     validation: Validation = Validation()
@@ -205,10 +216,7 @@ class TrainJob(Strict):
         mask = self.data.packing.mask
         return mask == "documents" or (mask == "auto" and self.objective == "sft")
 
-    rules = (
-        *(_mesh_fits_workers, _batch_splits_evenly, _sequence_fits_preset),
-        *(_lora_has_a_base, _sft_has_chats, _env_or_secret),
-    )
+    rules = (*RULES, _sequence_fits_preset, _lora_has_a_base, _sft_has_chats, _one_rank_sees_documents, _env_or_secret)
 
 
 def _workers_of(mesh: Any) -> Workers:

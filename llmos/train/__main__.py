@@ -9,8 +9,6 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
-
 from llmos.errors import ConflictError, LlmosError, NotFoundError, UsageError
 from llmos.layout import Layout
 from llmos.parallel.world import World
@@ -22,9 +20,9 @@ from llmos.train.data import Corpus
 from llmos.train.export import export_checkpoint, export_dtype, export_model, lineage_of
 from llmos.train.local import train_on_ranks
 from llmos.train.lora import merged, trainable
+from llmos.train.precision import compute_dtype
 from llmos.train.run import Run
 from llmos.train.start import build_model
-from llmos.train.step import compute_dtype
 
 INTERRUPTED = 130
 
@@ -62,7 +60,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llmos.train", description="Train a TrainJob here, without Ray.")
     parser.add_argument("spec", type=Path, help="a YAML file with one TrainJob")
-    parser.add_argument("--nproc", type=int, help="data-parallel processes (default: as many as the spec's mesh has)")
+    parser.add_argument("--nproc", type=int, help="processes (default: as many as the spec's mesh has ranks)")
     parser.add_argument("--state-dir", type=Path, help="default: LLMOS_STATE_DIR, else ~/.llmos")
     parser.add_argument("--data", action="append", metavar="PATH", help="text instead of the spec's (may be repeated)")
     parser.add_argument("--steps", type=int, help="instead of the spec's")
@@ -86,7 +84,7 @@ def _job(options: argparse.Namespace) -> tuple[TrainJob, int]:
         changed["steps"] = options.steps
     job = parse(changed, source="the command line")
     assert isinstance(job, TrainJob)
-    ranks = job.placed_mesh.dp if options.nproc is None else options.nproc
+    ranks = job.placed_mesh.size if options.nproc is None else options.nproc
     if ranks < 1:
         raise UsageError(f"`--nproc {ranks}`: expected at least 1", param="nproc")
     return job, ranks
@@ -108,7 +106,7 @@ def _export(target: Path, job: TrainJob, layout: Layout, step: int | None) -> Pa
     lineage = lineage_of(job, path.name, corpus, _base_model(job, layout), metrics)
     dtype = export_dtype(compute_dtype(job.precision, device), device)
     if job.lora:  # the checkpoint has the adapters only
-        model = build_model(job, corpus, _base_model(job, layout), torch.device("cpu"))
+        model = build_model(job, corpus, _base_model(job, layout))
         checkpoint.load(path, trainable(model), World())
         export_model(target, merged(model), corpus, dtype, lineage)
     else:

@@ -45,6 +45,15 @@ class Batch:
             documents_BT = None if self.documents_BT is None else self.documents_BT[part]
             yield Batch(self.tokens_BT[part], self.targets_BT[part], documents_BT)
 
+    def filled(self, rows: int) -> Batch:
+        """With rows that do not count at its end, ``rows`` in all."""
+
+        def grown(part: Tensor, value: int) -> Tensor:
+            return torch.nn.functional.pad(part, (0, 0, 0, rows - len(self)), value=value)
+
+        documents_BT = None if self.documents_BT is None else grown(self.documents_BT, 0)
+        return Batch(grown(self.tokens_BT, 0), grown(self.targets_BT, NOT_COUNTED), documents_BT)
+
     def to(self, device: torch.device) -> Batch:
         """The same on ``device``; to a GPU, copied from pinned memory while it computes."""
         if device.type == "cpu":

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from llmos.models import Transformer
-from llmos.parallel.world import World
+from llmos.parallel.model import SpreadModel
+from llmos.parallel.world import others_alive
 from llmos.train.data import Corpus
 from llmos.train.rows import Rows, batch
-from llmos.train.step import loss_sum, micro_batches
-
-_BATCH_ROWS = 64
-"""Rows read from disk at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +21,25 @@ class Evaluation:
     bits_per_byte: float
 
 
-def evaluate(
-    model: Transformer, corpus: Corpus, rows: Rows, length: int, mask: bool, dtype: torch.dtype, world: World
-) -> Evaluation:
+def evaluate(model: SpreadModel, corpus: Corpus, rows: Rows, length: int, mask: bool) -> Evaluation:
     """The cost of the held-out text of ``corpus``, cut into ``rows`` of ``length`` tokens, which are split over ranks.
 
     Every token of a text is counted once; the very first, which nothing precedes, at the cost of a uniform guess: the
     bits are those of a complete code for the text. Of chats the assistant's tokens are counted. With ``mask``, tokens
-    see their own document only.
+    see their own document only. All ranks run equally many micro-batches of one shape, filled up with what does not
+    count: they may need each other.
     """
-    mine = world.share(rows.count)
-    nats, counted = torch.zeros((), dtype=torch.float64, device=world.device), 0
-    with torch.no_grad():
-        for start in range(mine.start, mine.stop, _BATCH_ROWS):
-            found = (rows.read(0, row) for row in range(start, min(start + _BATCH_ROWS, mine.stop)))
-            for part in micro_batches(batch(found, length, mask).to(world.device), None):
-                nats += loss_sum(model, part, dtype).double()
-                counted += int(part.counted)
-    total, tokens = world.total([float(nats), counted])
+    mesh, size = model.mesh, model.layout.rows
+    mine, most = mesh.share(rows.count), -(-rows.count // mesh.readers)
+    nats, counted = torch.zeros((), dtype=torch.float64, device=mesh.world.device), 0
+    model.set_scale(1.0)
+    for start in range(mine.start, mine.start + most, size):
+        found = [rows.read(0, row) for row in range(start, min(start + size, mine.stop))]
+        part = batch(found, length, mask).filled(max(1, len(found)) if mesh.only_dp else size).to(mesh.world.device)
+        with others_alive():
+            nats += model.passes.evaluate(part.tokens_BT, part.targets_BT, part.documents_BT).double()
+        counted += int(part.counted)
+    total, tokens = mesh.world.total([float(nats), counted] if mesh.reports else [0.0, 0.0])
     if not corpus.chats:
         total, tokens = total + math.log(model.config.vocab_size), tokens + 1
     return Evaluation(total / tokens, total / math.log(2) / corpus.validation_bytes)

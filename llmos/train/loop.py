@@ -15,8 +15,10 @@ import torch
 
 from llmos.files import write_json
 from llmos.layout import AttemptDirs
+from llmos.models import Transformer
 from llmos.parallel.world import World
 from llmos.train import start
+from llmos.train.data import Corpus
 from llmos.train.evaluate import Evaluation
 from llmos.train.export import export_dtype, export_model, finished, lineage_of
 from llmos.train.lora import merged, save_adapter
@@ -43,9 +45,10 @@ def train(run: Run, world: World) -> Result:
 
 def _train(run: Run, world: World) -> Result:
     corpus = start.prepare_corpus(run.job, run.data_dir, run.base_model, world, log.info)
-    model = start.build_model(run.job, corpus, run.base_model, world.device)
+    model = start.build_model(run.job, corpus, run.base_model)
     samples = run.attempt.samples(world.rank) if run.job.data.log_samples else None
     with closing(Training(run.job, model, corpus, run.job_dirs.checkpoints, world, samples)) as training:
+        del model  # each rank keeps its part only
         return _train_from_checkpoint(training, run)
 
 
@@ -53,9 +56,9 @@ def _train_from_checkpoint(training: Training, run: Run) -> Result:
     training.resume()
     if training.world.first:
         log.info(
-            "training %s: %s parameters, %s, %d ranks, steps %d to %d",
-            *(run.job.name, f"{training.model.config.num_parameters:,}", str(training.dtype).removeprefix("torch.")),
-            *(training.world.size, training.step + 1, run.job.steps),
+            "training %s: %s parameters, %s, %d ranks (%s), steps %d to %d",
+            *(run.job.name, f"{training.config.num_parameters:,}", str(training.dtype).removeprefix("torch.")),
+            *(training.world.size, training.mesh, training.step + 1, run.job.steps),
         )
     evaluation, stopped = _steps(training, run)
     if stopped and training.step < run.job.steps:
@@ -101,20 +104,21 @@ def _finish(training: Training, run: Run, evaluation: Evaluation) -> Result:
     """Export the model with its lineage (rank 0; all ranks wait)."""
     metrics, dtype = _metrics(training, evaluation), export_dtype(training.dtype, training.world.device)
     lineage = lineage_of(run.job, run.attempt.root.name, training.corpus, run.base_model, metrics)
-    training.world.from_first(partial(_export, training, run, dtype, lineage))
+    model = training.whole_model()
+    training.world.from_first(partial(_export, model, training.corpus, run, dtype, lineage))
     if training.world.first:
         log.info("exported %s", run.job_dirs.export)
     return Result("succeeded", training.step, metrics)
 
 
-def _export(training: Training, run: Run, dtype: torch.dtype, lineage: Mapping[str, Any]) -> None:
+def _export(model: Transformer, corpus: Corpus, run: Run, dtype: torch.dtype, lineage: Mapping[str, Any]) -> None:
     """The model, adapters merged into it; before it the adapter alone, if the job asks for that."""
-    model, spec = training.model, run.job.lora
+    spec = run.job.lora
     if spec is not None:
         if spec.save_adapter:
             save_adapter(model, spec, str(run.job.model.ref), run.job_dirs.adapter)
         model = merged(model)
-    export_model(run.job_dirs.export, model, training.corpus, dtype, lineage)
+    export_model(run.job_dirs.export, model, corpus, dtype, lineage)
 
 
 def _metrics(training: Training, evaluation: Evaluation | None) -> dict[str, float]:

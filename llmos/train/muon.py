@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmos.parallel.world import World
+from llmos.parallel.mesh import Line
 
 MOMENTUM = 0.95
 """Jordan's value, and that of Liu et al."""
@@ -26,12 +26,12 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, made orthogonal, with updates as large (root mean square) as AdamW's.
 
     So both share a learning rate and a decay: section 2.2 of Liu et al., "Muon is Scalable for LLM Training" (arXiv
-    2502.16982). All ranks of ``world`` must step together, with the same gradients; each keeps the whole momentum.
+    2502.16982). All ranks of ``copies`` must step together, with the same gradients; each keeps the whole momentum.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, world: World) -> None:
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, copies: Line) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
-        self._world = world
+        self._copies = copies
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -58,11 +58,11 @@ class Muon(torch.optim.Optimizer):
         flat = torch.zeros(sum(sizes), dtype=torch.bfloat16, device=matrices[0].device)
         results = [part.view_as(matrix) for part, matrix in zip(flat.split(sizes), matrices, strict=True)]
         for alike in _by_shape(matrices):
-            if mine := [alike[i] for i in self._world.share(len(alike))]:
+            if mine := [alike[i] for i in self._copies.share(len(alike))]:
                 done = orthogonal(torch.stack([matrices[i].bfloat16() for i in mine]))
                 for i, matrix in zip(mine, done, strict=True):
                     results[i].copy_(matrix)
-        self._world.sum(flat)
+        self._copies.sum(flat)
         return results
 
 

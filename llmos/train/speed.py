@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 
 from llmos.models import Transformer
-from llmos.parallel.data import GradientBuffer
+from llmos.parallel.gradients import Gradients
 from llmos.parallel.world import World
 from llmos.spec import TrainJob
 from llmos.train.batch import Batch
 from llmos.train.local import join
 from llmos.train.optimizer import Optimizer
 from llmos.train.start import set_process, shape
-from llmos.train.step import accumulate, compute_dtype
+from llmos.train.step import rank_mesh, spread
 
 WARM_UP_STEPS = 2
 LEAST_STEPS = 3
@@ -54,20 +54,22 @@ def _measure(job: TrainJob, measured_s: float, directory: str, rank: int) -> flo
 
 
 def _step_times(job: TrainJob, measured_s: float) -> list[float]:
-    model, world = Transformer(shape(job)).train(), World.current()
-    optimizer, gradients = Optimizer(model, job.optimizer, world), GradientBuffer(model, world, riders=1)
-    dtype = compute_dtype(job.precision, world.device)
-    share = len(world.share(job.batch_size)), job.sequence_length + 1
+    world = World.current()
+    model = spread(job, Transformer(shape(job)), rank_mesh(job, world))
+    optimizer = Optimizer(model.parameters, job.optimizer, model.mesh.line("dp"))
+    gradients = Gradients(model.parameters, model.mesh, riders=1, tied=model.config.tie_embeddings)
+    share = len(model.mesh.share(job.batch_size)), job.sequence_length + 1
+    model.set_scale(1 / (job.batch_size * job.sequence_length))
     times: list[float] = []
     stops = 0.0
     while not stops:
         began = time.perf_counter()
         gradients.zero()
         batch = Batch.of(torch.randint(model.config.vocab_size, share, device=world.device))
-        accumulate(model, batch, job.micro_batch_size, dtype, 1 / batch.tokens_BT.numel())
+        model.passes.accumulate(batch.tokens_BT, batch.targets_BT)
         enough = len(times) >= WARM_UP_STEPS + LEAST_STEPS - 1 and sum(times[WARM_UP_STEPS:]) >= measured_s
-        (stops,) = gradients.sum([float(enough)])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), job.optimizer.grad_clip)
-        optimizer.step(job.optimizer.learning_rate)
+        (stops,), norm = gradients.sum([float(enough)])
+        gradients.scale(min(1.0, job.optimizer.grad_clip / norm))
+        optimizer.step(job.optimizer.learning_rate, gradients.local())
         times.append(time.perf_counter() - began)
     return times

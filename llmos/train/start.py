@@ -51,13 +51,15 @@ def prepare_corpus(job: TrainJob, data_dir: Path, base_model: Path | None, world
     return Corpus.load(Path(world.from_first(make)))
 
 
-def build_model(job: TrainJob, corpus: Corpus, base_model: Path | None, device: torch.device) -> Transformer:
-    """The model before the first step, in fp32: the registered one, or fresh weights that ``job.seed`` determines.
+def build_model(job: TrainJob, corpus: Corpus, base_model: Path | None) -> Transformer:
+    """The model before the first step, in fp32 on the CPU: the registered one, or fresh weights that ``job.seed``
+    determines. Every rank makes the same and keeps its part, so weights do not depend on the mesh or the device.
 
-    Raises ModelError for a directory that does not hold a model, UsageError when the sequence does not fit it.
+    Raises ModelError for a directory that does not hold a model, UsageError when the sequence does not fit it, and
+    DataError when a token of the corpus does not.
     """
     if base_model:
-        model = weights.load_model(base_model, dtype=torch.float32, device=device)
+        model = weights.load_model(base_model, dtype=torch.float32)
     else:
         tokenizer = corpus.tokenizer()
         config = dataclasses.replace(
@@ -66,8 +68,8 @@ def build_model(job: TrainJob, corpus: Corpus, base_model: Path | None, device: 
             bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id,
         )
-        torch.manual_seed(job.seed)  # before the model moves to a device: every kind of device gets the same weights
-        model = Transformer(config).to(device)
+        torch.manual_seed(job.seed)
+        model = Transformer(config)
     if corpus.vocab_size > model.config.vocab_size:
         have = f"the corpus has tokens up to {corpus.vocab_size - 1:,}"
         raise DataError(f"{have}: the model's vocabulary is {model.config.vocab_size:,}", param="model")

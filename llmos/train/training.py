@@ -8,31 +8,34 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from llmos.errors import TrainingError, UsageError
+from llmos.errors import TrainingError
 from llmos.models import Transformer
-from llmos.parallel.data import GradientBuffer
-from llmos.parallel.world import World
+from llmos.parallel.gradients import Gradients
+from llmos.parallel.state import gather
+from llmos.parallel.world import World, others_alive
 from llmos.spec import TrainJob
 from llmos.train import checkpoint, generators
+from llmos.train.batch import Batch
 from llmos.train.checkpoint import Checkpoint
 from llmos.train.copies import Copies
 from llmos.train.data import Corpus
 from llmos.train.evaluate import Evaluation, evaluate
 from llmos.train.feed import Feed
-from llmos.train.lora import trainable
 from llmos.train.optimizer import Optimizer
+from llmos.train.precision import LossScale
 from llmos.train.rows import held_out_rows
 from llmos.train.saver import Saver
 from llmos.train.schedule import learning_rate
 from llmos.train.start import recipe
-from llmos.train.step import accumulate, compute_dtype
+from llmos.train.step import rank_mesh, spread
 
 log = logging.getLogger("llmos.train")
 
 
 class Training:
-    """``model`` on its way through ``job.steps`` steps over ``corpus``; every rank holds one, in the same state.
+    """``model`` on its way through ``job.steps`` steps over ``corpus``; every rank holds its part, in the same state.
 
     ``step`` counts finished steps, ``loss`` is the last one's (nats per token, over all ranks), ``train_s`` the time
     all of them took, earlier attempts' included.
@@ -47,21 +50,29 @@ class Training:
         world: World,
         samples: Path | None = None,
     ) -> None:
-        """``samples`` is a file for this rank's samples of each step to be written down in."""
-        if job.batch_size < world.size:
-            raise UsageError(f"`batch_size: {job.batch_size}` is less than the {world.size} ranks", param="batch_size")
-        self.job, self.model, self.corpus, self.world = job, model, corpus, world
-        self.dtype = compute_dtype(job.precision, world.device)
+        """``model`` is taken apart. ``samples`` is a file for this rank's samples of each step to be written down in.
+
+        Raises UsageError when the model or the batch cannot be spread over the job's mesh.
+        """
+        self.job, self.corpus, self.world, self.config = job, corpus, world, model.config
         self.step, self.loss, self.train_s = 0, math.nan, 0.0
         self._checkpoints, self._saved_step = checkpoints, -1
         self._copies: Copies | None = None
         world.from_first(self._open_copies)
         self._saver = Saver(checkpoints, job.checkpoint, world, self._copies)
         self._recipe = recipe(job, corpus, model)
-        self._optimizer = Optimizer(model, job.optimizer, world)
-        self._gradients = GradientBuffer(model, world, riders=3)
+        self._adapted = model if job.lora else None  # whole on every rank: adapters are trained on `dp` only
+        self.mesh = rank_mesh(job, world)
+        self._model = spread(job, model, self.mesh)
+        numerics, parameters = self._model.numerics, self._model.parameters
+        self.dtype = numerics.dtype
+        rounded = numerics.weights if numerics.weights is not torch.float32 and self.mesh.fsdp == 1 else None
+        self._optimizer = Optimizer(parameters, job.optimizer, self.mesh.line("dp"), rounded)
+        tied, reduction = model.config.tie_embeddings, numerics.reduction
+        self._gradients = Gradients(parameters, self.mesh, riders=3, tied=tied, reduction=reduction)
+        self._loss_scale = LossScale(used=job.precision == "fp16")
         report = log.info if world.first else log.debug
-        self._feed = Feed(job, corpus, world.share(job.batch_size), world.device, report, samples)
+        self._feed = Feed(job, corpus, self.mesh.share(job.batch_size), world.device, report, samples)
         self._held_out = held_out_rows(corpus, job.sequence_length, report)
 
     @property
@@ -79,35 +90,57 @@ class Training:
         Raises TrainingError when the loss or the gradient is not a finite number; the weights are then unchanged.
         """
         job, began = self.job, time.perf_counter()
-        self._gradients.zero()
         batch, data_wait_s = self._feed.take(self.step)
-        loss = accumulate(self.model, batch, job.micro_batch_size, self.dtype, 1 / self._step_tokens)
-        loss_over_ranks, counted, stops = self._gradients.sum([loss, batch.counted, float(stop)])
-        loss_over_ranks *= self._scale_to(counted)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), job.optimizer.grad_clip))
-        self._check_finite(loss_over_ranks, grad_norm)
+        loss, grad_norm, stops = self._differentiate(batch, stop)
         rate = learning_rate(self.step, job.steps, job.optimizer)
-        self._optimizer.step(rate)
-        self.step, self.loss = self.step + 1, loss_over_ranks
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        self._loss_scale.update(finite)
+        if finite:
+            self._optimizer.step(rate, self._gradients.local())
+        elif not self._loss_scale.used:
+            self._refuse(loss, grad_norm)
+        self.step, self.loss = self.step + 1, loss
         elapsed_s = time.perf_counter() - began
         self.train_s += elapsed_s
         row = {
             "step": self.step,
             "loss": self.loss,
             "learning_rate": rate,
-            "grad_norm": grad_norm,
             "tokens_per_s": self._step_tokens / elapsed_s,
             "tokens": self.tokens,
             "data_wait_s": data_wait_s,
             "time_s": time.time(),
         }
-        return row, stops > 0
+        return row | ({"grad_norm": grad_norm} if finite else {"skipped": 1}), stops  # JSON knows no infinity
 
     def evaluate(self) -> Evaluation:
         """The cost of the held-out text, with the weights as they are."""
         job = self.job
-        rows, length, mask = self._held_out, job.sequence_length, job.masks_documents
-        return evaluate(self.model, self.corpus, rows, length, mask, self.dtype, self.world)
+        return evaluate(self._model, self.corpus, self._held_out, job.sequence_length, job.masks_documents)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """This rank's part of what is trained, fp32, by the names in the whole model.
+
+        A Tensor is whole, a DTensor spread over fsdp and tp; pipeline ranks have the weights of their stages.
+        """
+        return self._optimizer.weights
+
+    @property
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """What the optimizer remembers of :attr:`weights`, as ``<weight>/<what>``."""
+        return self._optimizer.state()
+
+    def whole_model(self) -> Transformer:
+        """The model put together, on rank 0; elsewhere only a shape. All ranks must call it."""
+        if self._adapted:
+            return self._adapted
+        tensors = gather(self.weights, self.mesh)
+        with torch.device("meta"):
+            model = Transformer(self.config)
+        if self.world.first:
+            model.load_state_dict(tensors, assign=True)
+        return model
 
     def save(self, validation_loss: float | None = None) -> float:
         """Begin to save a checkpoint, unless this step has one. Returns how long the step waited for it, in seconds.
@@ -120,12 +153,13 @@ class Training:
             "loss": self.loss,
             "validation_loss": validation_loss,
             "train_s": self.train_s,
+            "loss_scale": [self._loss_scale.value, self._loss_scale.good_steps],
             "samples": self.step * self.job.batch_size,
             "ranks": self.world.size,
         }
-        model, random = trainable(self.model), generators.state(self.world.device)
+        random = generators.state(self.world.device)
         self._saved_step = self.step
-        return self._saver.save(Checkpoint(self.step, self._recipe, model, self._optimizer.state(), state, random))
+        return self._saver.save(Checkpoint(self.step, self._recipe, self.weights, self.optimizer_state, state, random))
 
     def wait_saved(self) -> None:
         """Wait until the last checkpoint is on disk. Raises CheckpointError on every rank when it cannot be written."""
@@ -141,29 +175,37 @@ class Training:
         found = checkpoint.find_latest(self._checkpoints, self._recipe, self.world)
         if found is None:
             return
-        latest = checkpoint.load(found, trainable(self.model), self.world)
+        latest = checkpoint.load(found, self.weights, self.world)
         self._optimizer.load_state(latest.optimizer)
         generators.restore(latest.generators, self.world.device)
         self.step = self._saved_step = latest.step
         self.loss, self.train_s = latest.state["loss"], latest.state["train_s"]
+        self._loss_scale.value, self._loss_scale.good_steps = latest.state["loss_scale"]
         if self.world.first:
             log.info("resumed from %s", found)
 
-    def _scale_to(self, counted: float) -> float:
-        """From a mean over all of a step's tokens to one over those that ``counted``; the gradients are scaled."""
-        factor = self._step_tokens / max(1.0, counted)
-        if factor != 1:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-        return factor
+    def _differentiate(self, batch: Batch, stop: bool) -> tuple[float, float, bool]:
+        """The step's loss, the norm of its gradient before that is clipped, and whether any rank said ``stop``.
 
-    def _check_finite(self, loss: float, grad_norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise TrainingError(
-                f"step {self.step + 1}: the loss is {loss}, the gradient's norm {grad_norm}: expected finite numbers",
-                hint="Lower optimizer.learning_rate, lengthen warmup_steps, or use precision: fp32.",
-            )
+        The loss is scaled by the tokens of a full step before, and by those that counted after the backward pass: their
+        number over all ranks travels with the gradients.
+        """
+        self._gradients.zero()
+        self._model.set_scale(self._loss_scale.value / self._step_tokens)
+        with others_alive():
+            loss = self._model.passes.accumulate(batch.tokens_BT, batch.targets_BT, batch.documents_BT)
+        mine = [loss, batch.counted] if self.mesh.reports else [0.0, 0.0]
+        (loss_sum, tokens, stops), norm = self._gradients.sum([*mine, float(stop)])
+        factor = self._step_tokens / max(1.0, tokens) / self._loss_scale.value
+        norm *= factor
+        self._gradients.scale(factor * min(1.0, self.job.optimizer.grad_clip / (norm + 1e-6)))
+        return loss_sum * factor, norm, stops > 0
+
+    def _refuse(self, loss: float, grad_norm: float) -> None:
+        raise TrainingError(
+            f"step {self.step + 1}: the loss is {loss}, the gradient's norm {grad_norm}: expected finite numbers",
+            hint="Lower optimizer.learning_rate, lengthen warmup_steps, or use precision: fp32.",
+        )
 
     def _open_copies(self) -> None:
         if self.job.checkpoint.storage:

@@ -17,6 +17,7 @@ from torch import nn
 
 from llmos.errors import CapacityError, DataError, WorkerLost
 from llmos.parallel.data import GradientBuffer
+from llmos.parallel.mesh import RankMesh
 from llmos.parallel.world import World
 
 
@@ -103,7 +104,7 @@ def _gradients_are_those_of_one_rank(world: World) -> None:
     alone.load_state_dict(model.state_dict())
     batch = torch.randn(7, 5)
     (alone(batch).square().sum() / 7).backward()
-    buffer = GradientBuffer(model, world, riders=2)
+    buffer = GradientBuffer(list(model.parameters()), RankMesh(world, dp=3), riders=2)
     for _ in range(2):  # the second time proves that zero() forgets the first
         buffer.zero()
         for row in world.share(7):  # micro-batches of one, of unequal number

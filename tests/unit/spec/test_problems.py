@@ -22,6 +22,11 @@ def job(**changes: str) -> str:
     return "\n".join(lines.values()) + "\n"
 
 
+def mesh(sizes: str, **changes: str) -> str:
+    """A job that would run on any number of workers, with ``sizes`` for its mesh."""
+    return job(mesh=sizes, workers="{min: 1, max: 64}", **changes)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -79,7 +84,7 @@ def job(**changes: str) -> str:
         (job(optimizer="{betas: [0.9, 0.9, 0.9]}"), "line 7: `optimizer.betas`: expected at most 2 of them, found 3"),
         (
             job(optimizer="{name: adam}"),
-            "line 7: `optimizer.name`: expected 'adamw' or 'muon', found the text 'adam'; did you mean `adamw`?",
+            "line 7: `optimizer.name`: expected 'adamw', 'sgd' or 'muon', found the text 'adam'; did you mean `adamw`?",
         ),
         (job(data="{path: []}"), "line 4: `data.path`: expected at least 1 of them, found 0"),
         (job(data="{path: ''}"), "line 4: `data.path[0]`: expected some text, found the text ''"),
@@ -159,8 +164,66 @@ def job(**changes: str) -> str:
         ),
         (job(mesh="{dp: 4}"), "line 5: `mesh` has 4 ranks: expected 2 to 2, as `workers` says"),
         (
-            job(mesh="{dp: 2, tp: 2}"),
-            "line 5: `mesh`: `tp: 2` is not supported yet: expected 1; today only `dp` splits the work",
+            job(mesh="{dp: 2, cp: 2}"),
+            ("line 5: `mesh`: `cp: 2` is not supported yet: expected 1; `dp`, `fsdp`, `tp` and `pp` split the work"),
+        ),
+        (mesh("{tp: 4}"), "line 5: `mesh`: `tp: 4` does not divide the 2 key and value heads of preset `tiny`"),
+        (mesh("{tp: 16}"), "line 5: `mesh`: `tp: 16` does not divide the 4 heads of preset `tiny`"),
+        (mesh("{pp: 8}"), "line 5: `mesh`: pp 8 × 1 stages a rank need 8 layers; preset `tiny` has 3"),
+        (
+            mesh("{pp: 4}", pipeline="{schedule: interleaved, stages_per_rank: 2}"),
+            "line 5: `mesh`: pp 4 × 2 stages a rank need 8 layers; preset `tiny` has 3",
+        ),
+        (
+            job(pipeline="{stages_per_rank: 2}"),
+            (
+                "line 10: `pipeline`: `schedule: 1f1b` runs 1 stage a rank, not 2: "
+                "expected `schedule` to be interleaved or zero_bubble"
+            ),
+        ),
+        (
+            mesh("{dp: 2, fsdp: 3}"),
+            "line 1: `batch_size: 32` is not a multiple of the 6 data-parallel ranks (dp 2 × fsdp 3)",
+        ),
+        (
+            mesh("{pp: 2, fsdp: 2}", micro_batch_size="16"),
+            (
+                "line 5: the 16 sequences of a rank (batch_size 32 / dp 1 × fsdp 2) are 1 micro-batches: "
+                "expected at least as many as `pp: 2`"
+            ),
+        ),
+        (
+            mesh("{pp: 2}", batch_size="10", micro_batch_size="2", pipeline="{schedule: interleaved}"),
+            (
+                "line 11: the 10 sequences of a rank (batch_size 10 / dp 1) are 5 micro-batches: "
+                "`schedule: interleaved` needs a multiple of 2, such as a multiple of pp 2"
+            ),
+        ),
+        (
+            mesh("{tp: 2}", sequence_length="33"),
+            "line 10: `sequence_length: 33`: expected a multiple of `tp: 2`, whose ranks share each sequence",
+        ),
+        (
+            mesh("{tp: 2}", optimizer="{name: muon}"),
+            (
+                "line 7: `optimizer.name: muon` with a mesh of tp 2: Muon needs whole matrices, which `fsdp` and "
+                "`tp` split; use `dp`, `pp`, or `adamw`"
+            ),
+        ),
+        (
+            mesh("{pp: 2}", pipeline="{schedule: zero_bubble}", compile="true"),
+            (
+                "line 11: `compile: true` with `pipeline.schedule: zero_bubble`: compiled layers cannot split their "
+                "backward pass (pytorch#161904); use `interleaved`"
+            ),
+        ),
+        (
+            mesh("{pp: 2}", pipeline="{schedule: zero_bubble}", activation_checkpointing="selective"),
+            (
+                "line 11: `activation_checkpointing: selective` with `pipeline.schedule: zero_bubble`: what is kept "
+                "can be used by one backward pass only, and this schedule runs two; "
+                "use `full` or `none`, or `schedule: interleaved`"
+            ),
         ),
         (job(mesh="Auto"), "line 5: `mesh`: expected 'auto', found the text 'Auto'; did you mean `auto`?"),
         (job(workers="{min: 3, max: 2}"), "line 6: `workers`: `min: 3` is more than `max: 2`: expected min <= max"),
@@ -195,6 +258,10 @@ def job(**changes: str) -> str:
             ),
         ),
         (job(env="{A: 1}"), "line 10: `env.A`: expected text, found a number or truth value"),
+        (
+            SERVICE.replace("tp: 1", "tp: 2"),
+            "line 4: `mesh.tp: 2` is not supported for services yet: expected 1",
+        ),
         (
             SERVICE.replace("tp: 1", "dp: 2"),
             "line 4: `dp: 2` is not for services: expected 1; use `replicas` for more copies",
@@ -296,7 +363,10 @@ def test_a_secret_given_to_the_class_itself_is_not_shown() -> None:
         ({"seed": -1}, "`seed`: expected at least 0, found `-1`"),
         ({1: 2}, "`[1]`: expected a key that is text, found `1`"),
         ({"a{b}": 2}, "`a{b}` is not a field of `TrainJob`"),
-        ({"precision": "{x}"}, "`precision`: expected 'auto', 'fp32' or 'bf16', found the text '{x}'"),
+        (
+            {"precision": "{x}"},
+            "`precision`: expected 'auto', 'fp32', 'bf16', 'bf16_weights' or 'fp16', found the text '{x}'",
+        ),
         ({"env": {"A": None}}, "`env.A`: expected text, found nothing"),
     ],
 )

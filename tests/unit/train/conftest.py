@@ -30,14 +30,17 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _write(directory: Path, words_a_file: int) -> Path:
     """Ten files of words in an order that is the same each time."""
-    directory = tmp_path_factory.mktemp("text")
     for number in range(10):
-        words = [WORDS[(number * 7 + i * i + i // 5) % len(WORDS)] for i in range(600)]
+        words = [WORDS[(number * 7 + i * i + i // 5) % len(WORDS)] for i in range(words_a_file)]
         (directory / f"{number}.txt").write_text(" ".join(words) + "\n")
     return directory
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("text"), 600)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,13 @@ class Trainer:
 
     def losses(self, attempt: int = 1) -> list[float]:
         return [row["loss"] for row in self.rows(attempt)]
+
+
+@pytest.fixture(scope="session")
+def short_trainer_in(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Trainer]:
+    """A trainer on little text, with its state in a directory."""
+    text = _write(tmp_path_factory.mktemp("short"), 120)
+    return lambda directory: Trainer(Layout(directory), text)
 
 
 @pytest.fixture

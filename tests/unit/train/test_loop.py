@@ -17,10 +17,11 @@ import torch
 
 from llmos.errors import CheckpointError, ConflictError, TrainingError, UsageError
 from llmos.models import weights
+from llmos.parallel.pipeline import Direct
 from llmos.parallel.world import World
 from llmos.spec import digest, to_yaml
 from llmos.train import __main__ as command_line
-from llmos.train import checkpoint, shards, training
+from llmos.train import checkpoint, shards
 from llmos.train.data import Corpus
 from llmos.train.export import export_checkpoint
 from llmos.train.loop import train
@@ -226,7 +227,7 @@ def test_a_checkpoint_of_another_spec_is_refused(trainer: Any) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_job(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "accumulate", lambda *_: torch.tensor(torch.nan))
+    monkeypatch.setattr(Direct, "accumulate", lambda *_: torch.tensor(torch.nan))
     with pytest.raises(TrainingError, match="step 1: the loss is nan"):
         trainer.train()
     assert not trainer.layout.job("tiny").export.exists()

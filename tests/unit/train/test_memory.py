@@ -17,11 +17,15 @@ from torch.utils._pytree import tree_leaves
 from llmos.control.capacity import MICRO_BATCH_TOKENS
 from llmos.core.capacity import Mesh, ModelShape, Training, memory, training_memory
 from llmos.models import ModelConfig, Transformer, block_attention, rope
-from llmos.parallel.data import GradientBuffer
+from llmos.parallel.gradients import Gradients
+from llmos.parallel.mesh import RankMesh
+from llmos.parallel.model import Layout, SpreadModel
+from llmos.parallel.stage import Numerics
 from llmos.parallel.world import World
 from llmos.spec import PRESETS
 from llmos.spec import Optimizer as OptimizerSpec
 from llmos.train import loss, step
+from llmos.train.batch import Batch
 from llmos.train.optimizer import Optimizer
 
 VOCABULARY = 2048
@@ -67,12 +71,15 @@ def peak_bytes(preset: str, dtype: torch.dtype, rows: int, tokens: int) -> int:
         for module in model.modules():
             for name, parameter in module._parameters.items():
                 module._parameters[name] = None if parameter is None else nn.Parameter(torch.empty(parameter.shape))
-        optimizer, gradients = Optimizer(model, OptimizerSpec(), World()), GradientBuffer(model, World(), riders=2)
+        layout = Layout(rows=rows, share=rows, length=tokens)
+        spread = SpreadModel(model, RankMesh(World()), layout, loss.cross_entropy_sum, Numerics(dtype))
+        optimizer = Optimizer(spread.parameters, OptimizerSpec(), spread.mesh.line("dp"))
+        gradients = Gradients(spread.parameters, spread.mesh, riders=2)
         for _ in range(2):
             gradients.zero()
-            samples = torch.randint(VOCABULARY, (rows, tokens + 1))
-            step.accumulate(model, samples, rows, dtype, 1.0)
-            optimizer.step(1e-3)
+            batch = Batch.of(torch.randint(VOCABULARY, (rows, tokens + 1)))
+            spread.passes.accumulate(batch.tokens_BT, batch.targets_BT)
+            optimizer.step(1e-3, gradients.local())
         return live.peak
 
 

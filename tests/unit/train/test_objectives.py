@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from llmos.errors import CheckpointError, DataError, UsageError
 from llmos.models import weights
+from llmos.parallel.mesh import RankMesh
+from llmos.parallel.model import Layout, SpreadModel
+from llmos.parallel.stage import Numerics
 from llmos.parallel.world import World
 from llmos.train import checkpoint, shards
 from llmos.train.__main__ import _export
 from llmos.train.batch import Batch
 from llmos.train.loop import train
-from llmos.train.step import accumulate, loss_sum
+from llmos.train.loss import cross_entropy_sum
 from llmos.train.training import Training
 from tests.unit.models.small import SMALL, make
 
@@ -75,21 +79,23 @@ def test_other_weights_or_another_mask_do_not_continue_a_checkpoint(trainer: Any
 
 
 def test_packed_documents_have_the_loss_and_the_gradients_that_they_have_alone() -> None:
-    model = make()
     rows = torch.randint(0, SMALL.vocab_size, (2, 61), generator=torch.Generator().manual_seed(0))
     rows[0, 20:30] = ~rows[0, 20:30]  # read, not to be predicted
     begins = torch.zeros(2, 60, dtype=torch.int64)
     begins[0, 17:], begins[1, 40:] = 17, 40
-    total = accumulate(model, Batch.of(rows, begins), 1, torch.float32, 1.0)
-    packed = [parameter.grad for parameter in model.parameters()]
-    model.zero_grad(set_to_none=True)
-    alone = [rows[:1, :18], rows[:1, 17:], rows[1:, :41], rows[1:, 40:]]
-    expected = torch.stack([loss_sum(model, Batch.of(part), torch.float32) for part in alone]).sum()
-    expected.backward()
-    assert float(total) == pytest.approx(float(expected.detach()), rel=1e-5)
-    for ours, parameter in zip(packed, model.parameters(), strict=True):
-        assert ours is not None and parameter.grad is not None
-        assert (ours - parameter.grad).abs().max() < 1e-4 * parameter.grad.abs().max()
+    packed, packed_gradients = loss_and_gradients([Batch.of(rows, begins)])
+    parts = [rows[:1, :18], rows[:1, 17:], rows[1:, :41], rows[1:, 40:]]
+    alone, gradients = loss_and_gradients([Batch.of(part) for part in parts])
+    assert packed == pytest.approx(alone, rel=1e-5)
+    for ours, expected in zip(packed_gradients, gradients, strict=True):
+        assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def loss_and_gradients(batches: list[Batch]) -> tuple[float, list[Tensor]]:
+    model = SpreadModel(make(), RankMesh(World()), Layout(rows=1, share=2, length=60), cross_entropy_sum, Numerics())
+    losses = [model.passes.accumulate(b.tokens_BT, b.targets_BT, b.documents_BT) for b in batches]
+    gradients = [parameter.grad for parameter in model.parameters.values()]
+    return float(sum(losses)), [gradient for gradient in gradients if gradient is not None]
 
 
 def test_tuning_on_chats_learns_answers_only(another: Any, chats: dict[str, Any]) -> None:

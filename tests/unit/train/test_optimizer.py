@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from llmos.errors import CheckpointError
-from llmos.parallel.world import World
+from llmos.parallel.mesh import Line
 from llmos.spec import Optimizer as Spec
 from llmos.train.optimizer import Optimizer
 
@@ -18,33 +18,37 @@ class Small(nn.Module):
 
 def _model(seed: int = 0) -> Small:
     torch.manual_seed(seed)
-    model = Small()
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    return model
+    return Small()
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+def _optimizer(model: Small, spec: Spec, rounded: torch.dtype | None = None) -> Optimizer:
+    return Optimizer(dict(model.named_parameters()), spec, Line(), rounded)
+
+
+def _gradients(model: Small) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(parameter.shape, generator=generator) for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
 def test_state_round_trips_exactly(name: str) -> None:
     spec = Spec(name=name)
     model, copy = _model(), _model()
-    first = Optimizer(model, spec, World())
-    first.step(1e-2)
-    copy.load_state_dict(model.state_dict())
-    second = Optimizer(copy, spec, World())
+    first, second = _optimizer(model, spec), _optimizer(copy, spec)
+    first.step(1e-2, _gradients(model))
+    for name, weight in second.weights.items():
+        weight.copy_(first.weights[name])
     second.load_state({key: value.clone() for key, value in first.state().items()})
-    first.step(3e-3)
-    second.step(3e-3)
+    first.step(3e-3, _gradients(model))
+    second.step(3e-3, _gradients(model))
     for ours, theirs in zip(model.parameters(), copy.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_only_matrices_decay() -> None:
     model = _model()
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    Optimizer(model, Spec(weight_decay=0.5), World()).step(0.1)
+    _optimizer(model, Spec(weight_decay=0.5)).step(0.1, [torch.zeros_like(p) for p in model.parameters()])
     assert torch.allclose(model.hidden.weight, before["hidden.weight"] * 0.95)
     assert torch.equal(model.norm.weight, before["norm.weight"])
 
@@ -54,7 +58,7 @@ def test_muon_moves_hidden_matrices_only_and_as_far_as_adamw_would() -> None:
     for name in ("adamw", "muon"):
         model = _model()
         before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
-        Optimizer(model, Spec(name=name, weight_decay=0.0), World()).step(1e-2)
+        _optimizer(model, Spec(name=name, weight_decay=0.0)).step(1e-2, _gradients(model))
         moved[name] = {key: parameter.detach() - before[key] for key, parameter in model.named_parameters()}
     for outer in ("embed_tokens.weight", "norm.weight"):
         assert torch.equal(moved["adamw"][outer], moved["muon"][outer])
@@ -66,7 +70,27 @@ def test_muon_moves_hidden_matrices_only_and_as_far_as_adamw_would() -> None:
     assert update.square().mean().sqrt() == pytest.approx(0.2e-2, rel=0.3)
 
 
+def test_sgd_with_momentum_is_the_formula() -> None:
+    model = _model()
+    before, (gradient, *_) = model.embed_tokens.weight.detach().clone(), _gradients(model)
+    optimizer = _optimizer(model, Spec(name="sgd", momentum=0.5, weight_decay=0.0))
+    for _ in range(2):
+        optimizer.step(0.1, _gradients(model))
+    assert torch.allclose(model.embed_tokens.weight, before - 0.1 * gradient - 0.1 * 1.5 * gradient)
+
+
+def test_rounded_weights_follow_a_copy_that_is_not() -> None:
+    model, exact = _model(), _model()
+    optimizer, reference = _optimizer(model, Spec(), rounded=torch.bfloat16), _optimizer(exact, Spec())
+    for _ in range(20):  # steps too small for bf16 to see one by one
+        optimizer.step(1e-5, _gradients(model))
+        reference.step(1e-5, _gradients(model))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(optimizer.weights[name], reference.weights[name])
+        assert torch.equal(parameter, reference.weights[name].bfloat16())
+
+
 def test_state_of_another_model_is_refused() -> None:
-    optimizer = Optimizer(_model(), Spec(), World())
+    optimizer = _optimizer(_model(), Spec())
     with pytest.raises(CheckpointError, match=r"does not fit the model: .*norm.weight"):
         optimizer.load_state({"hidden.weight/exp_avg": torch.zeros(16, 8)})
