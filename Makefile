@@ -28,7 +28,7 @@ check: $(VENV)/.installed-dev ## lint, format, strict types, the structure of th
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## the tests that CI runs, with coverage
-	$(BIN)/python -m pytest --cov -m "not slow" --session-timeout=1200
+	$(BIN)/python -m pytest --cov -m "not slow" --session-timeout=1500
 
 .PHONY: test-full
 test-full: $(VENV)/.installed-dev ## every test, also those that take minutes
