@@ -7,7 +7,7 @@ import pytest
 
 from llmos.errors import NotFoundError, SpecError, UsageError
 from llmos.sources import anchored, override, specs
-from llmos.spec import Service, TrainJob, parse
+from llmos.spec import Data, Service, Source, TrainJob, parse
 from tests.unit.fake_api import JOB_SPEC
 
 
@@ -67,6 +67,15 @@ def test_home_is_the_persons_home(job: TrainJob, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", "/home/ada")
     moved = job.model_copy(update={"data": job.data.model_copy(update={"path": ("~/text", "/abs", "rel/**")})})
     assert anchored(moved, Path("/base")).data.path == ("/home/ada/text", "/abs", "/base/rel/**")  # type: ignore[union-attr]
+
+
+def test_paths_of_a_mixture_are_anchored_and_uris_are_not(job: TrainJob) -> None:
+    sources = (Source(path=("rel", "s3://bucket/x"), weight=2.0), Source(path=("/abs",)))
+    mixed = job.model_copy(update={"data": Data(sources=sources)})
+    moved = anchored(mixed, Path("/base"))
+    assert isinstance(moved, TrainJob)
+    assert [source.path for source in moved.data.mixture] == [("/base/rel", "s3://bucket/x"), ("/abs",)]
+    assert moved.data.mixture[0].weight == 2.0
 
 
 def test_a_file_may_hold_several_kinds(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_views_have_what_clients_rely_on(world: World) -> None:
     [
         ({"data": {"path": "/no/such/text"}}, NotFoundError, "`data.path`: `/no/such/text` does not exist"),
         ({"data": {"path": "/no/such/*.txt"}}, NotFoundError, "`/no/such/\\*.txt` matches nothing"),
+        ({"data": {"sources": [{"path": "/no/such"}]}}, NotFoundError, "`data.sources`: `/no/such` does not exist"),
+        ({"data": {"path": ["s3://a/b", "/no/such"]}}, NotFoundError, "`data.path`: `/no/such` does not exist"),
         ({"data": {"path": "text.txt"}}, UsageError, "'text.txt' is not absolute"),
         ({"data": {"path": "/" + "x" * 5000}}, NotFoundError, "does not exist"),
         ({"model": {"config": "/no/such/model"}}, NotFoundError, "`model.config`: `/no/such/model` does not exist"),
