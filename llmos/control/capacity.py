@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from llmos.core import capacity
 from llmos.core.capacity import Candidate, Hardware, ModelShape, Training
 from llmos.models import ModelConfig
-from llmos.spec import PRESETS, Mesh, TrainJob
+from llmos.spec import PRESETS, Mesh, TrainJob, parse
+from llmos.spec.load import to_dict
 
 MICRO_BATCH_TOKENS = {"CPU": 1024, "GPU": 16384}
 """Tokens of a forward pass unless the job says how many sequences, as in train/step.py, which needs torch."""
@@ -77,11 +78,17 @@ def ways(job: TrainJob, shape: ModelShape, kind: Hardware) -> list[Candidate]:
 
 
 def placed(job: TrainJob, base_model: Path | None = None) -> TrainJob:
-    """``job`` with the fastest mesh that fits in the place of ``auto``. Raises UsageError, ModelError."""
+    """``job`` with the fastest mesh that fits in the place of ``auto``. Raises UsageError, SpecError, ModelError.
+
+    Where whole copies fit it is data parallel alone, which asks least of the network between ranks.
+    """
     if job.mesh != "auto":
         return job
-    fastest = ways(job, model_shape(job, base_model), hardware_of(job))[0].mesh
-    return job.model_copy(update={"mesh": _spec_mesh(fastest)})
+    meshes = [_spec_mesh(way.mesh) for way in ways(job, model_shape(job, base_model), hardware_of(job))]
+    copies = [mesh for mesh in meshes if mesh.size == mesh.dp]
+    chosen = parse({**to_dict(job), "mesh": (copies or meshes)[0].model_dump()})  # what it cannot be combined with
+    assert isinstance(chosen, TrainJob)
+    return chosen
 
 
 def core_mesh(mesh: Mesh) -> capacity.Mesh:

@@ -120,6 +120,7 @@ def test_the_command_line_stops_on_ctrl_c_and_goes_on(trainer: Any, tmp_path: Pa
     assert trainer.rows(2)[0]["step"] == last + 1
 
 
+@pytest.mark.timeout(240)  # starts torch several times
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_ends_as_if_it_never_was(
     another: Callable[[str], Any], tmp_path: Path, ranks: int, kills: int
