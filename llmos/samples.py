@@ -21,8 +21,8 @@ PROMPTS = (
 )
 """None ends with a line: to the tokenizer a line's end and the indentation after it are one, alone it means none."""
 SAMPLING: Mapping[str, Any] = MappingProxyType({"temperature": 0.6, "top_p": 0.8, "frequency_penalty": 0.2})
-"""Chosen on a model of 1.68 bits per byte, 96 samples each: 28 parse and no line comes more than 4 times. Without the
-penalty a line may come 10 times; at temperature 0.7 and top_p 0.9, 22 parse."""
+"""Chosen on a model of 1.68 bits per byte, 96 samples each: 28 parse and no line comes more than 4 times; without the
+penalty a line may come 10 times. Of 256 samples of another such model 36 parse, and no line comes more than 5 times."""
 
 
 def cut(text: str) -> str:
