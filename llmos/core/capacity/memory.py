@@ -141,9 +141,19 @@ def _stage_memory(shape: ModelShape, training: Training, mesh: Mesh, stage: int)
 
 
 def _kept_by_attention(shape: ModelShape, training: Training) -> float:
-    """Bytes of a token. Block attention: the probabilities of its causal half; else the output and a number a head."""
-    if not (training.cpu and training.sequence <= BLOCK_ATTENTION_TOKENS):
-        return shape.query_size * training.numbers.number + shape.num_heads * FP32
+    """Bytes of a token. Block attention: its probabilities; else the output and a number a head."""
+    if keeps_probabilities(training):
+        return probabilities(shape, training)
+    return shape.query_size * training.numbers.number + shape.num_heads * FP32
+
+
+def keeps_probabilities(training: Training) -> bool:
+    """Whether attention is block attention, as for short sequences on CPUs."""
+    return training.cpu and training.sequence <= BLOCK_ATTENTION_TOKENS
+
+
+def probabilities(shape: ModelShape, training: Training) -> float:
+    """Bytes of a token's probabilities in block attention: the causal half, and half of a block of queries."""
     block = min(SHORT_BLOCK if training.sequence <= SHORT else BLOCK, training.sequence)
     return shape.num_heads * (training.sequence + block) / 2 * training.numbers.number
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.core.capacity.hardware import Hardware
-from llmos.core.capacity.memory import FP32, layers_of, stage_parameters
+from llmos.core.capacity.memory import FP32, keeps_probabilities, layers_of, probabilities, stage_parameters
 from llmos.core.capacity.settings import OPTIMIZERS, Mesh, Training
 from llmos.core.capacity.shape import ModelShape
 
@@ -100,8 +100,19 @@ def _stage_compute(shape: ModelShape, training: Training, mesh: Mesh, kind: Hard
     if stage == mesh.pp - 1:
         wide = "bf16" if training.numbers.products == "fp8" else training.numbers.products
         seconds += 6 * shape.vocabulary_parameters / kind.sustained_flops(wide)
-        seconds += 3 * shape.vocab_size * FP32 / (MEMORY_SHARE * kind.memory_bandwidth)
-    return tokens * seconds
+        seconds += 3 * shape.vocab_size * FP32 / _bandwidth(kind)
+    weights_s = layers * shape.layer_products / mesh.tp * _weight_traffic(training) / _bandwidth(kind)
+    return tokens * seconds + weights_s
+
+
+def _bandwidth(kind: Hardware) -> float:
+    return MEMORY_SHARE * kind.memory_bandwidth
+
+
+def _weight_traffic(training: Training) -> float:
+    """Bytes of one weight for a micro-batch under autocast: it is cast; its gradient is cast back and added."""
+    numbers = training.numbers
+    return (FP32 + numbers.cast) + (numbers.cast + FP32) + 3 * FP32 if numbers.cast else 0.0
 
 
 def _layer_compute(shape: ModelShape, training: Training, kind: Hardware) -> float:
@@ -115,16 +126,18 @@ def _layer_compute(shape: ModelShape, training: Training, kind: Hardware) -> flo
     products_s = 2 * shape.layer_products * (3 + again) / rate
     attention_s = shape.attention_flops(training.sequence) * (3.5 + (again == 1.0)) / wide
     traffic = (3 + (again > 0)) * _traffic(shape, training) + (3 + again) / 3 * _casts(shape, training)
-    return products_s + attention_s + traffic / (MEMORY_SHARE * kind.memory_bandwidth)
+    return products_s + attention_s + traffic / _bandwidth(kind)
 
 
 def _traffic(shape: ModelShape, training: Training) -> float:
-    """Bytes of elementwise operations of a layer for one token, forward: two norms and two sums, rotation, SwiGLU.
-
-    Backward twice as much.
+    """Bytes of elementwise operations of a layer for one token, forward: two norms and two sums, rotation, SwiGLU; and
+    of block attention's scores, which are scaled and go through the softmax. Backward twice as much.
     """
-    numbers = 10 * shape.hidden_size + 2 * (shape.query_size + shape.kv_size) + 3 * shape.intermediate_size
-    return numbers * training.numbers.number * (1.0 if training.compiled else EAGER_TRAFFIC)
+    numbers = training.numbers
+    stream = 5 * shape.hidden_size * (numbers.stream + numbers.number)
+    inside = (2 * (shape.query_size + shape.kv_size) + 3 * shape.intermediate_size) * numbers.number
+    elementwise = (stream + inside) * (1.0 if training.compiled else EAGER_TRAFFIC)
+    return elementwise + (4 * probabilities(shape, training) if keeps_probabilities(training) else 0.0)
 
 
 def _casts(shape: ModelShape, training: Training) -> float:
@@ -197,4 +210,4 @@ def _optimizer(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware
     numbers = training.numbers
     held = max(stage_parameters(shape, mesh, stage) for stage in {0, mesh.pp - 1}) / mesh.fsdp
     state = 2 * (FP32 * OPTIMIZERS[training.optimizer] + numbers.master + numbers.weight)
-    return held * (state + 4 * numbers.gradient) / (MEMORY_SHARE * kind.memory_bandwidth)
+    return held * (state + 4 * numbers.gradient) / _bandwidth(kind)
