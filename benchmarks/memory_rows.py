@@ -96,7 +96,7 @@ def memory_predicted(cases: tuple[Case, ...] = CASES) -> dict[str, Any]:
 
 def predicted_bytes(job: TrainJob) -> float:
     """What the model of memory says one rank of ``job`` holds on a CPU."""
-    return training_memory(model_shape(job), training_of(job), Mesh()).total
+    return training_memory(model_shape(job), training_of(job, model_shape(job)), Mesh()).total
 
 
 def peak_bytes(job: TrainJob, directory: Path) -> int:

@@ -49,8 +49,8 @@ def _run(batch: int, micro_batch: int, precision: str, **more: object) -> Traini
     )
 
 
-_BF16, _FP8 = "bf16-master", "fp8"
-_SELECTIVE = {"checkpointing": "selective"}
+_BF16, _FP8 = "bf16_all", "fp8"
+_SELECTIVE = {"checkpointing": "alternate"}
 _FULL = {"checkpointing": "full"}
 _ASYNC = {"checkpointing": "full", "async_tp": True}
 _PIPES = {"schedule": "interleaved", "async_tp": True}

@@ -91,7 +91,7 @@ def estimate(
     training = _training(sequence, precision, optimizer, kind, compiled)
     total = parse_tokens(tokens) if tokens else float(TOKENS_PER_WEIGHT * shape.num_parameters)
     modes = _known("checkpointing", checkpointing, ("auto", *capacity.CHECKPOINTING), auto=capacity.CHECKPOINTING)
-    demand = capacity.Demand(shape, total, training, kind, batch, (micro_batch,) if micro_batch else (), modes)
+    demand = capacity.Demand(shape, total, training, kind, batch, micro_batch, modes)
     _say_training(_answer(demand, gpus, deadline), demand, output)
 
 

@@ -7,16 +7,14 @@ import math
 from functools import cache
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from llmos.core import capacity
 from llmos.core.capacity import Candidate, Hardware, ModelShape, Training
 from llmos.models import ModelConfig
-from llmos.spec import PRESETS, Mesh, TrainJob, parse
-from llmos.spec.load import to_dict
+from llmos.spec import PRESETS, Mesh, TrainJob
 
 MICRO_BATCH_TOKENS = {"CPU": 1024, "GPU": 16384}
-"""Tokens of a forward pass unless the job says how many sequences, as in train/step.py, which needs torch."""
+PARTS_PER_STAGE = 4
+"""What a rank's forward pass takes unless the job says how many sequences, as in train/step.py, which needs torch."""
 ASSUMED_GPU = "H100"
 """The kind that a job's GPUs are taken for when nothing says which they are."""
 
@@ -33,18 +31,21 @@ def model_shape(job: TrainJob, base_model: Path | None = None) -> ModelShape:
     return ModelShape.of(ModelConfig.load(str(job.model.config)), vocab_size=job.data.vocab_size)
 
 
-def training_of(job: TrainJob) -> Training:
-    """How ``job`` trains, in the terms of the capacity model."""
-    device = "GPU" if job.resources.gpus else "CPU"
-    precision = _automatic(device) if job.precision == "auto" else job.precision
-    micro_batch = job.micro_batch_size or max(1, MICRO_BATCH_TOKENS[device] // job.sequence_length)
+def training_of(job: TrainJob, shape: ModelShape) -> Training:
+    """How ``job`` trains a model of ``shape``, in the terms of the capacity model; on one rank."""
+    device = _device(job)
     return Training(
         batch=job.batch_size,
-        micro_batch=min(micro_batch, job.batch_size),
+        micro_batch=_rows(job, capacity.Mesh()),
         sequence=job.sequence_length,
-        precision=precision,
+        precision=_automatic(device) if job.precision == "auto" else job.precision,
         optimizer=job.optimizer.name,
+        checkpointing=job.activation_checkpointing,
+        schedule=job.pipeline.schedule,
+        stages=job.pipeline.stages_per_rank,
+        compiled=job.compile,
         cpu=device == "CPU",
+        trained=_adapters(job, shape) / shape.num_parameters if job.lora else 1.0,
     )
 
 
@@ -57,38 +58,32 @@ def hardware_of(job: TrainJob) -> Hardware:
 
 
 def ways(job: TrainJob, shape: ModelShape, kind: Hardware) -> list[Candidate]:
-    """The meshes that ``job`` may run on, fastest first: the one it names, or all of ``workers.min`` ranks.
+    """The meshes that ``job`` may run on: the one it names, or all of ``workers.min`` ranks that it could name.
 
-    Raises UsageError that says what would fit when none does.
+    The fastest comes first, after data parallelism alone: that asks least of the network between ranks, and where whole
+    copies fit it needs none of what else could go wrong. Raises UsageError that says what would fit when nothing does.
     """
-    training = training_of(job)
+    training = training_of(job, shape)
     wanted = None if job.mesh == "auto" else core_mesh(job.mesh)
     ranks = job.workers.min if wanted is None else wanted.size
+
+    def allowed(mesh: capacity.Mesh) -> bool:
+        return _accepted(job, mesh) if wanted is None else mesh == wanted
+
     found = capacity.candidates(
-        shape,
-        training,
-        ranks,
-        kind,
-        micro_batches=(job.micro_batch_size,) if job.micro_batch_size else range(training.micro_batch, 0, -1),
-        allowed=lambda mesh: _supported(mesh) if wanted is None else mesh == wanted,
+        shape, training, ranks, kind, micro_batches=lambda mesh: [_rows(job, mesh)], allowed=allowed
     )
     if not found:
-        raise capacity.refusal(shape, training, ranks, kind, _supported)
-    return found
+        raise capacity.refusal(shape, training, ranks, kind, lambda mesh: _accepted(job, mesh))
+    return sorted(found, key=lambda way: way.mesh.dp < way.mesh.size)
 
 
 def placed(job: TrainJob, base_model: Path | None = None) -> TrainJob:
-    """``job`` with the fastest mesh that fits in the place of ``auto``. Raises UsageError, SpecError, ModelError.
-
-    Where whole copies fit it is data parallel alone, which asks least of the network between ranks.
-    """
+    """``job`` with the first of its :func:`ways` in the place of ``mesh: auto``. Raises UsageError, ModelError."""
     if job.mesh != "auto":
         return job
-    meshes = [_spec_mesh(way.mesh) for way in ways(job, model_shape(job, base_model), hardware_of(job))]
-    copies = [mesh for mesh in meshes if mesh.size == mesh.dp]
-    chosen = parse({**to_dict(job), "mesh": (copies or meshes)[0].model_dump()})  # what it cannot be combined with
-    assert isinstance(chosen, TrainJob)
-    return chosen
+    chosen = ways(job, model_shape(job, base_model), hardware_of(job))[0].mesh
+    return job.model_copy(update={"mesh": spec_mesh(chosen)})
 
 
 def core_mesh(mesh: Mesh) -> capacity.Mesh:
@@ -96,22 +91,45 @@ def core_mesh(mesh: Mesh) -> capacity.Mesh:
     return capacity.Mesh(mesh.dp, mesh.fsdp, mesh.tp, mesh.pp, mesh.cp)
 
 
-def _spec_mesh(mesh: capacity.Mesh) -> Mesh:
+def spec_mesh(mesh: capacity.Mesh) -> Mesh:
+    """The mesh of the capacity model, as a spec says it."""
     return Mesh(**dataclasses.asdict(mesh))
 
 
-def _supported(mesh: capacity.Mesh) -> bool:
-    """Whether a spec may name it: what the trainer cannot do yet, specs refuse."""
-    try:
-        _spec_mesh(mesh)
-    except ValidationError:
-        return False
-    return True
+def _accepted(job: TrainJob, mesh: capacity.Mesh) -> bool:
+    """Whether ``job`` may name ``mesh``: the rules of specs know what cannot be combined. ``workers`` are not asked."""
+    workers = job.workers.model_copy(update={"min": 1, "max": max(job.workers.max, mesh.size)})
+    named = job.model_copy(update={"mesh": spec_mesh(mesh), "workers": workers})
+    return not any(True for rule in job.rules for _ in rule(named))
+
+
+def _device(job: TrainJob) -> str:
+    return "GPU" if job.resources.gpus else "CPU"
+
+
+def _rows(job: TrainJob, mesh: capacity.Mesh) -> int:
+    """Sequences of a forward pass: what the job says, else what the trainer will take (``train.step.default_rows``)."""
+    share = max(1, job.batch_size // mesh.data)
+    most = min(share, job.micro_batch_size or max(1, MICRO_BATCH_TOKENS[_device(job)] // job.sequence_length))
+    if job.micro_batch_size or mesh.pp == 1:
+        return most
+    sizes = [rows for rows in range(1, most + 1) if share % rows == 0]
+    whole = [rows for rows in sizes if share // rows % mesh.pp == 0] or sizes
+    return max((rows for rows in whole if share // rows >= PARTS_PER_STAGE * mesh.pp), default=1)
+
+
+def _adapters(job: TrainJob, shape: ModelShape) -> int:
+    """Weights of the adapters of all layers: rank · (in + out) of each matrix that gets one."""
+    hidden, wide, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.kv_size
+    ends = {"q_proj": (hidden, q), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (q, hidden)}
+    ends |= {"gate_proj": (hidden, wide), "up_proj": (hidden, wide), "down_proj": (wide, hidden)}
+    assert job.lora is not None
+    return shape.num_layers * job.lora.rank * sum(sum(ends[name]) for name in job.lora.targets)
 
 
 @cache
 def _automatic(device: str) -> str:
-    """What ``precision: auto`` comes to: bf16 where the hardware has it, as train/step.py finds out with torch."""
+    """What ``precision: auto`` comes to: bf16 where the hardware has it, as train/precision.py finds out with torch."""
     if device == "GPU":
         return "bf16"
     cpuinfo = Path("/proc/cpuinfo")

@@ -59,6 +59,7 @@ class _CrossEntropySum(torch.autograd.Function):
                 torch.mm(d_logits_NV, cast_VD, out=d_hidden_ND[rows])
                 if d_weight_VD is not None:
                     d_weight_VD += d_logits_NV.T @ hidden_ND[rows]
+            del logits_NV, d_logits_NV  # or they would still be there while the next chunk's are made
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         return total
 

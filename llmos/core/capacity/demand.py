@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmos.core.capacity.hardware import Hardware
 from llmos.core.capacity.meshes import Candidate, candidates, refusal
-from llmos.core.capacity.settings import Training
+from llmos.core.capacity.settings import Mesh, Training
 from llmos.core.capacity.shape import ModelShape
 from llmos.errors import UsageError
 
@@ -20,14 +20,14 @@ LARGEST_CLUSTER = 2**15
 @dataclass(frozen=True, slots=True)
 class Demand:
     """A model, the tokens to train it on, and what is left open: ``batch`` None is 4Mi tokens, rounded up to divide;
-    no ``micro_batches`` is any; ``checkpointing`` lists what may be chosen."""
+    ``micro_batch`` None is any; ``checkpointing`` lists what may be chosen."""
 
     shape: ModelShape
     tokens: float
     training: Training
     kind: Hardware
     batch: int | None = None
-    micro_batches: tuple[int, ...] = ()
+    micro_batch: int | None = None
     checkpointing: tuple[str, ...] = ("none",)
 
     def on(self, ranks: int) -> list[Candidate]:
@@ -37,7 +37,7 @@ class Demand:
             self._training(ranks),
             ranks,
             self.kind,
-            micro_batches=self.micro_batches,
+            micro_batches=self._sizes if self.micro_batch else None,
             checkpointing=self.checkpointing,
         )
 
@@ -60,6 +60,10 @@ class Demand:
             hint="Allow more time, fewer tokens or a larger batch, or take a faster kind.",
             param="--deadline",
         )
+
+    def _sizes(self, mesh: Mesh) -> list[int]:
+        size, share = self.micro_batch or 1, self._training(mesh.size).batch // mesh.data
+        return [size] if share % size == 0 else []
 
     def _training(self, ranks: int) -> Training:
         odd = ranks // (ranks & -ranks)

@@ -15,7 +15,7 @@ from llmos.core.capacity.shape import ModelShape
 FP32 = 4
 GATHERED_LAYERS = 2
 """FSDP2 gathers a layer while the one before it is in use."""
-HELD = 0.15
+HELD = 0.18
 """Of what comes and goes in a step, glibc's malloc holds as much again in gaps (benchmarks/memory_rows.py)."""
 SHORT, SHORT_BLOCK, BLOCK = 512, 32, 64
 """Queries of a block of block attention, up to SHORT tokens and above (models/block_attention.py)."""
@@ -62,16 +62,30 @@ def serving_memory(shape: ModelShape, sequences: int, context: int, number: int 
     )
 
 
-def layers_of(num_layers: int, stages: int, stage: int) -> int:
-    """Layers of one of ``stages`` stages; the first ones take what does not divide."""
-    return num_layers // stages + (stage < num_layers % stages)
+def layers_of(shape: ModelShape, stages: int, stage: int) -> int:
+    """Layers of one of ``stages`` stages, as parallel/stage.py splits them: so that the slowest does least.
+
+    The last one has the output matrix besides, which counts as so many layers as it has their multiplications.
+    """
+    if stages == 1:
+        return shape.num_layers
+    output = shape.vocabulary_parameters / shape.layer_parameters
+
+    def slowest(last: int) -> tuple[float, int]:
+        return max(-(-(shape.num_layers - last) // (stages - 1)), last + output), -last
+
+    last = min(range(1, shape.num_layers - stages + 2), key=slowest)
+    if stage == stages - 1:
+        return last
+    rest = shape.num_layers - last
+    return -(-rest * (stage + 1) // (stages - 1)) - -(-rest * stage // (stages - 1))
 
 
 def stage_parameters(shape: ModelShape, mesh: Mesh, stage: int) -> float:
     """Weights that the stage's ranks hold together with their fsdp group, that is before fsdp shards them."""
     first, last = stage == 0, stage == mesh.pp - 1
     matrices = first + (last and not (first and shape.tie_embeddings))
-    inside = layers_of(shape.num_layers, mesh.pp, stage) * shape.layer_parameters
+    inside = layers_of(shape, mesh.pp, stage) * shape.layer_parameters
     return (inside + matrices * shape.vocabulary_parameters + last * shape.hidden_size) / mesh.tp
 
 
@@ -90,7 +104,8 @@ def layer_activations(shape: ModelShape, training: Training) -> float:
 def kept_activations(shape: ModelShape, training: Training) -> float:
     """Bytes that a layer keeps of a token until its backward pass, under :attr:`Training.checkpointing`.
 
-    full: the stream before the layer. selective: that, every second product's output, and the attention's output.
+    full: the stream before the layer. selective: that and the products' outputs; alternate: half of those, and the
+    attention's output.
     """
     number, stream = training.numbers.number, training.numbers.stream * shape.hidden_size
     if training.checkpointing == "none":
@@ -98,13 +113,15 @@ def kept_activations(shape: ModelShape, training: Training) -> float:
     if training.checkpointing == "full":
         return float(stream)
     products = shape.query_size + 2 * shape.kv_size + 2 * shape.hidden_size + 2 * shape.intermediate_size
+    if training.checkpointing == "selective":
+        return float(stream + products * number)
     return stream + (products / 2 + shape.query_size) * number
 
 
 def in_flight(training: Training, mesh: Mesh, stage: int = 0) -> float:
     """Micro-batches whose activations a stage holds at once.
 
-    GPipe: all. 1F1B and zero-bubble: as many as there are stages from here on. Interleaved: (p - 1)/v more on the first
+    GPipe: all. 1F1B and zero bubble: as many as there are stages from here on. Interleaved: (p - 1)/v more on the first
     stage (Narayanan et al., arXiv 2104.04473, section 2.2; Korthikanti et al., section 4.2.3).
     """
     count, behind = training.micro_batches(mesh), mesh.pp - stage
@@ -115,12 +132,12 @@ def in_flight(training: Training, mesh: Mesh, stage: int = 0) -> float:
 
 
 def _stage_memory(shape: ModelShape, training: Training, mesh: Mesh, stage: int) -> Memory:
-    numbers, layers = training.numbers, layers_of(shape.num_layers, mesh.pp, stage)
+    numbers, layers = training.numbers, layers_of(shape, mesh.pp, stage)
     tokens = training.micro_batch * training.sequence / mesh.cp
     whole = stage_parameters(shape, mesh, stage)
     held = whole / mesh.fsdp
     kept = layers * kept_activations(shape, training) * in_flight(training, mesh, stage)
-    again = layer_activations(shape, training) if training.checkpointing != "none" else 0.0
+    again = layer_activations(shape, training) - kept_activations(shape, training)  # while a layer is recomputed
     moving = _backward_transients(shape, training)
     last = stage == mesh.pp - 1
     vocabulary = _logits(shape, training, mesh, tokens) if last else 0.0
@@ -128,10 +145,14 @@ def _stage_memory(shape: ModelShape, training: Training, mesh: Mesh, stage: int)
     copies = _copies(shape, training, mesh, layers)
     activations = tokens * (kept + last * _final_norm(shape, training)) / mesh.tp
     logits = max(vocabulary, beyond)  # one after the other: first the loss, then the backward pass
+    sharded = mesh.fsdp > 1 and numbers.master > 0  # then the shards are the fp32 weights, and nothing else is kept
+    whole_gradients = whole if mesh.fsdp > 1 and mesh.pp > 1 else 0.0  # until the last micro-batch of a pipeline
     return Memory(
-        weights=held * numbers.weight,
-        gradients=held * numbers.gradient,
-        optimizer=held * (FP32 * OPTIMIZERS[training.optimizer] + numbers.master),
+        weights=held * (FP32 if sharded else numbers.weight),
+        gradients=(held + whole_gradients) * numbers.gradient * training.trained,
+        optimizer=held
+        * training.trained
+        * (FP32 * OPTIMIZERS[training.optimizer] + (0 if sharded else numbers.master)),
         copies=copies,
         activations=activations,
         logits=logits,
@@ -164,8 +185,8 @@ def _final_norm(shape: ModelShape, training: Training) -> float:
 
 
 def _backward_transients(shape: ModelShape, training: Training) -> float:
-    """Bytes of a token while a layer is differentiated: of the stream, and of three tensors of the feed-forward."""
-    return 2 * shape.hidden_size * training.numbers.stream + 3 * shape.intermediate_size * training.numbers.number
+    """Bytes of a token while a layer is differentiated: of the stream, and of what goes through the feed-forward."""
+    return 2 * shape.hidden_size * training.numbers.stream + shape.intermediate_size * training.numbers.number
 
 
 def _gradient_transients(shape: ModelShape, training: Training, mesh: Mesh) -> float:
@@ -188,11 +209,20 @@ def _logits(shape: ModelShape, training: Training, mesh: Mesh, tokens: float) ->
 
 
 def _copies(shape: ModelShape, training: Training, mesh: Mesh, layers: int) -> float:
-    """Bytes of weights in the products' type beside the weights themselves."""
+    """Bytes of weights beside the weights themselves: what autocast has cast, which the backward pass needs as well,
+    and what fsdp has gathered – a layer and the next, in a pipeline all of them, and always what is not in layers."""
     numbers = training.numbers
-    if mesh.fsdp > 1:
-        return min(GATHERED_LAYERS, layers) * shape.layer_parameters / mesh.tp * numbers.number
-    return layers * shape.layer_products / mesh.tp * numbers.cast
+    cast = layers * shape.layer_products * numbers.cast
+    if mesh.fsdp == 1:
+        return cast / mesh.tp
+    gathered = layers if mesh.pp > 1 else min(GATHERED_LAYERS, layers)
+    outside = shape.num_parameters - shape.num_layers * shape.layer_parameters
+    return (cast + (gathered * shape.layer_parameters + outside) * gathered_bytes(training)) / mesh.tp
+
+
+def gathered_bytes(training: Training) -> int:
+    """Bytes of a weight as fsdp gathers it: in the type that weights are kept in between steps."""
+    return training.numbers.weight
 
 
 def _buffers(shape: ModelShape, training: Training, mesh: Mesh, tokens: float) -> float:

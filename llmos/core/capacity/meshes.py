@@ -19,6 +19,7 @@ MORE_RANKS = 64
 """How many times the ranks that were asked for are tried before nothing is said to fit."""
 
 Allowed = Callable[[Mesh], bool]
+MicroBatches = Callable[[Mesh], Iterable[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +52,19 @@ def candidates(
     ranks: int,
     kind: Hardware,
     *,
-    micro_batches: Sequence[int] = (),
+    micro_batches: MicroBatches | None = None,
     checkpointing: Sequence[str] = (),
     allowed: Allowed = lambda mesh: True,
 ) -> list[Candidate]:
     """The best way to use each feasible mesh, fastest first: of micro-batches that are as fast, the largest.
 
-    ``micro_batches`` and ``checkpointing`` are what may be chosen: by default every divisor of a rank's sequences, and
-    what ``training`` says. The batch of a step never changes. Empty when nothing fits.
+    ``micro_batches`` (of a mesh) and ``checkpointing`` are what may be chosen: by default every divisor of a rank's
+    sequences, and what ``training`` says. The batch of a step never changes. Empty when nothing fits.
     """
     found = []
     for mesh in filter(allowed, meshes(shape, training.batch, ranks, kind.per_node)):
-        ways = _ways(training, mesh, micro_batches, checkpointing or (training.checkpointing,))
+        sizes = micro_batches(mesh) if micro_batches else _divisors(training.batch // mesh.data)
+        ways = _ways(training, sizes, checkpointing or (training.checkpointing,))
         fitting = [way for way in ways if fits(training_memory(shape, way, mesh), kind)]
         if fitting:
             found.append(min((_candidate(shape, way, mesh, kind) for way in fitting), key=_preference))
@@ -83,7 +85,7 @@ def refusal(
     shape: ModelShape, training: Training, ranks: int, kind: Hardware, allowed: Allowed = lambda mesh: True
 ) -> UsageError:
     """Says that ``training`` does not fit, how much it takes, and what would fit."""
-    least = least_memory(shape, training, ranks, kind)
+    least = least_memory(shape, training, ranks, kind, allowed)
     needed = f"at least {least.total / GB:.1f} GB on each" if least else "no mesh of that many divides it"
     return UsageError(
         f"this does not fit on {ranks} × {kind.kind} with {kind.memory_bytes * USABLE / GB:.1f} GB of memory to use: "
@@ -104,11 +106,11 @@ def fits(memory: Memory, kind: Hardware) -> bool:
     return memory.total <= kind.memory_bytes * USABLE
 
 
-def least_memory(shape: ModelShape, training: Training, ranks: int, kind: Hardware) -> Memory | None:
-    """The smallest a rank can be on any mesh of ``ranks`` ranks; None when no mesh divides the model and the batch."""
+def least_memory(shape: ModelShape, training: Training, ranks: int, kind: Hardware, allowed: Allowed) -> Memory | None:
+    """The smallest a rank can be on any mesh of ``ranks`` ranks; None when none divides the model and the batch."""
     every = (
         training_memory(shape, training.with_micro_batch(1), mesh)
-        for mesh in meshes(shape, training.batch, ranks, kind.per_node)
+        for mesh in filter(allowed, meshes(shape, training.batch, ranks, kind.per_node))
     )
     return min(every, key=lambda memory: memory.total, default=None)
 
@@ -130,12 +132,10 @@ def would_fit(shape: ModelShape, training: Training, ranks: int, kind: Hardware,
     return ", or ".join(found)
 
 
-def _ways(training: Training, mesh: Mesh, sizes: Iterable[int], modes: Sequence[str]) -> Iterator[Training]:
-    share = training.batch // mesh.data
-    for size in sizes or _divisors(share):
-        if share % size == 0:
-            for mode in modes:
-                yield dataclasses.replace(training, micro_batch=size, checkpointing=mode)
+def _ways(training: Training, sizes: Iterable[int], modes: Sequence[str]) -> Iterator[Training]:
+    for size in sizes:
+        for mode in modes:
+            yield dataclasses.replace(training, micro_batch=size, checkpointing=mode)
 
 
 def _candidate(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware) -> Candidate:

@@ -63,18 +63,41 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         "fp32": Precision("fp32", 4, 4, 0, 4, 4, 0),
         "bf16": Precision("bf16", 4, 4, 0, 2, 4, 2),  # autocast; llmos keeps the stream in fp32 (models/transformer.py)
         "fp16": Precision("fp16", 4, 4, 0, 2, 4, 2),
-        "bf16-master": Precision("bf16", 2, 4, 4, 2, 2, 0),
-        "fp8": Precision("fp8", 2, 4, 4, 2, 2, 0),  # products in fp8, all else as bf16-master
+        "bf16_weights": Precision("bf16", 2, 4, 4, 2, 4, 0),
+        "bf16_all": Precision("bf16", 2, 4, 4, 2, 2, 0),  # the stream too, as in torchtitan
+        "fp8": Precision("fp8", 2, 4, 4, 2, 2, 0),  # products in fp8, all else as bf16_all
     }
 )
 
 OPTIMIZERS: Mapping[str, int] = MappingProxyType({"adamw": 2, "muon": 1, "sgd": 1})
 """fp32 numbers that an optimizer remembers of a weight: two moments, one momentum, one momentum."""
 
-SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 BLOCK_ATTENTION_TOKENS = 2048
 """The longest sequence of block attention (models/block_attention.py)."""
 CHECKPOINTING = ("none", "selective", "full")
+"""What llmos can do. torchtitan keeps the products of every second matrix and attention's output (``alternate``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """How much of a layer's forward pass happens again: of its products, of attention, of elementwise operations; and
+    the collectives of tensor parallelism in both passes."""
+
+    products: float
+    attention: float
+    elementwise: float
+    collectives: int
+
+
+RECOMPUTED: Mapping[str, Recomputed] = MappingProxyType(
+    {
+        "none": Recomputed(0, 0, 0, 10),
+        "selective": Recomputed(0, 1, 1, 14),
+        "alternate": Recomputed(0.5, 0, 1, 12),
+        "full": Recomputed(1, 1, 1, 14),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +105,11 @@ class Training:
     """Everything but the model, the mesh and the machines.
 
     ``batch``: sequences of a step over all ranks; ``micro_batch``: of a rank's forward pass. ``stages``: pipeline
-    stages a rank holds (interleaved, zero-bubble). ``checkpointing``: nothing is recomputed; the products of every
-    second matrix and all elementwise results are (selective); a layer's whole forward pass is (full). ``logit_tokens``:
-    whose logits exist at one time. ``cpu``: attention keeps the probabilities of short sequences, and glibc allocates.
-    ``async_tp``: tensor-parallel communication is hidden behind its products where it can be.
+    stages a rank holds (interleaved, zero_bubble). ``checkpointing``: nothing is recomputed; all but the products of
+    matrices is (selective); a layer's whole forward pass is (full). ``logit_tokens``: whose logits exist at one time.
+    ``cpu``: attention keeps the probabilities of short sequences, and glibc allocates. ``async_tp``: tensor-parallel
+    communication is hidden behind its products where it can be. ``trained``: the share of the weights that is, less
+    than 1 for adapters (LoRA).
     """
 
     batch: int
@@ -98,6 +122,7 @@ class Training:
     stages: int = 1
     compiled: bool = False
     async_tp: bool = False
+    trained: float = 1.0
     logit_tokens: int = 1024
     cpu: bool = False
 

@@ -10,8 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.core.capacity.hardware import Hardware
-from llmos.core.capacity.memory import FP32, keeps_probabilities, layers_of, probabilities, stage_parameters
-from llmos.core.capacity.settings import OPTIMIZERS, Mesh, Training
+from llmos.core.capacity.memory import (
+    FP32,
+    gathered_bytes,
+    keeps_probabilities,
+    layers_of,
+    probabilities,
+    stage_parameters,
+)
+from llmos.core.capacity.settings import OPTIMIZERS, RECOMPUTED, Mesh, Training
 from llmos.core.capacity.shape import ModelShape
 
 # The three constants of every kind of accelerator; they were fitted with each kind's ``sustained`` (docs/capacity.md).
@@ -81,13 +88,13 @@ def bubble_fraction(training: Training, mesh: Mesh) -> float:
     """The share of a pipeline's time that a stage waits; forward, input gradient and weight gradient take alike.
 
     (p - 1)/(m + p - 1) for GPipe and 1F1B (arXiv 2104.04473), with v·m instead of m for v interleaved stages, and with
-    3·v·m for zero-bubble schedules, which fill the gaps with weight gradients (arXiv 2401.10241). torch's own schedule
+    3·v·m for zero bubble schedules, which fill the gaps with weight gradients (arXiv 2401.10241). torch's own schedule
     tables give the same: 27.3, 15.8 and 5.9 % for p = 4, m = 8, v = 2.
     """
     slots = training.micro_batches(mesh)
-    if training.schedule in ("interleaved", "zero-bubble"):
+    if training.schedule in ("interleaved", "zero_bubble"):
         slots *= training.stages
-    if training.schedule == "zero-bubble":
+    if training.schedule == "zero_bubble":
         slots *= 3
     return (mesh.pp - 1) / (slots + mesh.pp - 1)
 
@@ -95,7 +102,7 @@ def bubble_fraction(training: Training, mesh: Mesh) -> float:
 def _stage_compute(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware, stage: int) -> float:
     """Seconds of one micro-batch's forward and backward passes on a rank of ``stage``."""
     tokens = training.micro_batch * training.sequence / mesh.cp / mesh.tp
-    layers = layers_of(shape.num_layers, mesh.pp, stage)
+    layers = layers_of(shape, mesh.pp, stage)
     seconds = layers * _layer_compute(shape, training, kind)
     if stage == mesh.pp - 1:
         wide = "bf16" if training.numbers.products == "fp8" else training.numbers.products
@@ -120,12 +127,13 @@ def _layer_compute(shape: ModelShape, training: Training, kind: Hardware) -> flo
 
     Attention's backward pass makes the scores again: five products for the two of its forward pass.
     """
-    products, again = training.numbers.products, {"none": 0.0, "selective": 0.5, "full": 1.0}[training.checkpointing]
+    products, again = training.numbers.products, RECOMPUTED[training.checkpointing]
     rate = kind.sustained_flops(products) * (FP8_SHARE if products == "fp8" else 1.0)
     wide = kind.sustained_flops("bf16" if products == "fp8" else products) * ATTENTION_SHARE
-    products_s = 2 * shape.layer_products * (3 + again) / rate
-    attention_s = shape.attention_flops(training.sequence) * (3.5 + (again == 1.0)) / wide
-    traffic = (3 + (again > 0)) * _traffic(shape, training) + (3 + again) / 3 * _casts(shape, training)
+    products_s = 2 * shape.layer_products * (2 + training.trained + again.products) / rate
+    attention_s = shape.attention_flops(training.sequence) * (3.5 + again.attention) / wide
+    traffic = (3 + again.elementwise) * _traffic(shape, training)
+    traffic += (3 + again.products) / 3 * _casts(shape, training)
     return products_s + attention_s + traffic / _bandwidth(kind)
 
 
@@ -156,11 +164,12 @@ def _tensor_parallel(shape: ModelShape, training: Training, mesh: Mesh, kind: Ha
     """Seconds of one micro-batch: with sequence parallelism (arXiv 2205.05198, section 4.2.2), each of a layer's two
     blocks gathers the stream and scatters its sums, forward and backward, and gathers once more for the weights'
     gradients. With context parallelism, keys and values travel around the ring as well."""
-    layers, n = layers_of(shape.num_layers, mesh.pp, 0), training.micro_batch * training.sequence / mesh.cp
+    layers, n = layers_of(shape, mesh.pp, 0), training.micro_batch * training.sequence / mesh.cp
     seconds, number = 0.0, training.numbers.number
     if mesh.tp > 1:
-        passes = {"none": 10, "selective": 12, "full": 14}[training.checkpointing]
-        moved = passes * n * shape.hidden_size * number * (mesh.tp - 1) / mesh.tp
+        moved = (
+            RECOMPUTED[training.checkpointing].collectives * n * shape.hidden_size * number * (mesh.tp - 1) / mesh.tp
+        )
         exposed = 1 - HIDDEN_TP if training.async_tp else 1.0
         seconds += exposed * moved / kind.bandwidth(mesh.tp, 1)
     if mesh.cp > 1:
@@ -175,7 +184,7 @@ def _point_to_point(shape: ModelShape, training: Training, mesh: Mesh, kind: Har
     if mesh.pp == 1:
         return 0.0
     n = training.micro_batch * training.sequence / mesh.cp / mesh.tp
-    chunks = training.stages if training.schedule in ("interleaved", "zero-bubble") else 1
+    chunks = training.stages if training.schedule in ("interleaved", "zero_bubble") else 1
     moved = 2 * chunks * n * shape.hidden_size * training.numbers.number
     seconds = moved / (kind.inter_bandwidth if mesh.size > kind.per_node else kind.intra_bandwidth)
     return seconds if not kind.overlap or chunks == 1 else seconds / 2
@@ -186,20 +195,22 @@ def _data_parallel(
 ) -> float:
     """Seconds of a step that sums of gradients and gathering of weights take beyond the computation they hide behind.
 
-    fsdp gathers the weights for each forward and backward pass (once a step in a pipeline) and scatters the gradients'
-    sums once; dp sums what is left of them, 2(n - 1)/n of their bytes, behind the last backward pass.
+    fsdp gathers the weights for each forward and backward pass and scatters the gradients' sums after each (in a
+    pipeline all of it once a step); dp sums what is left of them behind the last backward pass, 2(n - 1)/n of their
+    bytes.
     """
     numbers = training.numbers
     whole = max(stage_parameters(shape, mesh, stage) for stage in {0, mesh.pp - 1})
-    gathers = 2 * training.micro_batches(mesh) if mesh.pp == 1 else 1
+    passes = training.micro_batches(mesh) if mesh.pp == 1 else 1
     gathers_s = sums_s = 0.0
     if mesh.fsdp > 1:
         share = (mesh.fsdp - 1) / mesh.fsdp / kind.bandwidth(mesh.fsdp, mesh.stride("fsdp"))
-        gathers_s = whole * numbers.number * gathers * share
-        sums_s = whole * numbers.gradient * share
+        gathers_s = whole * gathered_bytes(training) * (2 * passes if mesh.pp == 1 else 1) * share
+        gathers_s += whole * numbers.gradient * training.trained * (passes - 1) * share
+        sums_s = whole * numbers.gradient * training.trained * share
     if mesh.dp > 1:
         share = 2 * (mesh.dp - 1) / mesh.dp / kind.bandwidth(mesh.dp, mesh.stride("dp"))
-        sums_s += whole / mesh.fsdp * numbers.gradient * share
+        sums_s += whole / mesh.fsdp * numbers.gradient * training.trained * share
     if not kind.overlap:
         return gathers_s + sums_s
     return max(0.0, gathers_s + sums_s - compute_s, sums_s - backward_s)
@@ -208,6 +219,6 @@ def _data_parallel(
 def _optimizer(shape: ModelShape, training: Training, mesh: Mesh, kind: Hardware) -> float:
     """Seconds of clipping (gradients read twice, written once) and the update: every number read and written once."""
     numbers = training.numbers
-    held = max(stage_parameters(shape, mesh, stage) for stage in {0, mesh.pp - 1}) / mesh.fsdp
+    held = max(stage_parameters(shape, mesh, stage) for stage in {0, mesh.pp - 1}) / mesh.fsdp * training.trained
     state = 2 * (FP32 * OPTIMIZERS[training.optimizer] + numbers.master + numbers.weight)
     return held * (state + 4 * numbers.gradient) / _bandwidth(kind)

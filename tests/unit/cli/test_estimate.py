@@ -21,7 +21,7 @@ def test_estimate_prints_feasible_meshes_fastest_first(llmos: Run) -> None:
 
 
 def test_estimate_in_json_has_everything(llmos: Run) -> None:
-    found = json.loads(llmos("estimate", "70B", "--gpus", "64", "--precision", "bf16-master", "-o", "json").out)
+    found = json.loads(llmos("estimate", "70B", "--gpus", "64", "--precision", "bf16_weights", "-o", "json").out)
     first = found["recommended"]
     assert found["feasible"][0] == first and first["ranks"] == 64
     memory = first["memory_bytes"]

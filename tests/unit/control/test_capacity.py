@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmos.control.capacity import hardware_of, model_shape, placed, training_of, ways
+from llmos.control.capacity import core_mesh, hardware_of, model_shape, placed, training_of, ways
+from llmos.core.capacity import training_memory
 from llmos.errors import UsageError
 from llmos.spec import Mesh, TrainJob, parse
 from tests.unit.control.world import World
@@ -47,6 +48,32 @@ def test_what_does_not_fit_its_memory_is_refused_with_what_would() -> None:
 
 
 def test_precision_follows_the_job() -> None:
-    assert training_of(job(precision="fp32")).precision == "fp32"
-    assert training_of(job(resources={"gpus": 1})).precision == "bf16"
-    assert hardware_of(job(resources={"gpus": 1})).kind == "H100"
+    plain, gpu = job(precision="bf16_weights"), job(resources={"gpus": 1})
+    assert training_of(plain, model_shape(plain)).precision == "bf16_weights"
+    assert training_of(gpu, model_shape(gpu)).precision == "bf16"
+    assert hardware_of(gpu).kind == "H100"
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "bf16_weights", "fp16"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero_bubble"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_whatever_a_job_may_say_can_be_estimated(precision: str, schedule: str, recompute: str) -> None:
+    fields = {"precision": precision, "activation_checkpointing": recompute, "pipeline": {"schedule": schedule}}
+    wanted = job(**fields, mesh={"pp": 2}, batch_size=8, resources={"gpus": 1})
+    (way,) = ways(wanted, model_shape(wanted), hardware_of(wanted))
+    assert way.memory.total > 0 and way.time.total_s > 0
+
+
+def test_auto_takes_no_mesh_that_the_job_could_not_name() -> None:
+    many = {"workers": {"min": 4, "max": 4}, "batch_size": 16, "resources": {"memory": "120MiB"}}
+    assert placed(job(**many)).mesh.dp < 4  # copies do not fit
+    masked = placed(job(**many, data={"path": "/text", "packing": {"mask": "documents"}})).mesh
+    assert masked.fsdp > 1 and masked.tp == masked.pp == 1
+
+
+def test_adapters_take_no_gradients_of_the_weights_they_adapt() -> None:
+    adapted, shape = job(model={"ref": "base@1"}, lora={"rank": 8}), model_shape(job())
+    lora, whole = training_of(adapted, shape), training_of(job(), shape)
+    assert 0 < lora.trained < 0.1 and whole.trained == 1.0
+    little, much = (training_memory(shape, training, core_mesh(Mesh())) for training in (lora, whole))
+    assert little.optimizer == pytest.approx(lora.trained * much.optimizer) and little.weights == much.weights

@@ -40,7 +40,7 @@ from llmos.spec import PRESETS
 
 H100 = hardware("H100")
 SMALL = ModelShape(2048, 512, 1536, 8, 8, 4, 64)
-PRETRAINING = Training(batch=512, micro_batch=1, sequence=8192, precision="bf16-master")
+PRETRAINING = Training(batch=512, micro_batch=1, sequence=8192, precision="bf16_weights")
 
 shapes = st.builds(
     lambda heads, shared, layers, wide, vocab: ModelShape(
@@ -106,9 +106,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("schedule", "pp", "batch", "percent"),
     [
-        *[("1f1b", 4, 8, 27.3), ("gpipe", 4, 8, 27.3), ("interleaved", 4, 8, 15.8), ("zero-bubble", 4, 8, 5.9)],
-        *[("1f1b", 4, 16, 15.8), ("interleaved", 4, 16, 8.6), ("zero-bubble", 4, 16, 3.0)],
-        *[("1f1b", 8, 32, 17.9), ("interleaved", 8, 32, 9.9), ("zero-bubble", 8, 32, 3.5)],
+        *[("1f1b", 4, 8, 27.3), ("gpipe", 4, 8, 27.3), ("interleaved", 4, 8, 15.8), ("zero_bubble", 4, 8, 5.9)],
+        *[("1f1b", 4, 16, 15.8), ("interleaved", 4, 16, 8.6), ("zero_bubble", 4, 16, 3.0)],
+        *[("1f1b", 8, 32, 17.9), ("interleaved", 8, 32, 9.9), ("zero_bubble", 8, 32, 3.5)],
     ],
 )
 def test_bubbles_are_those_of_torchs_schedule_tables(schedule: str, pp: int, batch: int, percent: float) -> None:
@@ -136,9 +136,8 @@ def test_checkpointing_never_keeps_more_and_never_is_faster(shape: ModelShape, t
     kept = [training_memory(shape, way, mesh).activations for way in ways]
     kind = KINDS["CPU"] if training.numbers.products in KINDS["CPU"].peak else H100
     assert kept == sorted(kept, reverse=True)
-    assert [step_time(shape, way, mesh, kind).total_s for way in ways] == sorted(
-        step_time(shape, way, mesh, kind).total_s for way in ways
-    )
+    times = [step_time(shape, way, mesh, kind).total_s for way in ways]
+    assert times == pytest.approx(sorted(times), rel=1e-9)
 
 
 @given(shapes, trainings, split)
@@ -152,7 +151,7 @@ def test_a_larger_micro_batch_never_holds_less(shape: ModelShape, training: Trai
 def test_zero_bubble_is_no_slower_than_interleaved_than_1f1b(shape: ModelShape, training: Training, mesh: Mesh) -> None:
     slow, better, best = (
         bubble_fraction(dataclasses.replace(training, schedule=schedule), mesh)
-        for schedule in ("1f1b", "interleaved", "zero-bubble")
+        for schedule in ("1f1b", "interleaved", "zero_bubble")
     )
     assert best <= better <= slow < 1
 
@@ -202,17 +201,15 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
         recommend(SIZES["70B"], PRETRAINING, 8, H100)
     assert "32 × H100" in refused.value.hint
     with pytest.raises(UsageError) as refused:
-        recommend(
-            SIZES["8B"], PRETRAINING, 8, dataclasses.replace(H100, memory_bytes=30e9), allowed=lambda m: m.tp == 1
-        )
-    assert "mesh" in refused.value.hint
+        recommend(SIZES["8B"], PRETRAINING, 8, dataclasses.replace(H100, memory_bytes=24e9))
+    assert "activation checkpointing (mesh" in refused.value.hint and "16 × H100" in refused.value.hint
     with pytest.raises(UsageError) as refused:
         recommend(SIZES["8B"], PRETRAINING, 2, dataclasses.replace(H100, memory_bytes=100e9))
     assert "selective activation checkpointing" in refused.value.hint or "full" in refused.value.hint
 
 
 def test_a_deadline_takes_the_fewest_machines() -> None:
-    demand = Demand(SIZES["8B"], 1e12, PRETRAINING, H100, micro_batches=(1,), checkpointing=("full",))
+    demand = Demand(SIZES["8B"], 1e12, PRETRAINING, H100, micro_batch=1, checkpointing=("full",))
     found = demand.within(30 * 86400)
     ranks = found[0].mesh.size
     assert 1e12 / found[0].time.tokens_per_s <= 30 * 86400

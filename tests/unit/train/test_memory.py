@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +15,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llmos.control.capacity import MICRO_BATCH_TOKENS
+from llmos.control.capacity import MICRO_BATCH_TOKENS, PARTS_PER_STAGE, hardware_of, model_shape, ways
 from llmos.core.capacity import Mesh, ModelShape, Training, memory, training_memory
 from llmos.models import ModelConfig, Transformer, block_attention, rope
 from llmos.parallel.gradients import Gradients
 from llmos.parallel.mesh import RankMesh
-from llmos.parallel.model import Layout, SpreadModel
-from llmos.parallel.stage import Numerics
+from llmos.parallel.model import Layout, SpreadModel, _output_cost
+from llmos.parallel.stage import Numerics, split_layers
 from llmos.parallel.world import World
-from llmos.spec import PRESETS
+from llmos.spec import PRESETS, TrainJob, parse
 from llmos.spec import Optimizer as OptimizerSpec
 from llmos.train import loss, step
 from llmos.train.batch import Batch
 from llmos.train.optimizer import Optimizer
+from llmos.train.precision import compute_dtype
 
 VOCABULARY = 2048
 
@@ -63,7 +65,7 @@ def fake() -> Iterator[Live]:
     rope._frequencies.cache_clear()
 
 
-def peak_bytes(preset: str, dtype: torch.dtype, rows: int, tokens: int) -> int:
+def peak_bytes(preset: str, precision: str, rows: int, tokens: int, recompute: str) -> int:
     """The most bytes of tensors while the second optimizer step runs."""
     with torch.device("meta"):
         model = Transformer(ModelConfig.from_preset(PRESETS[preset], VOCABULARY, None, None)).train()
@@ -72,7 +74,8 @@ def peak_bytes(preset: str, dtype: torch.dtype, rows: int, tokens: int) -> int:
             for name, parameter in module._parameters.items():
                 module._parameters[name] = None if parameter is None else nn.Parameter(torch.empty(parameter.shape))
         layout = Layout(rows=rows, share=rows, length=tokens)
-        spread = SpreadModel(model, RankMesh(World()), layout, loss.cross_entropy_sum, Numerics(dtype))
+        numerics = Numerics(compute_dtype(precision, torch.device("cpu")), recompute=recompute)
+        spread = SpreadModel(model, RankMesh(World()), layout, loss.cross_entropy_sum, numerics)
         optimizer = Optimizer(spread.parameters, OptimizerSpec(), spread.mesh.line("dp"))
         gradients = Gradients(spread.parameters, spread.mesh, riders=2)
         for _ in range(2):
@@ -83,25 +86,52 @@ def peak_bytes(preset: str, dtype: torch.dtype, rows: int, tokens: int) -> int:
         return live.peak
 
 
+SLOW = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
 @pytest.mark.parametrize(
-    ("preset", "precision", "rows", "tokens"),
+    ("preset", "precision", "rows", "tokens", "recompute", "tolerance"),
     [
-        *[("nano", "fp32", 4, 128), ("nano", "bf16", 2, 512)],
-        *(
-            pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.timeout(300)])
-            for case in [("tiny", "fp32", 2, 1024), ("tiny", "bf16", 4, 256), ("small", "bf16", 2, 512)]
-        ),
+        *[("nano", "fp32", 4, 128, "none", 0.03), ("nano", "bf16", 2, 512, "none", 0.03)],
+        pytest.param("tiny", "fp32", 2, 1024, "none", 0.03, marks=SLOW),
+        pytest.param("tiny", "fp32", 8, 256, "selective", 0.03, marks=SLOW),
+        pytest.param("tiny", "fp32", 2, 1024, "full", 0.03, marks=SLOW),
+        pytest.param("tiny", "bf16", 8, 256, "none", 0.03, marks=SLOW),
+        pytest.param("tiny", "bf16", 8, 256, "selective", 0.08, marks=SLOW),
+        pytest.param("tiny", "bf16", 8, 256, "full", 0.08, marks=SLOW),
+        pytest.param("small", "bf16", 1, 256, "none", 0.03, marks=SLOW),
     ],
 )
-def test_memory_is_what_tensors_take(preset: str, precision: str, rows: int, tokens: int) -> None:
-    training = Training(rows, rows, tokens, precision=precision, cpu=True)
+def test_memory_is_what_tensors_take(
+    preset: str, precision: str, rows: int, tokens: int, recompute: str, tolerance: float
+) -> None:
+    training = Training(rows, rows, tokens, precision=precision, cpu=True, checkpointing=recompute)
     predicted = training_memory(ModelShape.of(PRESETS[preset], vocab_size=VOCABULARY), training, Mesh())
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    assert predicted.total - predicted.allocator == pytest.approx(peak_bytes(preset, dtype, rows, tokens), rel=0.03)
+    alive = peak_bytes(preset, precision, rows, tokens, recompute)
+    assert predicted.total - predicted.allocator == pytest.approx(alive, rel=tolerance)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 5])
+@pytest.mark.parametrize("layers", [5, 8, 30])
+def test_layers_are_split_as_the_trainer_does(stages: int, layers: int) -> None:
+    preset = dataclasses.replace(PRESETS["small"], num_layers=layers)
+    shape = ModelShape.of(preset, vocab_size=49152)
+    cuts = split_layers(layers, stages, _output_cost(ModelConfig.from_preset(preset, 49152, None, None)))
+    assert [memory.layers_of(shape, stages, stage) for stage in range(stages)] == [len(cut) for cut in cuts]
+
+
+@pytest.mark.parametrize(("batch", "pp"), [(64, 1), (64, 2), (48, 4), (6, 2), (4, 4)])
+def test_micro_batches_are_those_of_the_trainer(batch: int, pp: int) -> None:
+    spec = {"kind": "TrainJob", "name": "a", "model": {"preset": "small"}, "data": {"path": "/t"}, "steps": 1}
+    job = parse({**spec, "mesh": {"pp": pp}, "batch_size": batch, "output": {"model": "a"}})
+    assert isinstance(job, TrainJob)
+    (way,) = ways(job, model_shape(job), hardware_of(job))
+    assert way.training.micro_batch == step.default_rows(batch, 256, RankMesh(World(0, pp), pp=pp))
 
 
 def test_constants_are_those_of_the_code_they_describe() -> None:
     assert {"cpu": MICRO_BATCH_TOKENS["CPU"], "cuda": MICRO_BATCH_TOKENS["GPU"]} == step.MICRO_BATCH_TOKENS
+    assert PARTS_PER_STAGE == step._PARTS_PER_STAGE
     blocks = block_attention._SHORT, block_attention._SHORT_BLOCK, block_attention._BLOCK
     assert blocks == (memory.SHORT, memory.SHORT_BLOCK, memory.BLOCK)
     assert Training(1, 1, 1).logit_tokens == loss.CHUNK
