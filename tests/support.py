@@ -33,7 +33,7 @@ def running_cluster(home: Path) -> Iterator[llmos.Client]:
             with llmos.Client.of(connection()) as client:
                 yield client
             subprocess.run([LLMOS, "down"], check=True)
-            assert processes(home) == []
+            assert [" ".join(process.cmdline()) for process in processes(home)] == []
         finally:
             end(home)
 

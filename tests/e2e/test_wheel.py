@@ -44,8 +44,9 @@ def environment() -> Iterator[Path]:
     (wheel,) = dist.glob("*.whl")
     run(venv / "bin/python", ROOT / "scripts/install.py", wheel)
     yield venv
-    # 60,000 files: their removal takes longer than the tests, and nobody has to wait for it
-    subprocess.run(["sh", "-c", 'rm -rf "$0" >/dev/null 2>&1 &', root], check=True)
+    # 60,000 files: their removal takes longer than the tests, and nobody has to wait for it. It belongs to no test's
+    # home: with HOME in its environment a cluster's `llmos down` would seem to have left it
+    subprocess.run(["sh", "-c", 'rm -rf "$0" >/dev/null 2>&1 &', root], check=True, env={"PATH": os.defpath})
 
 
 @pytest.fixture
