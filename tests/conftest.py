@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ TESTS = Path(__file__).parent
 settings.register_profile("fixed", derandomize=True, deadline=None)  # a red build is red again when repeated
 settings.register_profile("full", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+# started in the background of a script, pytest and its children would ignore Ctrl-C, which some tests press
+signal.signal(signal.SIGINT, signal.default_int_handler)
 TIMEOUT_S = {"ray": 180, "e2e": 600}  # tests/unit: the default in pyproject.toml
 
 

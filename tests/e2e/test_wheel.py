@@ -8,8 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +16,6 @@ import pytest
 from llmos.layout import Layout
 from tests.support import end, free_port, processes
 
-ROOT = Path(__file__).parents[2]
-SOURCES = ("llmos", "deployments", "pyproject.toml", "README.md", "LICENSE")
 RESULT = {"train_s", "total_s", "bits_per_byte", "unigram_bits", "gzip_bits", "parsed", "of"}
 
 
@@ -28,25 +24,6 @@ def run(*command: str | Path, **options: object) -> str:
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=False, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}"
     return str(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Path]:
-    """A virtual environment with the wheel and what the wheel asks for: 1.7 GB, removed in the end."""
-    root = Path(tempfile.mkdtemp(prefix="llmos-wheel-"))
-    source, dist, venv = root / "source", root / "dist", root / "venv"
-    for name in SOURCES:  # a copy: building in the tree would leave files there, and find old ones
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        source.mkdir(exist_ok=True)
-        copy(ROOT / name, source / name)
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", dist, source)
-    run(sys.executable, "-m", "venv", venv)
-    (wheel,) = dist.glob("*.whl")
-    run(venv / "bin/python", ROOT / "scripts/install.py", wheel)
-    yield venv
-    # 60,000 files: their removal takes longer than the tests, and nobody has to wait for it. It belongs to no test's
-    # home: with HOME in its environment a cluster's `llmos down` would seem to have left it
-    subprocess.run(["sh", "-c", 'rm -rf "$0" >/dev/null 2>&1 &', root], check=True, env={"PATH": os.defpath})
 
 
 @pytest.fixture
