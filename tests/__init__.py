@@ -1,0 +1,1 @@
+"""The tests, by tier: unit (without Ray), ray (one local cluster), e2e."""
