@@ -33,7 +33,7 @@ def running_cluster(home: Path) -> Iterator[llmos.Client]:
             with llmos.Client.of(connection()) as client:
                 yield client
             subprocess.run([LLMOS, "down"], check=True)
-            assert [" ".join(process.cmdline()) for process in processes(home)] == []
+            assert [words(process) for process in processes(home)] == []
         finally:
             end(home)
 
@@ -70,6 +70,13 @@ def processes(home: Path) -> list[psutil.Process]:
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue  # another user's, or over
     return found
+
+
+def words(process: psutil.Process) -> list[str]:
+    """Its command line; empty if it has just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 def listening(home: Path) -> set[str]:

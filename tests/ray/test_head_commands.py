@@ -21,7 +21,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.command_runner import _with_interactive
 
-from tests.support import end, free_port, processes
+from tests.support import end, free_port, processes, words
 
 CONFIG: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text())
 COMMANDS = [
@@ -96,7 +96,7 @@ def test_the_head_comes_up_and_a_second_run_changes_nothing(head: Head) -> None:
     assert len(head.read(".bashrc")) == 1
     head.run("llmos down")  # leaves a cluster that it did not start as it found it
     head.run("ray status")
-    left = " ".join(word for process in processes(head.home) for word in process.cmdline())
+    left = " ".join(word for process in processes(head.home) for word in words(process))
     assert "raylet" in left and "ControlActor" not in left and "Serve" not in left
     assert not (head.home / "s/cluster.json").exists()
     head.run("llmos up --address auto")

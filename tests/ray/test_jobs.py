@@ -12,7 +12,7 @@ import pytest
 import llmos
 from llmos.errors import NotFoundError
 from llmos.settings import state_dir
-from tests.support import listening, nano, processes
+from tests.support import listening, nano, processes, words
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 STEPS = 800  # long enough to be interrupted
@@ -33,7 +33,7 @@ def start(cluster: llmos.Client, name: str, workers: int, step: int, **fields: o
 
 
 def named(kind: str) -> list[psutil.Process]:
-    return [process for process in processes(Path.home()) if any(kind in word for word in process.cmdline())]
+    return [process for process in processes(Path.home()) if any(kind in word for word in words(process))]
 
 
 def nothing_is_held(cluster: llmos.Client) -> bool:

@@ -7,14 +7,13 @@ import socket
 import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 
 import llmos
 from llmos.control.ray.processes import listener
 from llmos.files import read_json
 from llmos.settings import state_dir
-from tests.support import LLMOS, free_port, processes
+from tests.support import LLMOS, free_port, processes, words
 
 
 def up(*options: object) -> subprocess.CompletedProcess[str]:
@@ -33,11 +32,7 @@ def test_twice_changes_nothing(cluster: llmos.Client) -> None:
 
 def system() -> set[int]:
     """The processes of Ray itself: those titled ``ray::`` are its workers, which come and go."""
-    return {process.pid for process in processes(Path.home()) if not is_worker(process)}
-
-
-def is_worker(process: psutil.Process) -> bool:
-    return any(word.startswith("ray::") for word in process.cmdline())
+    return {process.pid for process in processes(Path.home()) if not any("ray::" in word for word in words(process))}
 
 
 def test_it_does_not_move(cluster: llmos.Client) -> None:
@@ -52,7 +47,7 @@ def elsewhere(tmp_path: Path) -> Path:
 
 
 def nothing_began(elsewhere: Path, before: set[int]) -> bool:
-    marked = [p for p in processes(Path.home()) if p.pid not in before and str(elsewhere) in " ".join(p.cmdline())]
+    marked = [p for p in processes(Path.home()) if p.pid not in before and str(elsewhere) in " ".join(words(p))]
     return not marked and not (elsewhere / "cluster.json").exists()
 
 
