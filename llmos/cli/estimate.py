@@ -95,12 +95,18 @@ def estimate(
     _say_training(_answer(demand, gpus, deadline), demand, output)
 
 
-def dry_run(job: TrainJob, output: Format) -> None:
-    """Print what ``job`` would take, and submit nothing. Raises UsageError that says what would fit."""
+def dry_run(job: TrainJob, output: Format, here: bool) -> None:
+    """Print what ``job`` would take, and submit nothing. ``here``: on this machine, with the models of its state
+    directory. Raises UsageError that says what would fit."""
     from llmos.cli.capacity import job_table, job_view
     from llmos.control.capacity import hardware_of, model_shape, ways
+    from llmos.local import registered
 
-    shape = model_shape(job, Path(client().model(job.model.ref)["path"]) if job.model.ref else None)
+    base = None
+    if job.model.ref:
+        layout = Layout(settings.state_dir())
+        base = registered(job.model.ref, layout) if here else Path(client().model(job.model.ref)["path"])
+    shape = model_shape(job, base)
     assumed = hardware_of(job)
     measured = calibrated(assumed, Layout(settings.state_dir()))
     kind = dataclasses.replace(measured, memory_bytes=assumed.memory_bytes)

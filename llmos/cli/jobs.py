@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmos.cli import estimate
+from llmos.cli import estimate, local
 from llmos.cli.output import (
     Format,
     Output,
@@ -31,7 +31,7 @@ from llmos.errors import UsageError
 
 if TYPE_CHECKING:
     from llmos.client import Client
-    from llmos.spec import Spec
+    from llmos.spec import Spec, TrainJob
     from llmos.views import JobView
 
 app = typer.Typer()
@@ -76,9 +76,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print mesh, memory, tokens, steps and time; submit nothing")
     ] = False,
+    here: Annotated[
+        bool, typer.Option("--local", help="train on this machine: no cluster; the same command again goes on")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Submit one TrainJob and watch it until it has ended."""
+    """Submit one TrainJob and watch it until it has ended; with --local, train it on this machine."""
     from llmos.sources import override
     from llmos.spec import TrainJob
 
@@ -90,13 +93,8 @@ def train(
         )
     spec = override(specs[0], settings) if settings else specs[0]
     if dry_run:
-        return estimate.dry_run(spec, output)
-    cluster = client()
-    job = cluster.submit(spec)
-    note(f"job {job.id} is submitted")
-    ended = _wait(cluster, job.id, None)
-    if ended.model:
-        note(f"serve it with `llmos serve {ended.model}`")
+        return estimate.dry_run(spec, output, here)
+    ended = local.train(spec) if here else _submitted(client(), spec)
     say_json(ended) if output is Format.JSON else say(_table([ended]))
     _exit_unless_all_succeeded([ended])
 
@@ -173,6 +171,16 @@ def _read(file: str) -> list[Spec]:
     if file == "-":
         return [anchored(spec, Path.cwd()) for spec in load(sys.stdin.read(), source="standard input")]
     return specs(Path(file))
+
+
+def _submitted(cluster: Client, spec: TrainJob) -> JobView:
+    """The job as it ended."""
+    job = cluster.submit(spec)
+    note(f"job {job.id} is submitted")
+    ended = _wait(cluster, job.id, None)
+    if ended.model:
+        note(f"serve it with `llmos serve {ended.model}`")
+    return ended
 
 
 def _wait(cluster: Client, job: str, deadline: float | None) -> JobView:

@@ -12,17 +12,22 @@ from llmos.models import ModelConfig
 from llmos.spec import Service, TrainJob, parse
 from llmos.spec.data import is_uri
 
+HEAD = "on the head node"
 
-def train_job(data: Mapping[str, Any]) -> TrainJob:
-    """The TrainJob in ``data``, all that it names on this machine there. Raises leaves of ``errors`` that name it."""
+
+def train_job(data: Mapping[str, Any], where: str = HEAD) -> TrainJob:
+    """The TrainJob in ``data``, all that it names on this machine there. Raises leaves of ``errors`` that name it.
+
+    ``where`` is what messages call this machine.
+    """
     spec = parse(data)
     if not isinstance(spec, TrainJob):
         raise UsageError(f"expected a TrainJob, found a {spec.kind}", hint="PUT it to /services/<name>", param="spec")
     for path in (path for source in spec.data.mixture for path in source.path):
         if not is_uri(path):  # what lies elsewhere is looked for by those who can reach it
-            check_there(path, "data.path" if spec.data.path else "data.sources", "text to train on")
+            check_there(path, "data.path" if spec.data.path else "data.sources", "text to train on", where)
     if spec.model.config is not None:
-        check_there(spec.model.config, "model.config", "a directory with config.json")
+        check_there(spec.model.config, "model.config", "a directory with config.json", where)
         ModelConfig.load(spec.model.config)
     return spec
 
@@ -45,26 +50,26 @@ def pinned(spec: TrainJob, ref: str) -> TrainJob:
     return spec.model_copy(update={"model": spec.model.model_copy(update={"ref": ref})})
 
 
-def check_there(path: str, field: str, expected: str) -> None:
+def check_there(path: str, field: str, expected: str, where: str = HEAD) -> None:
     """Raise UsageError or NotFoundError, naming ``field``, unless the absolute path or glob finds something."""
     if "\0" in path or not Path(path).is_absolute():
         raise UsageError(
-            f"`{field}`: {path[:200]!r} is not absolute: expected a path on the head node",
+            f"`{field}`: {path[:200]!r} is not absolute: expected a path {where}",
             hint="`llmos submit` makes paths absolute by itself",
             param=field,
         )
     try:
         there = Path(path).exists() or any(True for _ in glob.iglob(path, recursive=True))
     except OSError as error:
-        raise _missing(path, field, expected, f" ({error.strerror})") from error
+        raise _missing(path, field, expected, f"{where} ({error.strerror})") from error
     if not there:
-        raise _missing(path, field, expected)
+        raise _missing(path, field, expected, where)
 
 
-def _missing(path: str, field: str, expected: str, why: str = "") -> LlmosError:
+def _missing(path: str, field: str, expected: str, where: str) -> LlmosError:
     what = "matches nothing" if glob.has_magic(path) else "does not exist"
     return NotFoundError(
-        f"`{field}`: `{path[:500]}` {what} on the head node{why}: expected {expected}",
+        f"`{field}`: `{path[:500]}` {what} {where}: expected {expected}",
         hint="check the path; with several nodes it must lie on storage that all of them mount",
         param=field,
     )

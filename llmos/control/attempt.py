@@ -8,13 +8,17 @@ step. So what happened can be told from the directory and whether its process li
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+from llmos.control.secrets import resolve
 from llmos.core.types import Attempt, AttemptPhase
 from llmos.errors import LlmosError
 from llmos.files import read_json, sync_directory, write_json
-from llmos.layout import AttemptDirs
+from llmos.layout import AttemptDirs, JobDirs
+from llmos.redact import Redactor
 
 
 def claim(dirs: AttemptDirs, session: str) -> bool:
@@ -35,6 +39,24 @@ def claim(dirs: AttemptDirs, session: str) -> bool:
 def finish(dirs: AttemptDirs, result: Mapping[str, Any]) -> None:
     """Write how the attempt ended. Nothing of the attempt may happen after this."""
     write_json(dirs.result, result)
+
+
+def carry_out(
+    dirs: JobDirs, number: int, train: Callable[[Mapping[str, str]], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The result of attempt ``number``: what ``train`` returns, given the job's secrets by variable.
+
+    What it raised becomes a result, and a line in the attempt's log: without the job's secrets, both.
+    """
+    secrets: dict[str, str] = {}
+    try:
+        secrets = resolve(read_json(dirs.spec).get("secrets") or {})
+        return dict(train(secrets))
+    except BaseException as error:
+        redactor, result = Redactor(secrets.values()), failure(error)
+        with suppress(OSError), open(dirs.attempt(number).log, "a", encoding="utf-8") as log:
+            log.write(redactor.redact(_report(error)))
+        return {**result, "error": redactor.redact(result["error"])}
 
 
 def failure(error: BaseException) -> dict[str, Any]:
@@ -85,3 +107,10 @@ def _asked_at(dirs: AttemptDirs) -> float | None:
         return dirs.stop.stat().st_mtime
     except FileNotFoundError:
         return None
+
+
+def _report(error: BaseException) -> str:
+    """What the job's log says about ``error``: the message for the expected, the traceback for the rest."""
+    if failure(error)["retry"]:
+        return "".join(traceback.format_exception(error))
+    return f"error: {error}\n"

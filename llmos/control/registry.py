@@ -60,6 +60,16 @@ class Registry:
         name = self._store.jobs.find(job)["spec"]["output"]["model"]
         return _ref(self._enter(name, export, {**lineage, "job": job}, job=job))
 
+    def adopt(self, name: str, export: Path) -> str:
+        """Make ``export``, trained without the control module, a version of ``name`` and return its ``name@version``;
+        the same files again: the same one. Raises ModelError when they are not a whole model."""
+        digest = digest_of(export)
+        for row in self._store.models.all():
+            if (row["name"], row["digest"]) == (name, digest):
+                return _ref(row)
+        lineage = {**(_lineage(export) or {}), "imported_from": str(export)}
+        return _ref(self._enter(name, export, lineage, job=None))
+
     def import_model(self, name: str, path: str) -> Row:
         """Copy the Hugging Face directory ``path`` in as a new version of ``name``. Raises UsageError, ModelError."""
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -47,6 +47,7 @@ def _weights_count(data: Data) -> Iterator[Conflict]:
 
 
 Format = Literal["auto", "text", "jsonl", "parquet", "chat"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 _PATH = "a file, directory or glob, or a list of them; or a URI such as s3://bucket/prefix"
 _FORMAT = "of the files; `auto` goes by their names (.jsonl, .ndjson, .parquet, else text)"
 _FIELD = "the field of a JSON line, or the column of a Parquet file, that holds the text"

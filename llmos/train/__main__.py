@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import sys
 import traceback
 from pathlib import Path
 
+from llmos.control.capacity import placed
 from llmos.errors import ConflictError, LlmosError, NotFoundError, UsageError
+from llmos.files import write_json
 from llmos.layout import Layout
-from llmos.parallel.world import World
+from llmos.local import base_model, next_attempt
 from llmos.settings import state_dir
 from llmos.spec import TrainJob, load_file
 from llmos.spec.load import parse, to_dict
 from llmos.train import checkpoint
-from llmos.train.data import Corpus
-from llmos.train.export import export_checkpoint, export_dtype, export_model, lineage_of
+from llmos.train.export_saved import export_saved
 from llmos.train.local import train_on_ranks
-from llmos.train.lora import merged, trainable
-from llmos.train.precision import compute_dtype
 from llmos.train.run import Run
-from llmos.train.start import build_model
 
 INTERRUPTED = 130
 
@@ -35,8 +32,8 @@ def main() -> int:
     options = _parser().parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        job, ranks = _job(options)
         layout = Layout(state_dir(options.state_dir))
+        job, ranks = _job(options, layout)
         if options.export:
             print(_export(options.export, job, layout, options.step))
             return 0
@@ -72,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _job(options: argparse.Namespace) -> tuple[TrainJob, int]:
-    """The job and how many ranks it runs on. Raises NotFoundError, UsageError or SpecError."""
+def _job(options: argparse.Namespace, layout: Layout) -> tuple[TrainJob, int]:
+    """The job with its mesh, and how many ranks it runs on. Raises NotFoundError, UsageError or SpecError."""
     jobs = [spec for spec in load_file(options.spec) if isinstance(spec, TrainJob)]
     if len(jobs) != 1:
         raise UsageError(f"`{options.spec}` holds {len(jobs)} TrainJobs: expected one", param="spec")
@@ -84,6 +81,7 @@ def _job(options: argparse.Namespace) -> tuple[TrainJob, int]:
         changed["steps"] = options.steps
     job = parse(changed, source="the command line")
     assert isinstance(job, TrainJob)
+    job = placed(job, base_model(job, layout))
     ranks = job.placed_mesh.size if options.nproc is None else options.nproc
     if ranks < 1:
         raise UsageError(f"`--nproc {ranks}`: expected at least 1", param="nproc")
@@ -100,39 +98,15 @@ def _export(target: Path, job: TrainJob, layout: Layout, step: int | None) -> Pa
     if path is None:
         known = ", ".join(map(str, sorted(there))) or "none"
         raise NotFoundError(f"no such checkpoint under {directory}: found steps {known}", param="step")
-    about, device = checkpoint.verify(path), World.current().device
-    metrics = {name: value for name, value in checkpoint.state(path).items() if value is not None}
-    corpus = Corpus.load(layout.data / about["recipe"]["data"])
-    lineage = lineage_of(job, path.name, corpus, _base_model(job, layout), metrics)
-    dtype = export_dtype(compute_dtype(job.precision, device), device)
-    if job.lora:  # the checkpoint has the adapters only
-        model = build_model(job, corpus, _base_model(job, layout))
-        checkpoint.load(path, trainable(model), World())
-        export_model(target, merged(model), corpus, dtype, lineage)
-    else:
-        export_checkpoint(target, path, corpus, dtype, lineage)
+    export_saved(target, path, job, layout.data, base_model(job, layout))
     return target
 
 
 def _run(job: TrainJob, layout: Layout) -> Run:
     """A new attempt of ``job``, named after the spec. Raises NotFoundError for a model that is not registered."""
     dirs = layout.job(job.name)
-    number = next(n for n in itertools.count(1) if not dirs.attempt(n).root.exists())
-    return Run(job, dirs, dirs.attempt(number), layout.data, _base_model(job, layout))
-
-
-def _base_model(job: TrainJob, layout: Layout) -> Path | None:
-    """The directory of ``job.model.ref``; without a version, its newest one."""
-    if job.model.ref is None:
-        return None
-    name, _, version = job.model.ref.partition("@")
-    there = [int(path.name) for path in (layout.models / name).glob("*") if path.name.isdigit()]
-    chosen = int(version) if version else max(there, default=0)
-    if chosen not in there:
-        known = ", ".join(f"{name}@{v}" for v in sorted(there)) or "none of that name"
-        hint = f"See {layout.models}, or give another --state-dir."
-        raise NotFoundError(f"no model `{job.model.ref}`: found {known}", hint=hint, param="model.ref")
-    return layout.model(name, chosen)
+    write_json(dirs.spec, to_dict(job))
+    return Run(job, dirs, dirs.attempt(next_attempt(dirs)), layout.data, base_model(job, layout))
 
 
 if __name__ == "__main__":

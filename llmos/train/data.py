@@ -141,7 +141,7 @@ def prepare(
         return Corpus.load(target)
     total = sum(file.size_bytes for each in files for file in each)
     report(f"preparing {sum(map(len, files)):,} files, {total:,} bytes")
-    plan = [_plan(each) for each in files]
+    plan = [pieces_of(each) for each in files]
     split = _split(plan, validation_fraction, unusable, report, work)
     with _directory(target) as directory:
         (tokenizer or _trained(plan, split, vocab_size, report)).save(directory)
@@ -174,7 +174,7 @@ def _digest(
     return whole.hexdigest()
 
 
-def _plan(files: Sequence[SourceFile]) -> Pieces:
+def pieces_of(files: Sequence[SourceFile]) -> Pieces:
     """What goes into each shard of a source."""
     parts = (piece for f in files for piece in pieces(f.name, f.format, f.field, f.size_bytes, GROUP_BYTES))
     sizes = {file.name: file.size_bytes for file in files}
@@ -185,22 +185,20 @@ def _split(plan: Sequence[Pieces], fraction: float, unusable: str, report: Calla
     """How the documents are split. Raises DataError for unusable ones, unless they may be left out."""
     groups = [group for groups in plan for group in groups]
     census = Census(holdout.limit_of(fraction))
-    for part in work(partial(_count, census.limit), groups, "reading documents"):
+    for part in work(partial(count, census.limit), groups, "reading documents"):
         census.merge(part)
     if census.unusable:
-        more = (
-            f"\n  and {census.unusable - len(census.examples):,} more" if census.unusable > len(census.examples) else ""
-        )
-        what = f"{census.unusable:,} unusable documents:\n  " + "\n  ".join(census.examples) + more
         if unusable == "refuse":
-            raise DataError(what, hint="Repair them, or leave them out with `unusable: skip`.", param="data.unusable")
-        report(f"left out {what}")
+            hint = "Repair them, or leave them out with `unusable: skip`."
+            raise DataError(census.complaint, hint=hint, param="data.unusable")
+        report(f"left out {census.complaint}")
     if census.documents == 1 and groups[0][0].format == "text":
         return holdout.split_lines(groups[0][0], fraction)
     return holdout.split(census)
 
 
-def _count(limit: bytes, group: Sequence[Piece]) -> Census:
+def count(limit: bytes, group: Sequence[Piece]) -> Census:
+    """What there is in ``group``; documents with a digest below ``limit`` are held out."""
     return Census(limit).count(item for piece in group for item in read(piece))
 
 
@@ -233,7 +231,6 @@ def _describe(
     directory: Path, made: Sequence[Made], sources: tuple[tuple[Shard, ...], ...], held_out: Shard, chats: bool
 ) -> Corpus:
     validation_bytes = (directory / "validation.txt").stat().st_size
-    gzip_bytes = min(baselines.gzip_bytes(_blocks(directory / "validation.txt")), sum(one.gzip_bytes for one in made))
     train = np.sum([one.train_bytes for one in made], axis=0)
     validation = np.sum([one.held_out_bytes for one in made], axis=0)
     return Corpus(
@@ -243,12 +240,18 @@ def _describe(
         train_tokens=sum(shard.tokens for shards in sources for shard in shards),
         validation_tokens=held_out.tokens,
         validation_bytes=validation_bytes,
-        gzip_bits=8 * gzip_bytes / validation_bytes,
+        gzip_bits=gzip_bits(directory / "validation.txt", made),
         unigram_bits=baselines.unigram_bits(train, validation),
         sources=sources,
         held_out=held_out,
         chats=chats,
     )
+
+
+def gzip_bits(text: Path, made: Sequence[Made]) -> float:
+    """For each byte of the held-out ``text``: as one file, or each document by itself if that is less."""
+    whole, apart = baselines.gzip_bytes(_blocks(text)), sum(one.gzip_bytes for one in made)
+    return 8 * min(whole, apart) / text.stat().st_size
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

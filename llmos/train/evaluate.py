@@ -15,10 +15,11 @@ from llmos.train.rows import Rows, batch
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """``loss`` in nats per token; ``bits_per_byte`` of the text the tokens stand for."""
+    """``loss`` in nats per token, over ``tokens`` of them; ``bits_per_byte`` of the text the tokens stand for."""
 
     loss: float
     bits_per_byte: float
+    tokens: int
 
 
 def evaluate(model: SpreadModel, corpus: Corpus, rows: Rows, length: int, mask: bool) -> Evaluation:
@@ -42,4 +43,4 @@ def evaluate(model: SpreadModel, corpus: Corpus, rows: Rows, length: int, mask: 
     total, tokens = mesh.world.total([float(nats), counted] if mesh.reports else [0.0, 0.0])
     if not corpus.chats:
         total, tokens = total + math.log(model.config.vocab_size), tokens + 1
-    return Evaluation(total / tokens, total / math.log(2) / corpus.validation_bytes)
+    return Evaluation(total / tokens, total / math.log(2) / corpus.validation_bytes, int(tokens))

@@ -42,6 +42,13 @@ class Census:
             self.lowest, self.highest = min(self.lowest, item.digest), max(self.highest, item.digest)
         return self
 
+    @property
+    def complaint(self) -> str:
+        """The unusable documents, the first by name."""
+        more = self.unusable - len(self.examples)
+        listed = "\n  ".join([*self.examples, *([f"and {more:,} more"] if more else [])])
+        return f"{self.unusable:,} unusable documents:\n  {listed}"
+
     def merge(self, other: Census) -> None:
         """Add what ``other`` has counted."""
         self.documents += other.documents
@@ -66,6 +73,10 @@ class Split:
         else:
             yield False, Document.of(document.content[: self.cut], document.place)
             yield True, Document.of(document.content[self.cut :], document.place)
+
+
+EVERYTHING = Split(_HIGHER_THAN_ALL)
+"""All documents are held out: nothing is trained on."""
 
 
 def limit_of(fraction: float) -> bytes:

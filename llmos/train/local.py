@@ -1,6 +1,6 @@
 """Ranks as processes of this machine, without Ray: this process is rank 0, the others are its children.
 
-They meet over a file and talk over the loopback interface only.
+They meet over a file and talk over the loopback interface only; where each can have a GPU of its own, over NCCL.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from llmos.errors import LlmosError
+from llmos.errors import LlmosError, UsageError
+from llmos.files import read_json
 from llmos.parallel.world import World
 from llmos.train.loop import train
+from llmos.train.rank import run_rank
 from llmos.train.run import Result, Run
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -41,8 +46,25 @@ def train_on_ranks(run: Run, ranks: int) -> Result:
     with ExitStack() as stack:
         stack.enter_context(_stop_on_interrupt(run.attempt.stop))
         if ranks > 1:
-            stack.enter_context(_group(run, ranks))
+            stack.enter_context(_group(run, ranks, None))
         return train(run, World.current())
+
+
+def run_attempt(run: Run, ranks: int, secrets: Mapping[str, str]) -> dict[str, Any]:
+    """The attempt with ``ranks`` processes, this one included, as ``worker.fit`` runs it on a cluster.
+
+    What they write goes to its log, with ``secrets`` (by variable) blacked out. Returns its outcome. Raises leaves of
+    LlmosError. Stopping is the business of whoever watches, by ``run.attempt.stop``.
+    """
+    if run.job.resources.gpus and (there := torch.cuda.device_count()) < ranks:
+        wanted = f"the job wants a GPU for each of its {ranks} ranks: this machine has {there}"
+        raise UsageError(wanted, hint="Use a smaller `mesh`, or `resources: {gpus: 0}`.", param="resources.gpus")
+    os.environ.update({**run.job.env, **secrets})
+    with ExitStack() as stack:
+        if ranks > 1:
+            stack.enter_context(_group(run, ranks, tuple(secrets.values())))
+        run_rank(run, tuple(secrets.values()))
+    return dict(read_json(run.attempt.outcome))
 
 
 @contextmanager
@@ -61,13 +83,12 @@ def _stop_on_interrupt(stop: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _group(run: Run, ranks: int) -> Iterator[None]:
-    """Start the other ranks and join them; end them in the end."""
+def _group(run: Run, ranks: int, secrets: Collection[str] | None) -> Iterator[None]:
+    """Start the other ranks and join them; end them in the end. With ``secrets`` they write to the attempt's log."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads in mid-work
     with tempfile.TemporaryDirectory(prefix="llmos-") as directory:
-        children = [
-            context.Process(target=_child, args=(run, directory, rank, ranks), daemon=True) for rank in range(1, ranks)
-        ]
+        told = run, directory, ranks, secrets
+        children = [context.Process(target=_child, args=(*told, rank), daemon=True) for rank in range(1, ranks)]
         for child in children:
             child.start()
         try:
@@ -94,19 +115,35 @@ def _end(children: Sequence[BaseProcess]) -> None:
 
 def join(directory: str, rank: int, ranks: int) -> None:
     """Become rank ``rank`` of ``ranks`` processes of this machine that share ``directory``, an empty one."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    backend = "nccl" if torch.cuda.device_count() >= ranks else "gloo"
     store = dist.FileStore(f"{directory}/store", ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
+    if backend == "nccl":
+        os.environ["LOCAL_RANK"] = str(rank)
+        torch.cuda.set_device(World.current().device)
 
 
-def _child(run: Run, directory: str, rank: int, ranks: int) -> None:
+def _child(run: Run, directory: str, ranks: int, secrets: Collection[str] | None, rank: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; rank 0 decides what it means
     logging.basicConfig(level=logging.ERROR, format=f"[rank {rank}] %(message)s")
+    threading.Thread(target=_end_with_first, daemon=True).start()
     join(directory, rank, ranks)
     try:
-        train(run, World.current())
+        if secrets is None:
+            train(run, World.current())
+        else:
+            run_rank(run, secrets)
     except LlmosError as error:  # rank 0 says it to the user, unless it is this rank's own
         log.debug("%s", error)
         raise SystemExit(1) from error
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_first() -> None:
+    """No rank outlives rank 0, however that ends: waiting for it may take as long as COLLECTIVE_TIMEOUT."""
+    first = multiprocessing.parent_process()
+    assert first is not None
+    first.join()
+    os._exit(1)

@@ -42,15 +42,16 @@ def run_rank(run: Run, secrets: Collection[str]) -> None:
 
     So they are in what it raises, which Ray writes into logs of its own: leaves of LlmosError, nothing else.
     """
-    with rank_log(run.attempt.log, dist.get_rank(), secrets):
+    world = World.current()
+    with rank_log(run.attempt.log, world.rank, secrets):
         try:
-            train(run, World.current())
+            train(run, world)
         except LlmosError as error:
             log.error("error: %s", error)
             raise _redacted(error, secrets) from None
         except Exception as error:
             log.exception("this rank failed")
-            what = f"rank {dist.get_rank()} failed: {type(error).__name__}: {error}"
+            what = f"rank {world.rank} failed: {type(error).__name__}: {error}"
             raise _redacted(TrainingError(what, hint="see the job's log"), secrets) from None
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from llmos.control import attempt
 from llmos.control.ray.session import NAMESPACE
-from llmos.control.secrets import resolve
-from llmos.files import read_json
 from llmos.layout import Layout
-from llmos.redact import Redactor
 
 ENTRY = "llmos.train.worker:fit"
 _PREFIX = "llmos-attempt-"
@@ -82,26 +77,10 @@ def alive() -> Iterator[tuple[str, int]]:
 
 
 def _result(state_dir: Path, job: str, number: int, nodes: tuple[str, ...]) -> dict[str, Any]:
-    """Run the attempt. What it raised becomes a result, and a line in its log: without the job's secrets, both."""
     job_dirs = Layout(state_dir).job(job)
-    values: dict[str, str] = {}
-    try:
-        values = resolve(read_json(job_dirs.spec).get("secrets") or {})
-        return dict(_entry()(str(state_dir), job, number, nodes, values))
-    except BaseException as error:
-        redactor, result = Redactor(values.values()), attempt.failure(error)
-        with suppress(OSError), open(job_dirs.attempt(number).log, "a", encoding="utf-8") as log:
-            log.write(redactor.redact(_report(error)))
-        return {**result, "error": redactor.redact(result["error"])}
+    return attempt.carry_out(job_dirs, number, lambda secrets: _entry()(str(state_dir), job, number, nodes, secrets))
 
 
 def _entry() -> Any:
     module, _, name = ENTRY.partition(":")
     return getattr(import_module(module), name)
-
-
-def _report(error: BaseException) -> str:
-    """What the job's log says about ``error``: the message for the expected, the traceback for the rest."""
-    if attempt.failure(error)["retry"]:
-        return "".join(traceback.format_exception(error))
-    return f"error: {error}\n"

@@ -1,0 +1,220 @@
+"""``llmos train SPEC --local``: a job on this machine alone, without the control module and without Ray.
+
+An attempt is what it is on a cluster: a directory that says what happens ("The attempt protocol" in
+docs/architecture.md), written by a process that trains and read by whoever watches. Here that is the caller, which
+loads no torch. The same job again goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from llmos.control import attempt, journal
+from llmos.control.admission import train_job
+from llmos.control.capacity import placed
+from llmos.control.registry import Registry
+from llmos.control.store import Store
+from llmos.errors import ConflictError, NotFoundError
+from llmos.files import read_json, write_json
+from llmos.layout import AttemptDirs, JobDirs, Layout
+from llmos.spec import TrainJob, to_dict
+from llmos.train.run import Run
+from llmos.views import JobView, MetricsRow
+
+POLL_S = 0.2
+END_TIMEOUT_S = 10.0
+HERE = "on this machine"
+SESSION = "local"
+"""Whose attempts these are, in the place of a Ray session."""
+
+Report = Callable[[str], None]
+OnProgress = Callable[[JobView, list[MetricsRow]], None]
+
+
+def train(spec: TrainJob, layout: Layout, on_progress: OnProgress, report: Report) -> JobView:
+    """Train ``spec`` here and return how it ended; ``on_progress`` sees it and its new metrics rows all the while.
+
+    Ctrl-C asks the ranks to checkpoint and end: the job comes back ``cancelled``; a second one ends them at once and
+    raises KeyboardInterrupt. A job that succeeded has the view's ``path`` (the model's directory) and, unless a
+    cluster uses the state directory, ``model``, a version in it. Raises UsageError, NotFoundError or ModelError before
+    anything runs, ConflictError when the job is being trained already.
+    """
+    base = base_model(spec, layout)
+    job = placed(train_job(to_dict(spec), HERE), base)
+    dirs = layout.job(job.name)
+    with _alone(dirs, job.name):
+        number = next_attempt(dirs)
+        write_json(dirs.spec, to_dict(job))
+        attempt.claim(dirs.attempt(number), SESSION)
+        run = Run(job, dirs, dirs.attempt(number), layout.data, base)
+        process = multiprocessing.get_context("spawn").Process(target=_run, args=(run, number), name="llmos-attempt")
+        watch = _Watch(run, number, on_progress)
+        process.start()
+        with _ended(process):
+            watch.until_end(process, report)
+        outcome = _outcome(run, process)
+        return watch.end(outcome, _register(run, layout) if outcome["phase"] == "succeeded" else {})
+
+
+def base_model(job: TrainJob, layout: Layout) -> Path | None:
+    """The directory of ``job.model.ref``, without a version its newest one. Raises NotFoundError."""
+    return None if job.model.ref is None else registered(job.model.ref, layout)
+
+
+def registered(ref: str, layout: Layout) -> Path:
+    """The directory of ``name@version``, or of the newest version of ``name``. Raises NotFoundError."""
+    name, _, version = ref.partition("@")
+    there = [int(path.name) for path in (layout.models / name).glob("*") if path.name.isdigit()]
+    chosen = int(version) if version else max(there, default=0)
+    if chosen not in there:
+        known = ", ".join(f"{name}@{v}" for v in sorted(there)) or "none of that name"
+        hint = f"See {layout.models}, or name another state directory with LLMOS_STATE_DIR."
+        raise NotFoundError(f"no model `{ref}`: found {known}", hint=hint, param="model.ref")
+    return layout.model(name, chosen)
+
+
+def next_attempt(dirs: JobDirs) -> int:
+    """The number of the attempt that comes next."""
+    return next(number for number in itertools.count(1) if not dirs.attempt(number).root.exists())
+
+
+class _Watch:
+    """What is to be seen of a job, and the wishes of whoever watches it."""
+
+    def __init__(self, run: Run, number: int, on_progress: OnProgress) -> None:
+        self._run, self._number, self._on_progress = run, number, on_progress
+        self._began_at, self._step, self._metrics, self._late = time.time(), 0, dict[str, Any](), ""
+
+    def until_end(self, process: BaseProcess, report: Report) -> None:
+        """Watch until the process has ended. Raises KeyboardInterrupt at the second Ctrl-C."""
+        stop = self._run.attempt.stop
+        while process.is_alive():
+            try:
+                self._check_time(stop)
+                self._look()
+                process.join(POLL_S)
+            except KeyboardInterrupt:
+                if stop.exists():
+                    raise
+                stop.touch()
+                report("saving a checkpoint after this step; Ctrl-C again ends at once")
+
+    def end(self, outcome: dict[str, Any], model: dict[str, str]) -> JobView:
+        """The job as it ended, with its ``model`` and ``path``."""
+        phase, reason = outcome["phase"], outcome.get("error", "")
+        self._metrics = {**outcome["metrics"], "step": outcome["step"]}
+        if phase == "yielded":
+            phase = "failed" if self._late else "cancelled"
+            reason = self._late or f"stopped after step {outcome['step']}; the same command goes on from there"
+        return self._look(phase, reason, time.time(), model)
+
+    def _check_time(self, stop: Path) -> None:
+        limit_s, ran_s = self._run.job.max_runtime, time.time() - self._began_at
+        if limit_s is not None and ran_s > limit_s and not self._late:
+            self._late = f"ran for {ran_s:.0f} s: max_runtime is {limit_s:.0f} s"
+            stop.touch()
+
+    def _look(
+        self, phase: str = "", reason: str = "", ended_at: float | None = None, model: dict[str, str] | None = None
+    ) -> JobView:
+        job, metrics = self._run.job, self._metrics
+        rows = [MetricsRow(row) for row in journal.read_metrics(self._run.job_dirs, self._number, self._step)]
+        if rows:
+            self._step, self._metrics = rows[-1].step, dict(rows[-1])
+            metrics = metrics | self._metrics
+        phase = phase or ("running" if self._step else "starting")
+        view = JobView(
+            **{"id": job.name, "name": job.name, "phase": phase, "reason": reason, "model": None, "spec": to_dict(job)},
+            **{"attempt": self._number, "attempts": self._number, "created_at": self._began_at},
+            **{"started_at": self._began_at, "ended_at": ended_at, "steps": job.steps},
+            **{"step": max(self._step, metrics.get("step", 0)), "metrics": metrics},
+        )
+        view.update(model or {})
+        self._on_progress(view, rows)
+        return view
+
+
+def _run(run: Run, number: int) -> None:
+    """The process that trains, rank 0; the other ranks are its children."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; who watches decides what it means
+    with run.attempt.log.open("ab", buffering=0) as log:  # what is printed past Python, too
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    threading.Thread(target=_stop_when_alone, args=(run.attempt.stop,), daemon=True).start()
+    attempt.finish(run.attempt, attempt.carry_out(run.job_dirs, number, partial(_trained, run)))
+
+
+def _trained(run: Run, secrets: Any) -> Any:
+    from llmos.train.local import run_attempt  # loads torch
+
+    return run_attempt(run, run.job.placed_mesh.size, secrets)
+
+
+def _stop_when_alone(stop: Path) -> None:
+    """Ask to checkpoint and end once the process that watches is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    stop.touch()
+
+
+@contextmanager
+def _ended(process: BaseProcess) -> Iterator[None]:
+    """At the end of the block the process is gone; its ranks follow."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join(END_TIMEOUT_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _outcome(run: Run, process: BaseProcess) -> dict[str, Any]:
+    """How the attempt ended; a process that was killed could not say."""
+    if (result := read_json(run.attempt.result)) is not None:
+        return dict(result)
+    died = f"signal {-process.exitcode}" if process.exitcode and process.exitcode < 0 else f"code {process.exitcode}"
+    why = f"rank 0 ended with {died} and left no result; signal 9 is what a machine out of memory sends"
+    return {"phase": "failed", "error": why, "step": 0, "metrics": {}}
+
+
+def _register(run: Run, layout: Layout) -> dict[str, str]:
+    """Where the trained model is, and which version it became. A control module has the registry for itself."""
+    export = run.job_dirs.export
+    if not export.exists():
+        return {}
+    if layout.cluster.exists():
+        return {"path": str(export)}
+    store = Store(layout)
+    try:
+        return {"path": str(export), "model": Registry(layout, store, time.time).adopt(run.job.output.model, export)}
+    finally:
+        store.close()
+
+
+@contextmanager
+def _alone(dirs: JobDirs, name: str) -> Iterator[None]:
+    """Nobody else trains this job here. Raises ConflictError."""
+    dirs.root.mkdir(parents=True, exist_ok=True)
+    with (dirs.root / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            hint = "Wait for it, or give one of them another name."
+            raise ConflictError(f"job `{name}` is being trained {HERE} already", hint=hint, param="name") from None
+        yield

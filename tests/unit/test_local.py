@@ -1,0 +1,149 @@
+"""A job on this machine, in processes of its own: watched, stopped, gone on with, registered."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos import local
+from llmos.errors import ConflictError, LlmosError, NotFoundError, UsageError
+from llmos.layout import Layout
+from llmos.models import Tokenizer
+from llmos.spec import Mesh, TrainJob, parse
+from llmos.views import JobView, MetricsRow
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def job(text: Path, **changes: Any) -> TrainJob:
+    """Of a second or so; its text is two small files in ``text``."""
+    text.mkdir(exist_ok=True)
+    for number in range(2):
+        (text / f"{number}.txt").write_text(f"{number} rows of words that repeat, and repeat again\n" * 40)
+    fields: dict[str, Any] = {
+        **{"kind": "TrainJob", "name": "tiny", "model": {"preset": "nano"}, "output": {"model": "coder"}},
+        **{"data": {"path": str(text), "vocab_size": 280, "validation_fraction": 0.4}, "steps": 6},
+        **{"batch_size": 2, "sequence_length": 16, "precision": "fp32"},
+    }
+    spec = parse(fields | changes)
+    assert isinstance(spec, TrainJob)
+    return spec
+
+
+class Seen:
+    """Everything ``on_progress`` and ``report`` were told; presses Ctrl-C at the first step, if it should."""
+
+    def __init__(self, interrupts: int = 0) -> None:
+        self.phases: list[str] = []
+        self.steps: list[int] = []
+        self.said: list[str] = []
+        self._interrupts = interrupts
+
+    def __call__(self, job: JobView, rows: list[MetricsRow]) -> None:
+        self.steps += [row.step for row in rows]
+        if job.phase not in self.phases[-1:]:
+            self.phases.append(job.phase)
+        if self.steps and self._interrupts:
+            self._interrupts -= 1
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_saves_and_the_same_job_goes_on_and_is_registered(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUR_KEY", "s3cret-of-ours")
+    spec = job(tmp_path / "text", steps=2000, secrets={"KEY": "env:OUR_KEY"})
+    first, second = Seen(interrupts=1), Seen()
+    stopped = local.train(spec, layout, first, first.said.append)
+    assert stopped.phase == "cancelled" and "the same command goes on from there" in stopped.reason
+    assert first.said == ["saving a checkpoint after this step; Ctrl-C again ends at once"]
+    assert first.phases == ["starting", "running", "cancelled"] and 0 < stopped.step < 2000
+    assert first.steps == list(range(1, stopped.step + 1))
+    # all that it takes to go on is in the directory of the job; one more step would be another job's schedule
+    done = local.train(spec.model_copy(update={"max_runtime": 0.001}), layout, second, second.said.append)
+    assert second.steps[0] == stopped.step + 1
+    assert (done.phase, done.attempt) == ("failed", 2) and "max_runtime is 0 s" in done.reason
+    assert not multiprocessing.active_children()
+    log = layout.job("tiny").attempt(1).log.read_text()
+    assert "[rank 0]" in log and "s3cret" not in log
+    assert json.loads(layout.job("tiny").attempt(1).result.read_text())["phase"] == "yielded"
+
+
+def test_it_ends_with_a_model_in_the_registry_once(tmp_path: Path, layout: Layout) -> None:
+    spec, seen = job(tmp_path / "text"), Seen()
+    done = local.train(spec, layout, seen, seen.said.append)
+    assert done.succeeded and seen.steps == [1, 2, 3, 4, 5, 6] and done.step == 6
+    assert done.spec["mesh"]["dp"] == 1  # `auto`, decided
+    assert Path(done.path) == layout.job("tiny").export and done.model == "coder@1"
+    assert Tokenizer.load(local.registered("coder", layout)).vocab_size <= 280
+    assert "bits_per_byte" in done.metrics
+    with pytest.raises(NotFoundError, match="no model `coder@2`: found coder@1"):
+        local.registered("coder@2", layout)
+
+
+@pytest.mark.slow
+def test_done_is_done_and_what_fails_says_why(tmp_path: Path, layout: Layout) -> None:
+    two = {"mesh": {"dp": 2}}
+    assert local.train(job(tmp_path / "text", **two), layout, Seen(), print).model == "coder@1"
+    again = local.train(job(tmp_path / "text", **two), layout, Seen(), print)
+    assert (again.phase, again.model, again.step) == ("succeeded", "coder@1", 6)
+    other = local.train(job(tmp_path / "text", steps=7, **two), layout, Seen(), print)
+    assert other.phase == "failed" and "trained from another spec" in other.reason
+    layout.cluster.write_text("{}")  # a control module has the registry
+    with_cluster = local.train(job(tmp_path / "text", **two), layout, Seen(), print)
+    assert with_cluster.model is None and Path(with_cluster.path).is_dir()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_a_failure(tmp_path: Path, layout: Layout) -> None:
+    def kill(job: JobView, rows: list[MetricsRow]) -> None:
+        if rows:
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    failed = local.train(job(tmp_path / "text", steps=2000, mesh={"dp": 2}), layout, kill, print)
+    assert failed.phase == "failed" and "ended with signal 9" in failed.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"data": {"path": "/nowhere/at/all"}}, NotFoundError, "`/nowhere/at/all` does not exist on this machine"),
+        ({"model": {"ref": "coder@3"}}, NotFoundError, "no model `coder@3`: found none of that name"),
+        ({"resources": {"memory": "1MiB"}}, UsageError, "this does not fit"),
+        ({"secrets": {"KEY": "env:NOT_SET_ANYWHERE"}}, None, "`env:NOT_SET_ANYWHERE` is not set"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(
+    tmp_path: Path, layout: Layout, changes: dict[str, Any], error: type[LlmosError] | None, message: str
+) -> None:
+    spec = job(tmp_path / "text", **changes)
+    if error is None:
+        failed = local.train(spec, layout, Seen(), print)
+        assert failed.phase == "failed" and message in failed.reason
+        return
+    with pytest.raises(error, match=message.replace("(", r"\(")):
+        local.train(spec, layout, Seen(), print)
+    assert not layout.root.exists()
+
+
+def test_two_do_not_train_the_same_job(tmp_path: Path, layout: Layout) -> None:
+    dirs = layout.job("tiny")
+    dirs.root.mkdir(parents=True)
+    with (dirs.root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConflictError, match="`tiny` is being trained on this machine already"):
+            local.train(job(tmp_path / "text", mesh=Mesh().model_dump()), layout, Seen(), print)
