@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos.control import model_files
-from llmos.errors import NotFoundError, UsageError
+from llmos.errors import NotFoundError
 from llmos.files import read_json
 from llmos.layout import JobDirs, Layout
 from llmos.local import base_model, registered
@@ -129,11 +129,12 @@ def _samples(directory: Path, beginnings: Sequence[Prompt], sampling: Sampling, 
 
 
 def _tokens(engine: LocalEngine, text: str, chats: bool) -> tuple[int, ...]:
+    """The tokens of a prompt; an empty one begins a document."""
+    tokenizer = engine.tokenizer
     if chats:
-        return tuple(engine.tokenizer.encode_chat([{"role": "user", "content": text}]))
-    if not (tokens := engine.tokenizer.encode(text, add_special_tokens=True)):
-        raise UsageError("`--prompt` is empty: expected some text", param="--prompt")
-    return tuple(tokens)
+        return tuple(tokenizer.encode_chat([{"role": "user", "content": text}]))
+    begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    return tuple(tokenizer.encode(text, add_special_tokens=True) or [begin])
 
 
 async def _written(engine: LocalEngine, prompts: Sequence[Prompt], sampling: Sampling) -> list[dict[str, str]]:

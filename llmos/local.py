@@ -29,7 +29,7 @@ from llmos.control.registry import Registry
 from llmos.control.store import Store
 from llmos.errors import ConflictError, NotFoundError
 from llmos.files import read_json, write_json
-from llmos.layout import AttemptDirs, JobDirs, Layout
+from llmos.layout import JobDirs, Layout
 from llmos.spec import TrainJob, to_dict
 from llmos.train.run import Run
 from llmos.views import JobView, MetricsRow
@@ -96,7 +96,8 @@ class _Watch:
 
     def __init__(self, run: Run, number: int, on_progress: OnProgress) -> None:
         self._run, self._number, self._on_progress = run, number, on_progress
-        self._began_at, self._step, self._metrics, self._late = time.time(), 0, dict[str, Any](), ""
+        self._began_at, self._metrics, self._late = time.time(), dict[str, Any](), ""
+        self._step = journal.newest_metrics(run.job_dirs, number - 1).get("step", 0)  # where earlier attempts got
 
     def until_end(self, process: BaseProcess, report: Report) -> None:
         """Watch until the process has ended. Raises KeyboardInterrupt at the second Ctrl-C."""
@@ -135,7 +136,7 @@ class _Watch:
         if rows:
             self._step, self._metrics = rows[-1].step, dict(rows[-1])
             metrics = metrics | self._metrics
-        phase = phase or ("running" if self._step else "starting")
+        phase = phase or ("running" if self._run.attempt.metrics.exists() else "starting")
         view = JobView(
             **{"id": job.name, "name": job.name, "phase": phase, "reason": reason, "model": None, "spec": to_dict(job)},
             **{"attempt": self._number, "attempts": self._number, "created_at": self._began_at},

@@ -41,9 +41,7 @@ def finish(dirs: AttemptDirs, result: Mapping[str, Any]) -> None:
     write_json(dirs.result, result)
 
 
-def carry_out(
-    dirs: JobDirs, number: int, train: Callable[[Mapping[str, str]], Mapping[str, Any]]
-) -> dict[str, Any]:
+def carry_out(dirs: JobDirs, number: int, train: Callable[[Mapping[str, str]], Mapping[str, Any]]) -> dict[str, Any]:
     """The result of attempt ``number``: what ``train`` returns, given the job's secrets by variable.
 
     What it raised becomes a result, and a line in the attempt's log: without the job's secrets, both.

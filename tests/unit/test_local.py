@@ -61,6 +61,7 @@ class Seen:
             raise KeyboardInterrupt
 
 
+@pytest.mark.timeout(240)  # starts torch twice
 def test_ctrl_c_saves_and_the_same_job_goes_on_and_is_registered(
     tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def test_ctrl_c_saves_and_the_same_job_goes_on_and_is_registered(
     assert json.loads(layout.job("tiny").attempt(1).result.read_text())["phase"] == "yielded"
 
 
+@pytest.mark.timeout(240)
 def test_it_ends_with_a_model_in_the_registry_once(tmp_path: Path, layout: Layout) -> None:
     spec, seen = job(tmp_path / "text"), Seen()
     done = local.train(spec, layout, seen, seen.said.append)
@@ -94,6 +96,7 @@ def test_it_ends_with_a_model_in_the_registry_once(tmp_path: Path, layout: Layou
         local.registered("coder@2", layout)
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.slow
 def test_done_is_done_and_what_fails_says_why(tmp_path: Path, layout: Layout) -> None:
     two = {"mesh": {"dp": 2}}
@@ -107,6 +110,7 @@ def test_done_is_done_and_what_fails_says_why(tmp_path: Path, layout: Layout) ->
     assert with_cluster.model is None and Path(with_cluster.path).is_dir()
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_a_failure(tmp_path: Path, layout: Layout) -> None:
     def kill(job: JobView, rows: list[MetricsRow]) -> None:
