@@ -1,0 +1,99 @@
+"""The programs that figures are compared with, each in an environment of its own under ``.bench/``.
+
+    make bench-peers        or: python -m benchmarks.peers [NAME …]
+
+They are run as published: nothing of theirs is changed or copied. nanoGPT is a repository and is cloned at one commit,
+from NANOGPT_SOURCE if that is set (any source that git clones); the others come from pip's index. All get the torch
+that llmos has, so that what differs is what is around it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DIRECTORY = ROOT / ".bench"
+_INSTALL = ROOT / "scripts" / "install.py"
+_NANOGPT = "https://github.com/karpathy/nanoGPT"
+_NANOGPT_COMMIT = "3adf61e154c3fe3fca428ad6bc3818b27a3b8291"
+
+
+class Missing(Exception):
+    """A peer is not installed; the message says how to install it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """``requirement`` is what pip installs besides torch, ``also`` what it needs and does not say; the versions that we
+    know to work together."""
+
+    name: str
+    title: str
+    requirement: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def directory(self) -> Path:
+        """Its environment, and what it is run from."""
+        return DIRECTORY / self.name
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter. Raises Missing when it is not there."""
+        if not (self.directory / "installed").exists():
+            raise Missing(f"{self.title} is not installed: run `make bench-peers`")
+        return self.directory / "venv" / "bin" / "python"
+
+    @property
+    def repository(self) -> Path:
+        """What was cloned, for a peer that is a repository."""
+        return self.directory / "repository"
+
+    def install(self) -> None:
+        """Make the environment, unless it is there. Raises CalledProcessError when git or pip fail."""
+        wanted = "\n".join([self.requirement, *self.also])
+        stamp = self.directory / "installed"
+        if stamp.exists() and stamp.read_text() == wanted:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self is NANOGPT:
+            _clone(os.environ.get("NANOGPT_SOURCE", _NANOGPT), self.repository)
+        venv, pins = self.directory / "venv", self.directory / "constraints.txt"
+        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+        pins.write_text("\n".join([*_torch_pin(), *self.also]) + "\n")
+        for requirement in (self.requirement, *self.also):
+            subprocess.run([venv / "bin" / "python", _INSTALL, "-c", pins, requirement], check=True)
+        stamp.write_text(wanted)
+
+
+NANOGPT = Peer("nanogpt", "nanoGPT", "numpy==2.4.6")
+HF = Peer("hf", "HF Trainer", "transformers[torch]==5.23.0", ("accelerate==1.15.0",))
+LITGPT = Peer("litgpt", "litgpt", "litgpt==0.5.13", ("lightning==2.6.1", "requests==2.34.2"))
+PEERS = (NANOGPT, HF, LITGPT)
+
+
+def _torch_pin() -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.startswith("torch==")]
+
+
+def _clone(source: str, target: Path) -> None:
+    if not target.exists():
+        subprocess.run(["git", "clone", "--quiet", source, target], check=True)
+    subprocess.run(["git", "-C", target, "checkout", "--quiet", _NANOGPT_COMMIT], check=True)
+
+
+def main(names: list[str]) -> None:
+    """Install the peers called ``names``, or all."""
+    for peer in PEERS:
+        if not names or peer.name in names:
+            print(f"{peer.title} -> {peer.directory}", file=sys.stderr, flush=True)
+            peer.install()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
