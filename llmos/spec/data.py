@@ -80,8 +80,8 @@ class Data(Strict):
     sources: Annotated[tuple[Source, ...], Field(strict=False)] | None = Field(
         default=None, description="a weighted mixture, instead of `path`"
     )
-    # 264: a byte-level tokenizer needs 256 bytes and room for its special tokens
-    vocab_size: int = Field(default=4096, ge=264, le=2**20, description="tokens of the tokenizer trained on the data")
+    # 259: the 256 bytes and 3 control tokens; no merges, so a token is a byte
+    vocab_size: int = Field(default=4096, ge=259, le=2**20, description="tokens of the tokenizer trained on the data")
     validation_fraction: float = Field(default=0.05, gt=0, lt=1, description="share of the documents held out")
     unusable: Literal["refuse", "skip"] = Field(default="refuse", description="what to do about broken documents")
     packing: Packing = Packing()

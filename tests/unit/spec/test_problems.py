@@ -303,7 +303,7 @@ kind: Sevrice
         "line 2: `nmae` is not a field of `TrainJob`; did you mean `name`?",
         "line 3: `model`: expected exactly one of `preset`, `config` and `ref`, found preset and config",
         "line 4: `data.path[1]`: expected text, found `1`",
-        "line 4: `data.vocab_size`: expected at least 264, found `1`",
+        "line 4: `data.vocab_size`: expected at least 259, found `1`",
         "line 6: `workers`: `min: 3` is more than `max: 2`: expected min <= max",
         "line 7: `steps`: expected a whole number, found the text 'many'",
         "line 9: `TOKEN` is in both `env` and `secrets`: expected one of them",
