@@ -35,6 +35,14 @@ test: $(VENV)/.installed-dev ## the tests that CI runs, with coverage: two proce
 test-full: $(VENV)/.installed-dev ## every test, also those that take minutes
 	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest --cov
 
+.PHONY: bench-peers
+bench-peers: $(VENV)/.installed-dev ## .bench/: what training is compared with, each in an environment of its own
+	$(BIN)/python -m benchmarks.peers
+
+.PHONY: bench-train
+bench-train: $(VENV)/.installed-dev ## every figure of training beside its peer (minutes to hours; QUICK=--quick: minutes)
+	$(BIN)/python -m benchmarks.train $(QUICK)
+
 .PHONY: wheel
 wheel: $(VENV)/.installed-dev ## dist/: the wheel, and what another machine needs to install it
 	rm -rf build dist

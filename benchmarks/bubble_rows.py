@@ -1,9 +1,9 @@
 """``bubble_1f1b``, ``bubble_interleaved``, ``bubble_zero``: how long pipeline ranks idle, against what is inevitable.
 
-Four ranks run eight micro-batches through llmos's own pipeline. Its stages are tiny and slowed by a known sleep: T for a
-forward pass, T for the gradient of the activations, T for that of the weights; of a rank with two stages, each sleeps
-half as long. A rank is idle for the share of a step that it does not sleep. The peer is the same share of the schedule's
-own table, with passes that take T and communication that takes nothing: (p - 1) / (m + p - 1) for 1F1B.
+Four ranks run eight micro-batches through llmos's own pipeline. Its stages are tiny and slowed by a known sleep: T for
+a forward pass, T for the gradient of the activations, T for that of the weights; of a rank with two stages, each sleeps
+half as long. A rank is idle for the share of a step that it does not sleep. The peer is the same share of the
+schedule's own table, with passes that take T and communication that takes nothing: (p - 1) / (m + p - 1) for 1F1B.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def bubble_zero(options: Options) -> Measured:
 
 
 def _bubble(schedule: str, stages: int, options: Options) -> Measured:
-    slept_s, steps = (0.12, 2) if options.quick else (0.2, 5)
+    slept_s, steps = (0.15, 2) if options.quick else (0.4, 3)
     found = on_ranks(RANKS, _idle_pct, schedule, stages, slept_s / stages, steps)
     value, ideal = statistics.mean(found), IDEAL_PCT[schedule]
     what = f"{RANKS} ranks of {stages} stages, {MICRO_BATCHES} micro-batches, {1000 * slept_s / stages:.0f} ms a pass"
@@ -87,7 +87,7 @@ class SlowLayer(nn.Module):
     def forward(self, x_BTD: Tensor, *more: Any) -> Tensor:
         time.sleep(self.sleep_s)
         x_BTD = cast(Tensor, self.layer(x_BTD, *more))
-        return _slow_backward(x_BTD * _slow_backward(self.gain, self.sleep_s), self.sleep_s)
+        return _slow_backward(x_BTD, self.sleep_s) * _slow_backward(self.gain, self.sleep_s)
 
 
 def _slow_backward(x: Tensor, sleep_s: float) -> Tensor:

@@ -1,6 +1,6 @@
 """``ckpt_stall_pct`` and ``ckpt_reshard``: what a checkpoint costs the training loop, and the disk's own time.
 
-    python -m benchmarks.checkpoint_rows [DIRECTORY]     prints two JSON rows; writes to DIRECTORY (default: TMPDIR)
+Files are written below TMPDIR.
 
 *Stall*: preset ``small`` (135 M parameters) with AdamW takes steps of 256 tokens on one thread, and saves now and then.
 The row is the time on the step's path, at one checkpoint a minute. *Lost* is by how much a save and the steps until the
@@ -13,12 +13,10 @@ Medians of pairs taken by turns.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -30,6 +28,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from benchmarks.rows import Measured, Options
 from llmos.models import ModelConfig, Transformer
 from llmos.parallel.mesh import RankMesh
 from llmos.parallel.model import Layout, SpreadModel
@@ -43,8 +42,6 @@ from llmos.train.loss import cross_entropy_sum
 from llmos.train.optimizer import Optimizer as Optimizers
 from llmos.train.saver import Saver
 
-Row = dict[str, Any]
-
 RANKS, PAIRS = 2, 5
 MATRIX = (4096, 4096)  # 64 MiB in fp32
 MATRICES = 5  # of the model; the optimizer has twice as many: 1.007 GB in all
@@ -54,8 +51,19 @@ VOCABULARY = 49152  # of SmolLM-135M, whose shape preset `small` has
 POLICY = CheckpointPolicy(keep=1)
 
 
-def ckpt_stall_pct(root: Path) -> Row:
-    """Time on the step's path, in percent of a minute. Must be at most 1."""
+def ckpt_stall_pct(options: Options) -> Measured:
+    """Time on the step's path, in percent of a minute."""
+    with tempfile.TemporaryDirectory(prefix="llmos-checkpoint-") as directory:
+        return _stall(Path(directory), 2 if options.quick else PAIRS)
+
+
+def ckpt_reshard(options: Options) -> Measured:
+    """Saving and loading 1 GB on another mesh, relative to the disk's own time."""
+    with tempfile.TemporaryDirectory(prefix="llmos-checkpoint-") as directory:
+        return _reshard(Path(directory), 2 if options.quick else PAIRS)
+
+
+def _stall(root: Path, pairs: int) -> Measured:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Transformer(ModelConfig(vocab_size=VOCABULARY, **asdict(PRESETS["small"])))
@@ -65,7 +73,7 @@ def ckpt_stall_pct(root: Path) -> Row:
     batch = Batch.of(torch.randint(0, VOCABULARY, (1, 257)))
     saver = Saver(root / "stall", POLICY, World())
     found: list[tuple[float, float]] = []
-    for number in range(PAIRS + 1):
+    for number in range(pairs + 1):
         plain = [_step(spread, optimizer, batch) for _ in range(4)]
         began, steps = time.perf_counter(), 0
         stall_s = saver.save(Checkpoint(number, {}, optimizer.weights, optimizer.state(), {}))
@@ -77,16 +85,15 @@ def ckpt_stall_pct(root: Path) -> Row:
     first, later = found[0], found[1:]
     stall_s, lost_s = (statistics.median(values) for values in zip(*later, strict=True))
     value = 100 * stall_s / INTERVAL_S
-    why = f"path {stall_s:.3f} s (the first, which allocates, {first[0]:.3f} s), lost {lost_s:.2f} s, median of {PAIRS}"
-    return _row("ckpt_stall_pct", value, "% of a minute", "1 % of training time", 1.0, value, 1.0, why)
+    why = f"path {stall_s:.3f} s (the first, which allocates, {first[0]:.3f} s), lost {lost_s:.2f} s, median of {pairs}"
+    return Measured(value, why=why)
 
 
-def ckpt_reshard(root: Path) -> Row:
-    """Saving and loading 1 GB on another mesh, relative to the disk's own time. Must be at most 2."""
+def _reshard(root: Path, count: int) -> Measured:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         results = manager.list()
-        ranks = [context.Process(target=_rank, args=(rank, root, results)) for rank in range(RANKS)]
+        ranks = [context.Process(target=_rank, args=(rank, root, count, results)) for rank in range(RANKS)]
         for process in ranks:
             process.start()
         for process in ranks:
@@ -96,24 +103,9 @@ def ckpt_reshard(root: Path) -> Row:
         pairs = list(results)
     save_s, load_s, write_s, read_s = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median((save + load) / (write + read) for save, load, write, read in pairs)
-    why = f"save {save_s:.2f} s, load {load_s:.2f} s; raw write {write_s:.2f} s, read {read_s:.2f} s; {RANKS} processes"
-    return _row("ckpt_reshard", save_s + load_s, "s", "disk alone", write_s + read_s, ratio, 2.0, why)
-
-
-def _row(
-    name: str, value: float, unit: str, peer: str, peer_value: float, ratio: float, target: float, why: str
-) -> Row:
-    return {
-        "name": name,
-        "value": round(value, 3),
-        "unit": unit,
-        "peer": peer,
-        "peer_value": round(peer_value, 3),
-        "ratio": round(ratio, 3),
-        "target": target,
-        "met": ratio <= target,
-        "why": why,
-    }
+    raw = f"raw write {write_s:.2f} s, read {read_s:.2f} s"
+    why = f"save {save_s:.2f} s, load {load_s:.2f} s; {raw}; {RANKS} processes, median of {count}"
+    return Measured(save_s + load_s, write_s + read_s, ratio, why)
 
 
 def _step(model: SpreadModel, optimizer: Optimizers, batch: Batch) -> float:
@@ -128,7 +120,7 @@ def _step(model: SpreadModel, optimizer: Optimizers, batch: Batch) -> float:
     return time.perf_counter() - began
 
 
-def _rank(rank: int, root: Path, results: Any) -> None:
+def _rank(rank: int, root: Path, count: int, results: Any) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -141,7 +133,7 @@ def _rank(rank: int, root: Path, results: Any) -> None:
     empty = {name: distribute_tensor(torch.zeros(MATRIX), mesh, [Shard(1)]) for name in tensors}
     size_bytes = sum(part.data.nbytes for part in checkpoint.share(snapshot, world))
     content = memoryview(torch.randint(255, (size_bytes,), dtype=torch.uint8).numpy())
-    for number in range(PAIRS + 1):
+    for number in range(count + 1):
         shutil.rmtree(root / "saved", ignore_errors=True) if world.first else None
         raw = _timed(lambda: _write_raw(root / f"raw{rank}", content)), _timed(lambda: _read_raw(root / f"raw{rank}"))
         save_s = _timed(lambda: checkpoint.save(root / "saved", snapshot, POLICY, world))
@@ -190,16 +182,3 @@ def _read_raw(path: Path) -> None:
 def _evict(path: Path) -> None:
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def main() -> None:
-    """Print both rows."""
-    with tempfile.TemporaryDirectory(
-        prefix="llmos-checkpoint-", dir=sys.argv[1] if sys.argv[1:] else None
-    ) as directory:
-        for measure in (ckpt_reshard, ckpt_stall_pct):
-            print(json.dumps(measure(Path(directory))), flush=True)
-
-
-if __name__ == "__main__":
-    main()
