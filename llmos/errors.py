@@ -14,7 +14,8 @@
     ├── CheckpointError            500  exit 1   a checkpoint that does not verify
     ├── ClusterError               503  exit 1   the Ray cluster or the control module cannot be reached or started
     ├── WorkerLost                 503  exit 1   a process that did part of the work is gone
-    ├── TrainingError              500  exit 1   training that cannot go on: the loss is no longer a number
+    ├── TrainingError              500  exit 1   training that cannot go on
+    │   └── DivergenceError        422  exit 1   the loss is no longer a number, or spikes; it would do so again
     ├── EngineError                503  exit 1   the inference engine cannot answer
     └── DeadlineError              504  exit 1   what was waited for did not happen in time
 
@@ -120,6 +121,10 @@ class WorkerLost(LlmosError):
 
 
 class TrainingError(LlmosError): ...
+
+
+class DivergenceError(TrainingError):
+    http_status = 422
 
 
 class EngineError(LlmosError):

@@ -39,6 +39,12 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def append_json(path: Path, row: object) -> None:
+    """Append ``row`` as a line of JSON to ``path``, in one write: readers never see half of one that matters."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def sync_directory(path: Path) -> None:
     """Make renames and new names in ``path`` durable."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -30,6 +30,11 @@ class AttemptDirs:
         """One JSON object per line, written by rank 0."""
         return self.root / "metrics.jsonl"
 
+    @property
+    def events(self) -> Path:
+        """What happened to training in the attempt, one JSON object per line: ``{at, what, why}``."""
+        return self.root / "events.jsonl"
+
     def samples(self, rank: int) -> Path:
         """Which samples ``rank`` has read, a JSON object per step, if the job asks for it."""
         return self.root / f"samples-{rank}.jsonl"

@@ -57,13 +57,12 @@ class JobView(View):
 
 
 class MetricsRow(View):
-    """One line of a job's metrics. ``loss`` is in nats per token, ``time_s`` seconds since the epoch.
-
-    ``data_wait_s`` is how long the step waited for what it reads.
+    """One line of a job's metrics. ``loss`` is in nats per token (None: not a number), times are in
+    seconds: ``time_s`` since the epoch, ``data_wait_s`` is how long the step waited for what it reads.
     """
 
     step: int
-    loss: float
+    loss: float | None
     learning_rate: float
     grad_norm: float
     tokens_per_s: float
@@ -72,7 +71,8 @@ class MetricsRow(View):
     time_s: float
 
     def __repr__(self) -> str:
-        return f"<step {self.step} · loss {self.loss:.3f} · {self.tokens_per_s:,.0f} tokens/s>"
+        loss = "not a number" if self.loss is None else f"{self.loss:.3f}"
+        return f"<step {self.step} · loss {loss} · {self.tokens_per_s:,.0f} tokens/s>"
 
 
 class EventView(View):

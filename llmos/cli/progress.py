@@ -46,7 +46,8 @@ class Pace:
         if not self.rows:
             return ""
         row, eta_s = self.rows[-1], self.eta_s(steps)
-        parts = [f"loss {row.loss:.3f}", f"{row.tokens_per_s:,.0f} tokens/s"]
+        loss = "not a number" if row.loss is None else f"{row.loss:.3f}"
+        parts = [f"loss {loss}", f"{row.tokens_per_s:,.0f} tokens/s"]
         return " · ".join([*parts, *([f"ETA {duration(eta_s)}"] if eta_s else [])])
 
 

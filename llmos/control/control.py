@@ -88,7 +88,11 @@ class Control:
         return self._job(row)
 
     def job_events(self, job: str) -> list[View]:
-        return self._store.events.of("job", self._store.jobs.find(job)["id"])
+        """What was decided about a job and what happened to it, oldest first: ``{at, subject, what, why}``."""
+        row = self._store.jobs.find(job)
+        happened = journal.read_events(self._layout.job(row["id"]), row["attempts"])
+        told = [*self._store.events.of("job", row["id"]), *({"subject": row["id"], **event} for event in happened)]
+        return sorted(told, key=lambda event: event["at"])
 
     def job_logs(self, job: str, offset: int = 0) -> View:
         """``{text, offset, final}``: the next piece of the logs of all its attempts."""

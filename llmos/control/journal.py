@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -43,28 +43,33 @@ def read_log(dirs: JobDirs, attempts: int, offset: int, *, final: bool) -> Row:
 
 
 def read_metrics(dirs: JobDirs, attempts: int, after: int) -> list[Row]:
-    """The rows with a step greater than ``after``, in order. Where attempts overlap, the newest one's rows count.
+    """The rows with a step greater than ``after``, in order: of each step the newest, whether a later attempt has done
+    it again or the same one, after a roll-back.
 
     A line that is not whole yet is left for later; numbers that JSON does not have (NaN) become None.
     """
+    newest_first = (
+        row for number in range(attempts, 0, -1) for row in _newest_first(dirs.attempt(number).metrics, _row)
+    )
     found: list[Row] = []
     before = float("inf")
-    for number in range(attempts, 0, -1):
-        path = dirs.attempt(number).metrics
-        found += (
-            row for row in takewhile(lambda row: row["step"] > after, _newest_first(path)) if row["step"] < before
-        )
-        if (oldest := _first_row(path)) is not None:
-            before = min(before, oldest["step"])
-        if before <= after + 1:
-            break
+    for row in takewhile(lambda row: row["step"] > after, newest_first):
+        if row["step"] < before:
+            found.append(row)
+            before = row["step"]
     return found[::-1]
+
+
+def read_events(dirs: JobDirs, attempts: int) -> list[Row]:
+    """``{at, what, why}`` of everything that happened to training in the attempts, oldest first."""
+    numbers = range(attempts, 0, -1)
+    return [event for number in numbers for event in _newest_first(dirs.attempt(number).events, _event)][::-1]
 
 
 def newest_metrics(dirs: JobDirs, attempts: int) -> Row:
     """The row that was written last, empty if there is none."""
     for number in range(attempts, 0, -1):
-        for row in _newest_first(dirs.attempt(number).metrics):
+        for row in _newest_first(dirs.attempt(number).metrics, _row):
             return row
     return {}
 
@@ -89,8 +94,8 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _newest_first(path: Path) -> Iterator[Row]:
-    """The rows of a metrics file from the end to the beginning, reading no more of it than is asked for."""
+def _newest_first(path: Path, read: Callable[[bytes], Row | None]) -> Iterator[Row]:
+    """What ``read`` makes of the lines of a file, from its end to its beginning; it is read as far as asked for."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -101,23 +106,25 @@ def _newest_first(path: Path) -> Iterator[Row]:
             start = max(0, end - _BLOCK_BYTES)
             file.seek(start)
             rest, *lines = (file.read(end - start) + rest).split(b"\n")
-            yield from filter(None, map(_row, reversed(lines)))
+            yield from filter(None, map(read, reversed(lines)))
             end = start
-        yield from filter(None, [_row(rest)])
-
-
-def _first_row(path: Path) -> Row | None:
-    try:
-        with path.open("rb") as file:
-            return _row(file.readline())
-    except FileNotFoundError:
-        return None
+        yield from filter(None, [read(rest)])
 
 
 def _row(line: bytes) -> Row | None:
+    row = _object(line)
+    return row if row and isinstance(row.get("step"), int) else None
+
+
+def _event(line: bytes) -> Row | None:
+    event = _object(line)
+    return event if event and event.keys() == {"at", "what", "why"} else None
+
+
+def _object(line: bytes) -> Row | None:
     """What a line says; None for one that is not whole: the beginning of a JSON object is never one itself."""
     try:
         row = json.loads(line, parse_constant=lambda _: None)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if isinstance(row, dict) else None

@@ -7,10 +7,12 @@ from llmos.spec.lora import Lora
 from llmos.spec.presets import PRESETS, Preset
 from llmos.spec.service import Replicas, Service
 from llmos.spec.train_job import CheckpointPolicy, ModelSource, Optimizer, Output, TrainJob, Workers
+from llmos.spec.watch import Anomalies, Watchdog
 
 __all__ = [
     "KINDS",
     "PRESETS",
+    "Anomalies",
     "CheckpointPolicy",
     "Data",
     "Lora",
@@ -26,6 +28,7 @@ __all__ = [
     "Source",
     "Spec",
     "TrainJob",
+    "Watchdog",
     "Workers",
     "digest",
     "json_schema",

@@ -28,6 +28,7 @@ from llmos.spec.data import Data
 from llmos.spec.lora import Lora
 from llmos.spec.parallel import RULES, ActivationCheckpointing, Pipeline, Precision
 from llmos.spec.presets import PRESETS
+from llmos.spec.watch import Anomalies, Watchdog
 
 _AnyMesh = Annotated[
     Annotated[Mesh, Tag(MESH_TAG)] | Annotated[Literal["auto"], Tag(AUTO_TAG)],
@@ -197,6 +198,8 @@ class TrainJob(Strict):
     seed: int = Field(default=0, ge=0, le=LARGEST)
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     validation: Validation = Validation()
+    anomalies: Anomalies = Anomalies()
+    watchdog: Watchdog = Watchdog()
     env: dict[Variable, str] = Field(default_factory=dict, description="environment variables of the workers")
     secrets: dict[Variable, Annotated[str, BeforeValidator(check_secret)]] = Field(
         default_factory=dict, description="environment variables whose values are read from `env:NAME` or `file:/path`"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
 import tempfile
@@ -82,15 +83,16 @@ def write(
     return final
 
 
-def find_latest(directory: Path, recipe: Mapping[str, Any], world: World) -> Path | None:
-    """The newest checkpoint under ``directory`` that verifies; None when none was ever made. Collective.
+def find_latest(directory: Path, recipe: Mapping[str, Any], world: World, before: float = math.inf) -> Path | None:
+    """The newest checkpoint under ``directory`` that verifies, of a step ``before`` that; None when there was none.
+    Collective.
 
     The ranks share the work. Says loudly when a newer one is damaged. Raises CheckpointError on every rank when all are
     damaged (naming file, expected and found SHA-256) or when the newest good one was made by another ``recipe`` (naming
     the fields that differ).
     """
     damage: list[str] = []
-    for name in world.from_first(lambda: [path.name for _, path in saved(directory)]):
+    for name in world.from_first(lambda: [path.name for step, path in saved(directory) if step < before]):
         path = directory / str(name)
         if found := _damage(path, world):
             damage.append(found)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmos.files import write_json
+from llmos.files import append_json, write_json
 from llmos.layout import AttemptDirs
 from llmos.models import Transformer
 from llmos.parallel.world import World
@@ -46,8 +44,7 @@ def train(run: Run, world: World) -> Result:
 def _train(run: Run, world: World) -> Result:
     corpus = start.prepare_corpus(run.job, run.data_dir, run.base_model, world, log.info)
     model = start.build_model(run.job, corpus, run.base_model)
-    samples = run.attempt.samples(world.rank) if run.job.data.log_samples else None
-    with closing(Training(run.job, model, corpus, run.job_dirs.checkpoints, world, samples)) as training:
+    with closing(Training(run.job, model, corpus, run.job_dirs.checkpoints, world, run.attempt)) as training:
         del model  # each rank keeps its part only
         return _train_from_checkpoint(training, run)
 
@@ -83,7 +80,7 @@ def _steps(training: Training, run: Run) -> tuple[Evaluation | None, bool]:
             row["checkpoint_s"] = training.save(evaluation.loss if evaluation else None)
             saved_s = time.monotonic()
         if first:
-            _append(run.attempt.metrics, row)
+            append_json(run.attempt.metrics, row)
             if evaluation or time.monotonic() - logged_s > LOG_INTERVAL_S:
                 log.info("%s", _line(row, job.steps))
                 logged_s = time.monotonic()
@@ -134,12 +131,6 @@ def _metrics(training: Training, evaluation: Evaluation | None) -> dict[str, flo
     if evaluation:
         metrics |= {"validation_loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte}
     return metrics
-
-
-def _append(path: Path, row: dict[str, float]) -> None:
-    """One line at a time, in one write: a reader never sees half of one that matters to it."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def _line(row: dict[str, float], steps: int) -> str:

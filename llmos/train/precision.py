@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmos.errors import TrainingError
+from llmos.errors import DivergenceError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_weights": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,7 +50,7 @@ class LossScale:
         self.value = _FIRST_SCALE if self.used else 1.0
 
     def update(self, finite: bool) -> None:
-        """Take note of a step. Raises TrainingError when no scale helps."""
+        """Take note of a step. Raises DivergenceError when no scale helps."""
         if not self.used:
             return
         self.good_steps = self.good_steps + 1 if finite else 0
@@ -59,4 +59,4 @@ class LossScale:
         elif self.good_steps % self.patience == 0:
             self.value *= 2
         if self.value < 1:
-            raise TrainingError("fp16 gradients overflow at any loss scale", hint="Use precision: bf16 or fp32.")
+            raise DivergenceError("fp16 gradients overflow at any loss scale", hint="Use precision: bf16 or fp32.")

@@ -5,24 +5,28 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from llmos.errors import TrainingError
+from llmos.errors import CheckpointError
+from llmos.layout import AttemptDirs
 from llmos.models import Transformer
 from llmos.parallel.gradients import Gradients
 from llmos.parallel.state import gather
 from llmos.parallel.world import World, others_alive
 from llmos.spec import TrainJob
 from llmos.train import checkpoint, generators
+from llmos.train.anomalies import Verdict
 from llmos.train.batch import Batch
 from llmos.train.checkpoint import Checkpoint
 from llmos.train.copies import Copies
 from llmos.train.data import Corpus
 from llmos.train.evaluate import Evaluation, evaluate
 from llmos.train.feed import Feed
+from llmos.train.incidents import Incidents
 from llmos.train.optimizer import Optimizer
 from llmos.train.precision import LossScale
 from llmos.train.rows import held_out_rows
@@ -48,15 +52,15 @@ class Training:
         corpus: Corpus,
         checkpoints: Path,
         world: World,
-        samples: Path | None = None,
+        attempt: AttemptDirs,
     ) -> None:
-        """``model`` is taken apart. ``samples`` is a file for this rank's samples of each step to be written down in.
+        """``model`` is taken apart. What happens, and what is read if the job says so, is written down in ``attempt``.
 
         Raises UsageError when the model or the batch cannot be spread over the job's mesh.
         """
         self.job, self.corpus, self.world, self.config = job, corpus, world, model.config
         self.step, self.loss, self.train_s = 0, math.nan, 0.0
-        self._checkpoints, self._saved_step = checkpoints, -1
+        self._checkpoints, self._saved_step, self._loaded_step = checkpoints, -1, -1
         self._copies: Copies | None = None
         world.from_first(self._open_copies)
         self._saver = Saver(checkpoints, job.checkpoint, world, self._copies)
@@ -72,7 +76,9 @@ class Training:
         self._gradients = Gradients(parameters, self.mesh, riders=3, tied=tied, reduction=reduction)
         self._loss_scale = LossScale(used=job.precision == "fp16")
         report = log.info if world.first else log.debug
+        samples = attempt.samples(world.rank) if job.data.log_samples else None
         self._feed = Feed(job, corpus, self.mesh.share(job.batch_size), world.device, report, samples)
+        self._incidents = Incidents(job, self._feed, attempt.events if world.first else None)
         self._held_out = held_out_rows(corpus, job.sequence_length, report)
 
     @property
@@ -87,31 +93,34 @@ class Training:
     def advance(self, stop: bool = False) -> tuple[dict[str, float], bool]:
         """Do one step. Returns its metrics, and whether any rank said ``stop``.
 
-        Raises TrainingError when the loss or the gradient is not a finite number; the weights are then unchanged.
+        What goes wrong in it is dealt with as ``job.anomalies`` says; after a roll-back this is the step behind the
+        checkpoint. Raises DivergenceError when training must not go on; the weights are then as before the step.
         """
         job, began = self.job, time.perf_counter()
-        batch, data_wait_s = self._feed.take(self.step)
+        batch, data_wait_s = self._feed.take(self.step, self._incidents.skipped)
         loss, grad_norm, stops = self._differentiate(batch, stop)
         rate = learning_rate(self.step, job.steps, job.optimizer)
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        self._loss_scale.update(finite)
-        if finite:
+        verdict = self._judge(loss, grad_norm)
+        if verdict == "roll_back":
+            self._roll_back()
+            return self.advance(stop)
+        if verdict == "go_on":
             self._optimizer.step(rate, self._gradients.local())
-        elif not self._loss_scale.used:
-            self._refuse(loss, grad_norm)
-        self.step, self.loss = self.step + 1, loss
+        self.step, self.loss = self.step + 1, loss if math.isfinite(loss) else self.loss
         elapsed_s = time.perf_counter() - began
         self.train_s += elapsed_s
         row = {
             "step": self.step,
-            "loss": self.loss,
+            "loss": loss,
             "learning_rate": rate,
             "tokens_per_s": self._step_tokens / elapsed_s,
             "tokens": self.tokens,
             "data_wait_s": data_wait_s,
             "time_s": time.time(),
         }
-        return row | ({"grad_norm": grad_norm} if finite else {"skipped": 1}), stops  # JSON knows no infinity
+        if self._incidents.skipped:
+            row["skipped_batches"] = self._incidents.skipped
+        return row | ({"grad_norm": grad_norm} if verdict == "go_on" else {"skipped": 1}), stops
 
     def evaluate(self) -> Evaluation:
         """The cost of the held-out text, with the weights as they are."""
@@ -154,7 +163,8 @@ class Training:
             "validation_loss": validation_loss,
             "train_s": self.train_s,
             "loss_scale": [self._loss_scale.value, self._loss_scale.good_steps],
-            "samples": self.step * self.job.batch_size,
+            "samples": (self.step + self._incidents.skipped) * self.job.batch_size,
+            **self._incidents.state(),
             "ranks": self.world.size,
         }
         random = generators.state(self.world.device)
@@ -170,19 +180,27 @@ class Training:
         self._saver.close()
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint that verifies, if there is any. Raises CheckpointError."""
+        """Continue from the newest checkpoint that verifies, if there is any. Raises CheckpointError.
+
+        If there is none, and the job may be rolled back, its very beginning is saved.
+        """
         self.world.from_first(self._fetch)
         found = checkpoint.find_latest(self._checkpoints, self._recipe, self.world)
-        if found is None:
-            return
-        latest = checkpoint.load(found, self.weights, self.world)
+        if found is not None:
+            self._load(found)
+            if self.world.first:
+                log.info("resumed from %s", found)
+        elif "roll_back" in (self.job.anomalies.nan, self.job.anomalies.spike):
+            self.save()
+
+    def _load(self, path: Path) -> None:
+        latest = checkpoint.load(path, self.weights, self.world)
         self._optimizer.load_state(latest.optimizer)
         generators.restore(latest.generators, self.world.device)
-        self.step = self._saved_step = latest.step
+        self.step = self._saved_step = self._loaded_step = latest.step
         self.loss, self.train_s = latest.state["loss"], latest.state["train_s"]
         self._loss_scale.value, self._loss_scale.good_steps = latest.state["loss_scale"]
-        if self.world.first:
-            log.info("resumed from %s", found)
+        self._incidents.load(latest.state)
 
     def _differentiate(self, batch: Batch, stop: bool) -> tuple[float, float, bool]:
         """The step's loss, the norm of its gradient before that is clipped, and whether any rank said ``stop``.
@@ -201,11 +219,32 @@ class Training:
         self._gradients.scale(factor * min(1.0, self.job.optimizer.grad_clip / (norm + 1e-6)))
         return loss_sum * factor, norm, stops > 0
 
-    def _refuse(self, loss: float, grad_norm: float) -> None:
-        raise TrainingError(
-            f"step {self.step + 1}: the loss is {loss}, the gradient's norm {grad_norm}: expected finite numbers",
-            hint="Lower optimizer.learning_rate, lengthen warmup_steps, or use precision: fp32.",
-        )
+    def _judge(self, loss: float, grad_norm: float) -> Verdict:
+        """What to do about the step whose loss and gradient these are: the same on every rank. Raises DivergenceError.
+
+        Under loss scaling, gradients beyond fp16's range are no accident: the step is skipped, the scale lowered.
+        """
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        self._loss_scale.update(finite)
+        if self._loss_scale.used and not finite:
+            return "skip"
+        return self._incidents.judge(self.step, loss, grad_norm)
+
+    def _roll_back(self) -> None:
+        """Return to the newest checkpoint that verifies, and move past all batches from there to this step's.
+
+        To move past the last one only would be no more than a skipped step: training would repeat itself up to there. A
+        checkpoint from which not one step has come is no better than where training is, so an older one is taken.
+        """
+        with suppress(CheckpointError):
+            self.wait_saved()
+        batch, past = self.step + self._incidents.skipped, self._incidents.past
+        before = self.step if self.step == self._loaded_step else self.step + 1
+        found = checkpoint.find_latest(self._checkpoints, self._recipe, self.world, before)
+        if found is None:
+            raise self._incidents.fatal(self.step, "this step went wrong: no checkpoint is left to roll back to")
+        self._load(found)
+        self._incidents.rolled_back(self.step, batch, past)
 
     def _open_copies(self) -> None:
         if self.job.checkpoint.storage:
