@@ -24,7 +24,7 @@ A message has three parts: what was wrong, what was expected, what to do. ``hint
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class LlmosError(Exception):
@@ -53,6 +53,18 @@ class LlmosError(Exception):
         """Machine-readable name: ``NotFoundError`` → ``not_found``."""
         name = type(self).__name__.removesuffix("Error")
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+    def to_json(self) -> dict[str, str | None]:
+        """For another process, which makes an error of it again with :func:`from_json`."""
+        return {"type": type(self).__name__, "message": self.message, "hint": self.hint, "param": self.param}
+
+
+def from_json(error: Mapping[str, str | None]) -> LlmosError:
+    """The leaf that :meth:`LlmosError.to_json` described."""
+    leaf: type[LlmosError] = globals()[str(error["type"])]
+    copy = leaf.__new__(leaf)  # a leaf may take other arguments than these three
+    LlmosError.__init__(copy, str(error["message"]), hint=error["hint"] or "", param=error["param"])
+    return copy
 
 
 class UsageError(LlmosError):

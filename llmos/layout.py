@@ -35,6 +35,15 @@ class AttemptDirs:
         """What happened to training in the attempt, one JSON object per line: ``{at, what, why}``."""
         return self.root / "events.jsonl"
 
+    @property
+    def cause(self) -> Path:
+        """Why its ranks ended: the error of the first that had one of its own, as JSON."""
+        return self.root / "cause.json"
+
+    def stack(self, rank: int) -> Path:
+        """What each thread of ``rank`` was doing when no step had ended for too long."""
+        return self.root / "stacks" / f"rank-{rank:05d}"
+
     def samples(self, rank: int) -> Path:
         """Which samples ``rank`` has read, a JSON object per step, if the job asks for it."""
         return self.root / f"samples-{rank}.jsonl"

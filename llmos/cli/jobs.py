@@ -15,10 +15,12 @@ from llmos.cli.output import (
     Format,
     Output,
     age,
+    block,
     client,
     clock,
     columns,
     fields,
+    first_line,
     note,
     phase,
     plain,
@@ -123,7 +125,7 @@ def describe(job: Job, output: Output = Format.TABLE) -> None:
     pairs = [
         ("job", view.id),
         ("name", view.name),
-        ("phase", f"{phase(view.phase)}  {plain(view.reason or '')}"),
+        ("phase", f"{phase(view.phase)}  {first_line(view.reason or '')}"),
         ("step", f"{view.step} of {view.steps}  {pace.summary(view.steps)}"),
         ("attempts", str(view.attempts)),
         ("submitted", f"{clock(view.created_at)}  ({age(view.created_at)} ago)"),
@@ -133,7 +135,12 @@ def describe(job: Job, output: Output = Format.TABLE) -> None:
     say(fields(pairs))
     say(f"spec\n{yaml_block(view.spec)}")
     say("events")
-    say(fields([(f"{clock(event.at)}  {plain(event.what)}", plain(event.why) or " ") for event in events], indent="  "))
+    say(
+        fields(
+            [(f"{clock(event.at)}  {plain(event.what)}", block(event.why, "      ") or " ") for event in events],
+            indent="  ",
+        )
+    )
 
 
 @app.command(rich_help_panel=PANEL)
@@ -226,5 +233,5 @@ def _row(job: JobView) -> tuple[str, ...]:
         age(job.created_at),
         age(job.started_at, job.ended_at),
         job.model or "-",
-        plain(job.reason or ""),
+        first_line(job.reason or ""),
     )

@@ -75,6 +75,16 @@ def plain(text: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
+def first_line(text: str) -> str:
+    """The first line of a text that may have many, such as the report of a hang."""
+    return plain(text.partition("\n")[0])
+
+
+def block(text: str, indent: str) -> str:
+    """A text of many lines, all but the first indented."""
+    return f"\n{indent}".join(map(plain, text.splitlines()))
+
+
 def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Rows under a header, each column as wide as its widest cell, two spaces apart."""
     lines = [list(header), *map(list, rows)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llmos.cli.output import duration, note, plain
+from llmos.cli.output import duration, first_line, note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +93,7 @@ class Bar:
 def headline(job: JobView) -> str:
     """``running``, ``queued (waiting for 2 CPUs)``, ``running, attempt 2``."""
     again = f", attempt {job.attempt}" if job.attempt > 1 else ""
-    return f"{job.phase}{again}{f' ({plain(job.reason)})' if job.reason else ''}"
+    return f"{job.phase}{again}{f' ({first_line(job.reason)})' if job.reason else ''}"
 
 
 @contextmanager

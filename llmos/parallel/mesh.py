@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -108,7 +110,10 @@ class RankMesh:
     @cached_property
     def devices(self) -> DeviceMesh:
         """torch's view of the grid, with a process group for each line along an axis."""
-        return init_device_mesh(self.world.device.type, tuple(self.sizes.values()), mesh_dim_names=AXES)
+        kind, sizes = self.world.device.type, tuple(self.sizes.values())
+        lines = [axis for axis, size in self.sizes.items() if 1 < size < self.world.size]
+        options: dict[int | str, Any] = {axis: _options(kind, self.world.timeout) for axis in lines}
+        return init_device_mesh(kind, sizes, mesh_dim_names=AXES, backend_override=options)
 
     def line(self, axis: str) -> Line:
         """The ranks that differ from this one along ``axis`` only."""
@@ -120,3 +125,10 @@ class RankMesh:
         """The ranks of :meth:`line`, in order, by their numbers in the job."""
         group = self.line(axis).group
         return dist.get_process_group_ranks(group) if group else range(self.world.size)
+
+
+def _options(kind: str, timeout: timedelta) -> Any:
+    """Of the process group of a line: as long as the whole job's, a collective may take."""
+    options: Any = dist.ProcessGroupNCCL.Options() if kind == "cuda" else dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timeout
+    return options

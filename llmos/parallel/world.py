@@ -10,14 +10,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmos import errors
-from llmos.errors import LlmosError, WorkerLost
+from llmos.errors import LlmosError, WorkerLost, from_json
 
 
 def share(count: int, index: int, parts: int) -> range:
@@ -55,8 +55,15 @@ class World:
 
     def apart(self) -> World:
         """The same ranks in a gloo group of their own, for a thread that talks while this world does. Collective."""
-        group = dist.new_group(backend="gloo") if self.size > 1 else None
+        group = dist.new_group(backend="gloo", timeout=self.timeout) if self.size > 1 else None
         return replace(self, device=torch.device("cpu"), group=group)
+
+    @property
+    def timeout(self) -> timedelta:
+        """How long a collective may take: what the default process group was given. Groups that are made later are to
+        be given it too, or they would have torch's own."""
+        options = dist.distributed_c10d._get_default_group()._get_backend(self.device).options
+        return options._timeout
 
     @property
     def first(self) -> bool:
@@ -159,17 +166,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _describe(error: BaseException, rank: int = 0) -> dict[str, str | None]:
-    if isinstance(error, LlmosError):
-        return {"type": type(error).__name__, "message": error.message, "hint": error.hint, "param": error.param}
-    return {"type": WorkerLost.__name__, "message": f"rank {rank} failed: {type(error).__name__}: {error}", "hint": ""}
+    if not isinstance(error, LlmosError):
+        error = WorkerLost(f"rank {rank} failed: {type(error).__name__}: {error}")
+    return error.to_json()
 
 
 def _open(message: dict[str, Any]) -> Any:
     """The value in ``message``; raises the error in it."""
     if "error" not in message:
         return message["value"]
-    error = message["error"]
-    leaf: type[LlmosError] = getattr(errors, error["type"])
-    copy = leaf.__new__(leaf)  # a leaf may take other arguments than these three
-    LlmosError.__init__(copy, error["message"], hint=error["hint"], param=error.get("param"))
-    raise copy
+    raise from_json(message["error"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +23,15 @@ class Evaluation:
     tokens: int
 
 
-def evaluate(model: SpreadModel, corpus: Corpus, rows: Rows, length: int, mask: bool) -> Evaluation:
+def evaluate(
+    model: SpreadModel, corpus: Corpus, rows: Rows, length: int, mask: bool, alive: Callable[[], None] = lambda: None
+) -> Evaluation:
     """The cost of the held-out text of ``corpus``, cut into ``rows`` of ``length`` tokens, which are split over ranks.
 
     Every token of a text is counted once; the very first, which nothing precedes, at the cost of a uniform guess: the
     bits are those of a complete code for the text. Of chats the assistant's tokens are counted. With ``mask``, tokens
     see their own document only. All ranks run equally many micro-batches of one shape, filled up with what does not
-    count: they may need each other.
+    count: they may need each other. ``alive`` is called after each.
     """
     mesh, size = model.mesh, model.layout.rows
     mine, most = mesh.share(rows.count), -(-rows.count // mesh.readers)
@@ -40,6 +43,7 @@ def evaluate(model: SpreadModel, corpus: Corpus, rows: Rows, length: int, mask: 
         with others_alive():
             nats += model.passes.evaluate(part.tokens_BT, part.targets_BT, part.documents_BT).double()
         counted += int(part.counted)
+        alive()
     total, tokens = mesh.world.total([float(nats), counted] if mesh.reports else [0.0, 0.0])
     if not corpus.chats:
         total, tokens = total + math.log(model.config.vocab_size), tokens + 1

@@ -25,12 +25,12 @@ import torch.distributed as dist
 from llmos.errors import LlmosError, UsageError
 from llmos.files import read_json
 from llmos.parallel.world import World
+from llmos.train import cause
+from llmos.train.limits import collective_timeout_s
 from llmos.train.loop import train
 from llmos.train.rank import run_rank
 from llmos.train.run import Result, Run
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a rank may wait for another: preparing a large corpus on rank 0 takes its time."""
 CHILD_END_TIMEOUT_S = 10.0
 
 log = logging.getLogger("llmos.train")
@@ -47,6 +47,7 @@ def train_on_ranks(run: Run, ranks: int) -> Result:
         stack.enter_context(_stop_on_interrupt(run.attempt.stop))
         if ranks > 1:
             stack.enter_context(_group(run, ranks, None))
+        stack.enter_context(cause.shared(run.attempt.cause))
         return train(run, World.current())
 
 
@@ -92,7 +93,7 @@ def _group(run: Run, ranks: int, secrets: Collection[str] | None) -> Iterator[No
         for child in children:
             child.start()
         try:
-            join(directory, 0, ranks)
+            join(directory, 0, ranks, collective_timeout_s(run.job.watchdog.timeout))
             yield
             for child in children:
                 child.join(CHILD_END_TIMEOUT_S)
@@ -113,12 +114,15 @@ def _end(children: Sequence[BaseProcess]) -> None:
             child.join()
 
 
-def join(directory: str, rank: int, ranks: int) -> None:
-    """Become rank ``rank`` of ``ranks`` processes of this machine that share ``directory``, an empty one."""
+def join(directory: str, rank: int, ranks: int, timeout_s: float) -> None:
+    """Become rank ``rank`` of ``ranks`` processes of this machine that share ``directory``, an empty one.
+
+    A collective may take ``timeout_s``.
+    """
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     backend = "nccl" if torch.cuda.device_count() >= ranks else "gloo"
-    store = dist.FileStore(f"{directory}/store", ranks)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
+    store, timeout = dist.FileStore(f"{directory}/store", ranks), timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
     if backend == "nccl":
         os.environ["LOCAL_RANK"] = str(rank)
         torch.cuda.set_device(World.current().device)
@@ -128,10 +132,11 @@ def _child(run: Run, directory: str, ranks: int, secrets: Collection[str] | None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; rank 0 decides what it means
     logging.basicConfig(level=logging.ERROR, format=f"[rank {rank}] %(message)s")
     threading.Thread(target=_end_with_first, daemon=True).start()
-    join(directory, rank, ranks)
+    join(directory, rank, ranks, collective_timeout_s(run.job.watchdog.timeout))
     try:
         if secrets is None:
-            train(run, World.current())
+            with cause.shared(run.attempt.cause):
+                train(run, World.current())
         else:
             run_rank(run, secrets)
     except LlmosError as error:  # rank 0 says it to the user, unless it is this rank's own
@@ -142,7 +147,7 @@ def _child(run: Run, directory: str, ranks: int, secrets: Collection[str] | None
 
 
 def _end_with_first() -> None:
-    """No rank outlives rank 0, however that ends: waiting for it may take as long as COLLECTIVE_TIMEOUT."""
+    """No rank outlives rank 0, however that ends: waiting for it may take as long as a collective may take."""
     first = multiprocessing.parent_process()
     assert first is not None
     first.join()

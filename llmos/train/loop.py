@@ -22,6 +22,7 @@ from llmos.train.export import export_dtype, export_model, finished, lineage_of
 from llmos.train.lora import merged, save_adapter
 from llmos.train.run import Result, Run
 from llmos.train.training import Training
+from llmos.train.watchdog import Watchdog
 
 LOG_INTERVAL_S = 5.0
 
@@ -57,13 +58,14 @@ def _train_from_checkpoint(training: Training, run: Run) -> Result:
             *(run.job.name, f"{training.config.num_parameters:,}", str(training.dtype).removeprefix("torch.")),
             *(training.world.size, training.mesh, training.step + 1, run.job.steps),
         )
-    evaluation, stopped = _steps(training, run)
+    with closing(Watchdog(run.job.watchdog, training.world, run.attempt)) as watchdog:
+        evaluation, stopped = _steps(training, run, watchdog)
     if stopped and training.step < run.job.steps:
         return Result("yielded", training.step, _metrics(training, evaluation))
     return _finish(training, run, evaluation or training.evaluate())
 
 
-def _steps(training: Training, run: Run) -> tuple[Evaluation | None, bool]:
+def _steps(training: Training, run: Run, watchdog: Watchdog) -> tuple[Evaluation | None, bool]:
     """Step until all are done or someone asks to stop; then there is a checkpoint of the last one.
 
     Returns what was measured after the very last step, if it was, and whether the end was asked for.
@@ -71,14 +73,19 @@ def _steps(training: Training, run: Run) -> tuple[Evaluation | None, bool]:
     job, first, stop = run.job, training.world.first, False
     evaluation, logged_s, saved_s = None, 0.0, time.monotonic()
     while training.step < job.steps and not stop:
+        began_s = time.monotonic()
         row, stop = training.advance(stop=first and run.attempt.stop.exists())
+        watchdog.step_ended(time.monotonic() - began_s)
         done = training.step == job.steps
-        evaluation = training.evaluate() if done or training.step % job.validation.every_steps == 0 else None
+        evaluation = (
+            training.evaluate(watchdog.alive) if done or training.step % job.validation.every_steps == 0 else None
+        )
         if evaluation:
             row |= {"validation_loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte}
         if stop or done or _save_due(training, saved_s):
             row["checkpoint_s"] = training.save(evaluation.loss if evaluation else None)
             saved_s = time.monotonic()
+        watchdog.alive()
         if first:
             append_json(run.attempt.metrics, row)
             if evaluation or time.monotonic() - logged_s > LOG_INTERVAL_S:

@@ -10,9 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from llmos.errors import LlmosError, TrainingError
+from llmos.errors import LlmosError, TrainingError, from_json
 from llmos.parallel.world import World
 from llmos.redact import Redactor
+from llmos.train import cause
 from llmos.train.loop import train
 from llmos.train.rank_log import rank_log
 from llmos.train.run import Run
@@ -43,7 +44,7 @@ def run_rank(run: Run, secrets: Collection[str]) -> None:
     So they are in what it raises, which Ray writes into logs of its own: leaves of LlmosError, nothing else.
     """
     world = World.current()
-    with rank_log(run.attempt.log, world.rank, secrets):
+    with rank_log(run.attempt.log, world.rank, secrets), cause.shared(run.attempt.cause):
         try:
             train(run, world)
         except LlmosError as error:
@@ -57,6 +58,4 @@ def run_rank(run: Run, secrets: Collection[str]) -> None:
 
 def _redacted(error: LlmosError, secrets: Collection[str]) -> LlmosError:
     redact = Redactor(secrets).redact
-    copy = type(error).__new__(type(error))  # a leaf may take other arguments than these
-    LlmosError.__init__(copy, redact(error.message), hint=redact(error.hint), param=error.param)
-    return copy
+    return from_json(error.to_json() | {"message": redact(error.message), "hint": redact(error.hint)})

@@ -18,6 +18,7 @@ from llmos.parallel.gradients import Gradients
 from llmos.parallel.world import World
 from llmos.spec import TrainJob
 from llmos.train.batch import Batch
+from llmos.train.limits import collective_timeout_s
 from llmos.train.local import join
 from llmos.train.optimizer import Optimizer
 from llmos.train.start import set_process, shape
@@ -46,7 +47,7 @@ def step_seconds(job: TrainJob, measured_s: float = 4.0) -> float:
 def _measure(job: TrainJob, measured_s: float, directory: str, rank: int) -> float:
     """The median seconds of a step, as one of the ranks."""
     set_process(job)
-    join(directory, rank, job.placed_mesh.size)
+    join(directory, rank, job.placed_mesh.size, collective_timeout_s(job.watchdog.timeout))
     try:
         return statistics.median(_step_times(job, measured_s)[WARM_UP_STEPS:])
     finally:

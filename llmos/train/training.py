@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -122,10 +123,10 @@ class Training:
             row["skipped_batches"] = self._incidents.skipped
         return row | ({"grad_norm": grad_norm} if verdict == "go_on" else {"skipped": 1}), stops
 
-    def evaluate(self) -> Evaluation:
-        """The cost of the held-out text, with the weights as they are."""
+    def evaluate(self, alive: Callable[[], None] = lambda: None) -> Evaluation:
+        """The cost of the held-out text, with the weights as they are. ``alive`` is called for each micro-batch."""
         job = self.job
-        return evaluate(self._model, self.corpus, self._held_out, job.sequence_length, job.masks_documents)
+        return evaluate(self._model, self.corpus, self._held_out, job.sequence_length, job.masks_documents, alive)
 
     @property
     def weights(self) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ from llmos.errors import ClusterError, LlmosError, WorkerLost
 from llmos.files import read_json
 from llmos.layout import Layout
 from llmos.spec import TrainJob, parse
+from llmos.train import cause
+from llmos.train.limits import collective_timeout_s
 from llmos.train.run import Run
 
-COLLECTIVE_TIMEOUT_S = 1800
-"""How long a collective may wait for the slowest rank: preparing a large corpus on rank 0 takes its time."""
 WORKERS_START_TIMEOUT_S = 60
 HEALTH_CHECK_INTERVAL_S = 1.0
 """How often Ray Train looks after its workers; also how late it notices that they are done. Its default is 2 s."""
@@ -53,7 +54,7 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
     trainer = DataParallelTrainer(
         # secrets travel inside the function, never through an environment that Ray would show
         partial(_rank, run, dict(secrets)),
-        backend_config=_Gang(),
+        backend_config=_Gang(collective_timeout_s(spec.watchdog.timeout)),
         scaling_config=_scaling(spec, nodes),
         run_config=RunConfig(
             name="ray_train",
@@ -65,7 +66,7 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise _cause(error) from error
+        raise cause.left(dirs.cause) or _cause(error) from error
     outcome = read_json(dirs.outcome)
     if outcome is None:
         raise WorkerLost(f"training ended without {dirs.outcome}", hint="see the job's log")
@@ -129,12 +130,13 @@ class _Processes(Backend):
 
     share_cuda_visible_devices = True  # ranks of a node reach each other's GPUs directly
 
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         group = worker_group.execute_single(0, ray.util.get_current_placement_group)
         try:
             host, port = worker_group.execute_single(0, _listen)
-            told = {"backend": "nccl" if gpus else "gloo", "host": host, "port": port}
+            timeout_s = backend_config.timeout_s
+            told = {"backend": "nccl" if gpus else "gloo", "host": host, "port": port, "timeout_s": timeout_s}
             ray.get([worker_group.execute_single_async(i, _join, **told) for i in range(len(worker_group))])
         except BaseException:
             # Ray Train begins to look after the group's resources only once this has succeeded
@@ -142,7 +144,11 @@ class _Processes(Backend):
             raise
 
 
+@dataclass
 class _Gang(BackendConfig):
+    timeout_s: float
+    """How long a collective may take."""
+
     @property
     def backend_cls(self) -> type[_Processes]:
         return _Processes
@@ -159,7 +165,7 @@ def _listen() -> tuple[str, int]:
     return str(host), int(port)
 
 
-def _join(backend: str, host: str, port: int) -> None:
+def _join(backend: str, host: str, port: int, timeout_s: float) -> None:
     """Join the process group of this worker's gang, whose rank 0 listens at ``host:port``."""
     from llmos.train.rank import join
 
@@ -168,4 +174,4 @@ def _join(backend: str, host: str, port: int) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(context.get_local_rank()))
     os.environ.update(LOCAL_WORLD_SIZE=str(context.get_local_world_size()), NODE_RANK=str(context.get_node_rank()))
     listener = _listening.pop().detach() if rank == 0 else None
-    join(backend, host, port, rank, size, COLLECTIVE_TIMEOUT_S, listener)
+    join(backend, host, port, rank, size, timeout_s, listener)

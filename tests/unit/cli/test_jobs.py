@@ -124,11 +124,11 @@ def test_no_jobs_is_said_to_people_and_an_empty_list_to_programs(llmos: Run) -> 
 
 def test_describe_tells_the_story_of_a_job(llmos: Run, api: FakeApi) -> None:
     api.add_job(
-        phase="failed", reason="attempt 1 failed", started_at=time.time(), ended_at=time.time() + 61, attempts=1
+        phase="failed", reason="attempt 1 failed\nrank 0", started_at=time.time(), ended_at=time.time() + 61, attempts=1
     )
     api.events = [
         {"at": 1_700_000_000.0, "subject": "coder-1", "what": "submitted", "why": ""},
-        {"at": 1_700_000_010.0, "subject": "coder-1", "what": "queued", "why": "waits for 2 CPUs"},
+        {"at": 1_700_000_010.0, "subject": "coder-1", "what": "queued", "why": "waits for 2 CPUs\nand patience"},
     ]
     result = llmos("describe", "coder")
     assert result.code == 0
@@ -136,7 +136,7 @@ def test_describe_tells_the_story_of_a_job(llmos: Run, api: FakeApi) -> None:
     assert lines[:3] == ["job coder-1", "name coder", "phase failed attempt 1 failed"]
     assert "took 1m 1s" in lines and "preset: tiny" in lines
     queued = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1_700_000_010))
-    assert lines[-1] == f"{queued} queued waits for 2 CPUs"
+    assert lines[-2:] == [f"{queued} queued waits for 2 CPUs", "and patience"]
     story = json.loads(llmos("describe", "coder", "-o", "json").out)
     assert [event["what"] for event in story["events"]] == ["submitted", "queued"]
 

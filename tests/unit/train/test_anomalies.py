@@ -134,7 +134,7 @@ def test_rolling_back_goes_on_behind_the_batch_and_so_does_a_resume(
 
 
 def test_roll_backs_go_further_back_and_end(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From step 7 on nothing works: not behind step 6's checkpoint either, so step 3's is taken; then that is enough."""
+    """From batch 7 on nothing works, nor behind step 6's checkpoint: then step 3's is taken; that is enough."""
     _poison(monkeypatch, range(POISONED, 99), math.nan)
     with pytest.raises(DivergenceError, match=r"`anomalies.limit: 2` is reached \(roll_back\)"):
         trainer.train(anomalies={"nan": "roll_back", "limit": 2}, checkpoint={"every_steps": 3})
@@ -165,7 +165,8 @@ def _child(rank: int, directory: str, runs: Sequence[Run]) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_all_ranks_of_any_mesh_roll_back_together(
     another: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
