@@ -135,12 +135,8 @@ def describe(job: Job, output: Output = Format.TABLE) -> None:
     say(fields(pairs))
     say(f"spec\n{yaml_block(view.spec)}")
     say("events")
-    say(
-        fields(
-            [(f"{clock(event.at)}  {plain(event.what)}", block(event.why, "      ") or " ") for event in events],
-            indent="  ",
-        )
-    )
+    story = [(f"{clock(event.at)}  {plain(event.what)}", block(event.why, "      ") or " ") for event in events]
+    say(fields(story, indent="  "))
 
 
 @app.command(rich_help_panel=PANEL)

@@ -104,13 +104,13 @@ def test_jobs_are_listed_newest_first(llmos: Run, api: FakeApi) -> None:
     api.add_job(
         phase="succeeded", step=100, started_at=now - 50, ended_at=now - 10, model="coder@1", metrics={"loss": 2.5}
     )
-    api.add_job("other", reason="waits for 2 CPUs\n\x1b[31m", created_at=now - 7300)
+    api.add_job("other", reason="waits for 2 CPUs\x1b[31m\nand more", created_at=now - 7300)
     result = llmos("jobs")
     assert (result.code, result.err) == (0, "")
     first, second = table(result.out)
     assert first == {
         **{"ID": "other-2", "PHASE": "queued", "STEP": "0/100", "LOSS": "-", "AGE": "2h 1m", "TOOK": "-"},
-        **{"MODEL": "-", "REASON": "waits for 2 CPUs  [31m"},
+        **{"MODEL": "-", "REASON": "waits for 2 CPUs [31m"},
     }
     assert (second["ID"], second["LOSS"], second["TOOK"], second["MODEL"]) == ("coder-1", "2.500", "40s", "coder@1")
     assert [job["id"] for job in json.loads(llmos("jobs", "-o", "json").out)] == ["other-2", "coder-1"]

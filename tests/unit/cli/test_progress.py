@@ -83,7 +83,7 @@ def test_the_bar_promises_nothing_before_the_first_step() -> None:
 
 
 def test_a_reason_cannot_drive_the_terminal() -> None:
-    assert headline(job(reason="a\x1b[2Jb\nc")) == "queued (a [2Jb c)"
+    assert headline(job(reason="a\x1b[2Jb\nc")) == "queued (a [2Jb)"
 
 
 @pytest.mark.parametrize(

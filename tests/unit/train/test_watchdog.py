@@ -149,4 +149,3 @@ def test_a_rank_that_sleeps_for_ever_is_found(
     error = cause.left(dirs.attempt(1).cause)
     assert isinstance(error, DeadlineError) and attempt.failure(error)["retry"]
     assert str(error) in done.stderr
-    assert (dirs.checkpoints / "step-00000002").exists()
