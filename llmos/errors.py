@@ -16,6 +16,7 @@
     ├── WorkerLost                 503  exit 1   a process that did part of the work is gone
     ├── TrainingError              500  exit 1   training that cannot go on
     │   └── DivergenceError        422  exit 1   the loss is no longer a number, or spikes; it would do so again
+    ├── OutOfMemoryError           422  exit 1   a rank that needs more memory than there is: it says what would fit
     ├── EngineError                503  exit 1   the inference engine cannot answer
     └── DeadlineError              504  exit 1   what was waited for did not happen in time
 
@@ -136,6 +137,10 @@ class TrainingError(LlmosError): ...
 
 
 class DivergenceError(TrainingError):
+    http_status = 422
+
+
+class OutOfMemoryError(LlmosError):
     http_status = 422
 
 

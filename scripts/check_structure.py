@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "sim": frozenset({"errors", "core"}),
     "models": COMMON,
     "parallel": COMMON | {"models"},
-    "train": COMMON | {"models", "parallel", "spec"},
+    "train": COMMON | {"core", "models", "parallel", "spec"},
     "infer": COMMON | {"models", "parallel"},
     "openai": COMMON,
     "control": COMMON | {"core", "models", "spec", "views"},

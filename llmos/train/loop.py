@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Mapping
@@ -11,11 +12,12 @@ from typing import Any
 
 import torch
 
+from llmos.errors import LlmosError, TrainingError
 from llmos.files import append_json, write_json
 from llmos.layout import AttemptDirs
 from llmos.models import Transformer
 from llmos.parallel.world import World
-from llmos.train import start
+from llmos.train import memory, start
 from llmos.train.data import Corpus
 from llmos.train.evaluate import Evaluation
 from llmos.train.export import export_dtype, export_model, finished, lineage_of
@@ -37,9 +39,25 @@ def train(run: Run, world: World) -> Result:
     """
     start.set_process(run.job)
     metrics = world.from_first(partial(finished, run.job_dirs.export, run.job))
-    result = Result("succeeded", run.job.steps, metrics) if metrics is not None else _train(run, world)
+    try:
+        result = Result("succeeded", run.job.steps, metrics) if metrics is not None else _train(run, world)
+    except Exception as error:
+        if explained := _explained(error, run, world):
+            raise explained from error
+        raise
     world.from_first(partial(_write_outcome, run.attempt, result))
     return result
+
+
+def _explained(error: Exception, run: Run, world: World) -> LlmosError | None:
+    """What ``error`` means if it says that memory or disk are full, and what to do about it."""
+    if memory.is_exhausted(error):
+        return memory.explained(error, run.job, run.base_model, world)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = f"rank {world.rank} cannot write {error.filename or 'a file'} below {run.job_dirs.root.parent.parent}"
+        hint = "Make room; the next attempt goes on from the newest checkpoint."
+        return TrainingError(f"{what}: {error.strerror}", hint=hint)
+    return None
 
 
 def _train(run: Run, world: World) -> Result:

@@ -25,7 +25,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from llmos.errors import ClusterError, LlmosError, WorkerLost
+from llmos.errors import ClusterError, LlmosError, OutOfMemoryError, WorkerLost
 from llmos.files import read_json
 from llmos.layout import Layout
 from llmos.spec import TrainJob, parse
@@ -106,6 +106,10 @@ def _cause(error: TrainingFailedError) -> LlmosError:
         for cause in causes:
             if isinstance(cause, LlmosError):
                 return cause
+        if killed := next(filter(_is_out_of_memory, causes), None):
+            what = f"Ray ended a rank because its node was short of memory: {_summary(killed)}"
+            hint = "Use a smaller micro_batch_size, activation_checkpointing, or reserve `resources.memory`."
+            return OutOfMemoryError(what, hint=hint)
         ranks = ", ".join(map(str, sorted(error.worker_failures)))
         return WorkerLost(f"rank {ranks} failed: {_summary(causes[0])}", hint="see the job's log")
     if isinstance(error, ControllerError):
@@ -117,6 +121,11 @@ def _cause(error: TrainingFailedError) -> LlmosError:
 def _unwrapped(failure: Exception) -> BaseException:
     """The user's exception inside Ray's wrapper, or ``failure`` itself."""
     return getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Ray's memory monitor killed the worker: by its own error, or in the words of another."""
+    return isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error)
 
 
 def _summary(error: BaseException) -> str:

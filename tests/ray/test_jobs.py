@@ -52,6 +52,20 @@ def test_a_job_goes_on_from_its_checkpoint_when_a_process_of_it_is_killed(cluste
     until(lambda: nothing_is_held(cluster))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_job_whose_worker_stands_still_goes_on_in_another_attempt(cluster: llmos.Client) -> None:
+    job = start(cluster, "stuck", workers=2, step=60, watchdog={"timeout": "5s"})
+    named("RayTrainWorker")[0].suspend()
+    done = cluster.wait(job, timeout_s=180)
+    assert (done.phase, done.attempts, done.step) == ("succeeded", 2, STEPS)
+    (report,) = [event.why for event in cluster.events(job) if "no step has ended for 5 s" in event.why]
+    assert "has left no stack: its process hangs or is gone; the others wait in collectives" in report
+    assert "in a collective:" in report and "in all_reduce" in report and "retry 1 of 2" in report
+    assert any("no step has ended for 5 s" in line for line in cluster.logs(job))
+    until(lambda: nothing_is_held(cluster))
+
+
 def test_a_cancelled_job_gives_everything_back_and_keeps_its_logs(cluster: llmos.Client) -> None:
     job = start(cluster, "cancelled", workers=2, step=10)
     assert listening(Path.home()) <= LOOPBACK

@@ -3,7 +3,17 @@
 from llmos.core.capacity.demand import Demand
 from llmos.core.capacity.hardware import KINDS, Hardware, calibrated, hardware
 from llmos.core.capacity.memory import Memory, serving_memory, training_memory
-from llmos.core.capacity.meshes import Candidate, candidates, fits, largest_micro_batch, meshes, recommend, refusal
+from llmos.core.capacity.meshes import (
+    USABLE,
+    Candidate,
+    candidates,
+    fits,
+    largest_micro_batch,
+    meshes,
+    recommend,
+    refusal,
+    would_fit,
+)
 from llmos.core.capacity.serving import Load, Serving, serve
 from llmos.core.capacity.settings import (
     BLOCK_ATTENTION_TOKENS,
@@ -25,6 +35,7 @@ __all__ = [
     "PRECISIONS",
     "SCHEDULES",
     "SIZES",
+    "USABLE",
     "Candidate",
     "Demand",
     "Hardware",
@@ -50,4 +61,5 @@ __all__ = [
     "shape_of_size",
     "step_time",
     "training_memory",
+    "would_fit",
 ]
