@@ -28,7 +28,7 @@ def until(what: Callable[[], object], timeout_s: float = 60.0) -> None:
 def start(cluster: llmos.Client, name: str, workers: int, step: int, **fields: object) -> str:
     """Submit a long job and wait until it has done ``step`` steps."""
     job = cluster.submit(nano(name, workers, STEPS, checkpoint={"every_steps": 50}, **fields)).id
-    until(lambda: (cluster.job(job).step or 0) >= step)
+    until(lambda: (cluster.job(job).step or 0) >= step, timeout_s=120)
     return job
 
 
@@ -53,7 +53,7 @@ def test_a_job_goes_on_from_its_checkpoint_when_a_process_of_it_is_killed(cluste
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 def test_a_job_whose_worker_stands_still_goes_on_in_another_attempt(cluster: llmos.Client) -> None:
     job = start(cluster, "stuck", workers=2, step=60, watchdog={"timeout": "5s"})
     named("RayTrainWorker")[0].suspend()
