@@ -31,6 +31,7 @@ from llmos.errors import ConflictError, NotFoundError
 from llmos.files import read_json, write_json
 from llmos.layout import JobDirs, Layout
 from llmos.spec import TrainJob, to_dict
+from llmos.train import cause
 from llmos.train.run import Run
 from llmos.views import JobView, MetricsRow
 
@@ -189,6 +190,8 @@ def _outcome(run: Run, process: BaseProcess) -> dict[str, Any]:
     """How the attempt ended; a process that was killed could not say."""
     if (result := read_json(run.attempt.result)) is not None:
         return dict(result)
+    if found := cause.left(run.attempt.cause):
+        return attempt.failure(found)
     died = f"signal {-process.exitcode}" if process.exitcode and process.exitcode < 0 else f"code {process.exitcode}"
     why = f"rank 0 ended with {died} and left no result; signal 9 is what a machine out of memory sends"
     return {"phase": "failed", "error": why, "step": 0, "metrics": {}}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llmos.errors import LlmosError, UsageError
+from llmos.errors import LlmosError, UsageError, WorkerLost
 from llmos.files import read_json
 from llmos.parallel.world import World
 from llmos.train import cause
@@ -97,10 +97,23 @@ def _group(run: Run, ranks: int, secrets: Collection[str] | None) -> Iterator[No
             yield
             for child in children:
                 child.join(CHILD_END_TIMEOUT_S)
+        except WorkerLost as error:
+            raise _killed(children) or error from error
         finally:
             _end(children)
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _killed(children: Sequence[BaseProcess]) -> WorkerLost | None:
+    """Which of the ranks from 1 on was killed, if one was: it could leave no word."""
+    for rank, child in enumerate(children, start=1):
+        child.join(1)
+        if child.exitcode == -signal.SIGKILL:
+            what = f"another rank is gone: rank {rank} was killed (signal 9)"
+            hint = "A machine short of memory does so: use a smaller micro_batch_size or activation_checkpointing."
+            return WorkerLost(what, hint=hint)
+    return None
 
 
 def _end(children: Sequence[BaseProcess]) -> None:

@@ -20,7 +20,11 @@ def slow_ranks(rounds: Sequence[Sequence[float]], factor: float) -> list[int]:
     if len(last) < ROUNDS:
         return []
     limits = [factor * statistics.median_low(times) for times in last]
-    return [rank for rank in range(len(last[0])) if all(times[rank] > most for times, most in zip(last, limits, strict=True))]
+    return [
+        rank
+        for rank in range(len(last[0]))
+        if all(times[rank] > most for times, most in zip(last, limits, strict=True))
+    ]
 
 
 def describe(rank: int, host: str, rounds: Sequence[Sequence[float]]) -> str:

@@ -90,7 +90,7 @@ def test_a_rank_that_dies_ends_the_others(trainer: Any, monkeypatch: pytest.Monk
         return advance(self, stop)
 
     monkeypatch.setattr(Training, "advance", kill_the_other)
-    with pytest.raises(LlmosError, match="another rank is gone"):
+    with pytest.raises(LlmosError, match=r"another rank is gone: rank 1 was killed \(signal 9\)"):
         trainer.train(ranks=2, checkpoint={"every_steps": 1})  # in the middle of a save, too
 
 
