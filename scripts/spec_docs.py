@@ -73,8 +73,8 @@ def values(schema: Schema) -> str:
         return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
-    if "anyOf" in schema:
-        return " or ".join(values(option) for option in schema["anyOf"] if option.get("type") != "null")
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(values(option) for option in options if option.get("type") != "null")
     return " ".join([WORDS[schema["type"]], *bounds(schema)])
 
 

@@ -7,6 +7,7 @@ import math
 from functools import cache
 from pathlib import Path
 
+from llmos.control.machine import memory_bytes as machine_memory_bytes
 from llmos.core import capacity
 from llmos.core.capacity import Candidate, Hardware, ModelShape, Training
 from llmos.models import ModelConfig
@@ -50,10 +51,12 @@ def training_of(job: TrainJob, shape: ModelShape) -> Training:
 
 
 def hardware_of(job: TrainJob) -> Hardware:
-    """What one rank of ``job`` computes on. Without ``resources.memory``, nothing bounds the memory of a CPU's rank."""
+    """What one rank of ``job`` computes on. Without ``resources.memory``, nothing bounds the memory of a CPU's
+    rank; a micro-batch that is to be as large as fits then has this machine's, shared by all ranks."""
     if job.resources.gpus:
         return capacity.hardware(ASSUMED_GPU)
-    memory = job.resources.memory or math.inf
+    everything = machine_memory_bytes() / job.placed_mesh.size if job.micro_batch_size == "auto" else math.inf
+    memory = job.resources.memory or everything
     return dataclasses.replace(capacity.hardware("CPU"), memory_bytes=memory)
 
 
@@ -71,7 +74,9 @@ def ways(job: TrainJob, shape: ModelShape, kind: Hardware) -> list[Candidate]:
         return _accepted(job, mesh) if wanted is None else mesh == wanted
 
     found = capacity.candidates(
-        shape, training, ranks, kind, micro_batches=lambda mesh: [_rows(job, mesh)], allowed=allowed
+        *(shape, training, ranks, kind),
+        micro_batches=lambda mesh: [_largest(job, shape, training, kind, mesh) or _rows(job, mesh)],
+        allowed=allowed,
     )
     if not found:
         raise capacity.refusal(shape, training, ranks, kind, lambda mesh: _accepted(job, mesh))
@@ -79,11 +84,18 @@ def ways(job: TrainJob, shape: ModelShape, kind: Hardware) -> list[Candidate]:
 
 
 def placed(job: TrainJob, base_model: Path | None = None) -> TrainJob:
-    """``job`` with the first of its :func:`ways` in the place of ``mesh: auto``. Raises UsageError, ModelError."""
-    if job.mesh != "auto":
+    """``job`` with the first of its :func:`ways` in the place of ``mesh: auto`` and ``micro_batch_size: auto``.
+
+    Where each rank has a GPU and a copy of the model, ``auto`` stays: the ranks try what fits (train/micro_batch.py).
+    Raises UsageError, ModelError.
+    """
+    if "auto" not in (job.mesh, job.micro_batch_size):
         return job
-    chosen = ways(job, model_shape(job, base_model), hardware_of(job))[0].mesh
-    return job.model_copy(update={"mesh": spec_mesh(chosen)})
+    way = ways(job, model_shape(job, base_model), hardware_of(job))[0]
+    placed = job.model_copy(update={"mesh": spec_mesh(way.mesh)} if job.mesh == "auto" else {})
+    if job.micro_batch_size != "auto" or (job.resources.gpus and way.mesh.dp == way.mesh.size):
+        return placed
+    return placed.model_copy(update={"micro_batch_size": way.training.micro_batch})
 
 
 def core_mesh(mesh: Mesh) -> capacity.Mesh:
@@ -107,11 +119,25 @@ def _device(job: TrainJob) -> str:
     return "GPU" if job.resources.gpus else "CPU"
 
 
+def _largest(job: TrainJob, shape: ModelShape, training: Training, kind: Hardware, mesh: capacity.Mesh) -> int | None:
+    """Sequences of the largest forward pass that fits and that ``job`` could name, if that is what it asks for."""
+    if job.micro_batch_size != "auto":
+        return None
+    share = job.batch_size // mesh.data
+    for rows in (rows for rows in range(share, 0, -1) if share % rows == 0):
+        named = job.model_copy(update={"micro_batch_size": rows})
+        if _accepted(named, mesh) and capacity.fits(
+            capacity.training_memory(shape, training.with_micro_batch(rows), mesh), kind
+        ):
+            return rows
+    return 1  # which does not fit either: it is refused with what would
+
+
 def _rows(job: TrainJob, mesh: capacity.Mesh) -> int:
     """Sequences of a forward pass: what the job says, else what the trainer will take (``train.step.default_rows``)."""
     share = max(1, job.batch_size // mesh.data)
-    most = min(share, job.micro_batch_size or max(1, MICRO_BATCH_TOKENS[_device(job)] // job.sequence_length))
-    if job.micro_batch_size or mesh.pp == 1:
+    most = min(share, job.micro_batch or max(1, MICRO_BATCH_TOKENS[_device(job)] // job.sequence_length))
+    if job.micro_batch or mesh.pp == 1:
         return most
     sizes = [rows for rows in range(1, most + 1) if share % rows == 0]
     whole = [rows for rows in sizes if share // rows % mesh.pp == 0] or sizes

@@ -47,7 +47,7 @@ def workers_fit_mesh(job: TrainJob) -> Iterator[Conflict]:
 
 def batch_splits_evenly(job: TrainJob) -> Iterator[Conflict]:
     """The batch splits over data-parallel ranks, and a rank's share into micro-batches, enough for the pipeline."""
-    mesh, micro = job.placed_mesh, job.micro_batch_size
+    mesh, micro = job.placed_mesh, job.micro_batch
     share = f"the {job.batch_size // mesh.readers} sequences of a rank (batch_size {job.batch_size} / {_readers(job)})"
     if job.batch_size % mesh.readers:
         which = f"the {mesh.readers} data-parallel ranks" + (f" ({_readers(job)})" if mesh.fsdp > 1 else "")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from llmos.spec.base import (
     AUTO_TAG,
@@ -33,6 +33,11 @@ from llmos.spec.watch import Anomalies, Watchdog
 _AnyMesh = Annotated[
     Annotated[Mesh, Tag(MESH_TAG)] | Annotated[Literal["auto"], Tag(AUTO_TAG)],
     Discriminator(lambda value: AUTO_TAG if isinstance(value, str) else MESH_TAG),
+]
+
+_AnyMicroBatch = Annotated[
+    Annotated[PositiveInt, Tag(MESH_TAG)] | Annotated[Literal["auto"], Tag(AUTO_TAG)],
+    Discriminator(lambda value: AUTO_TAG if value == "auto" else MESH_TAG),
 ]
 
 
@@ -180,8 +185,15 @@ class TrainJob(Strict):
     resources: Resources = Resources()
     optimizer: Optimizer = Optimizer()
     steps: PositiveInt = Field(description="how many optimizer steps to train")
-    batch_size: PositiveInt = Field(default=32, description="sequences per step, over all ranks")
-    micro_batch_size: PositiveInt | None = Field(default=None, description="sequences per rank and forward pass")
+    batch_size: PositiveInt = Field(
+        default=32,
+        description="sequences per step, over all ranks; `auto` is the default with `micro_batch_size: auto`",
+    )
+    micro_batch_size: _AnyMicroBatch | None = Field(
+        default=None,
+        description="sequences per rank and forward pass: what caches like best, a number, or `auto`: as many as fit; "
+        "the step stays the same",
+    )
     sequence_length: PositiveInt = Field(default=256, description="tokens per sequence")
     precision: Precision = Field(
         default="auto",
@@ -212,6 +224,19 @@ class TrainJob(Strict):
     def placed_mesh(self) -> Mesh:
         """The mesh the job runs on today: ``auto`` is data parallel over the fewest workers the job accepts."""
         return Mesh(dp=self.workers.min) if self.mesh == "auto" else self.mesh
+
+    @property
+    def micro_batch(self) -> int | None:
+        """:attr:`micro_batch_size` as a number; None where it is left open."""
+        return None if self.micro_batch_size == "auto" else self.micro_batch_size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_size_auto(cls, data: Any) -> Any:
+        """``batch_size: auto``: what a step learns from is never made to fit, only how it is cut is."""
+        if isinstance(data, Mapping) and data.get("batch_size") == "auto":
+            return {"micro_batch_size": "auto", **{key: data[key] for key in data if key != "batch_size"}}
+        return data
 
     @property
     def masks_documents(self) -> bool:

@@ -45,7 +45,7 @@ def spread(job: TrainJob, whole: Transformer, mesh: RankMesh) -> SpreadModel:
     """``whole``, which is taken apart, as ``job`` wants it on ``mesh``. Raises UsageError when it cannot be."""
     share = len(mesh.share(job.batch_size))
     layout = Layout(
-        rows=job.micro_batch_size or default_rows(share, job.sequence_length, mesh),
+        rows=job.micro_batch or default_rows(share, job.sequence_length, mesh),
         share=share,
         length=job.sequence_length,
         schedule=job.pipeline.schedule,

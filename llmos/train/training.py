@@ -28,6 +28,7 @@ from llmos.train.data import Corpus
 from llmos.train.evaluate import Evaluation, evaluate
 from llmos.train.feed import Feed
 from llmos.train.incidents import Incidents
+from llmos.train.micro_batch import settled
 from llmos.train.optimizer import Optimizer
 from llmos.train.precision import LossScale
 from llmos.train.rows import held_out_rows
@@ -68,7 +69,7 @@ class Training:
         self._recipe = recipe(job, corpus, model)
         self._adapted = model if job.lora else None  # whole on every rank: adapters are trained on `dp` only
         self.mesh = rank_mesh(job, world)
-        self._model = spread(job, model, self.mesh)
+        self._model = spread(settled(job, model.config, self.mesh), model, self.mesh)
         numerics, parameters = self._model.numerics, self._model.parameters
         self.dtype = numerics.dtype
         rounded = numerics.weights if numerics.weights is not torch.float32 and self.mesh.fsdp == 1 else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import pytest
 
+from llmos.control import machine
 from llmos.control.capacity import core_mesh, hardware_of, model_shape, placed, training_of, ways
 from llmos.core.capacity import training_memory
 from llmos.errors import UsageError
@@ -77,3 +79,31 @@ def test_adapters_take_no_gradients_of_the_weights_they_adapt() -> None:
     assert 0 < lora.trained < 0.1 and whole.trained == 1.0
     little, much = (training_memory(shape, training, core_mesh(Mesh())) for training in (lora, whole))
     assert little.optimizer == pytest.approx(lora.trained * much.optimizer) and little.weights == much.weights
+
+
+def test_a_micro_batch_that_is_auto_is_the_largest_that_fits_and_the_batch_stays() -> None:
+    auto = {"batch_size": 24, "micro_batch_size": "auto"}
+    roomy, tight = (placed(job(**auto, resources={"memory": size})) for size in ("8GiB", "200MiB"))
+    assert (roomy.micro_batch_size, roomy.batch_size) == (24, 24)
+    assert (tight.micro_batch_size, tight.batch_size) == (8, 24)
+    larger = job(batch_size=24, micro_batch_size=24, resources={"memory": "200MiB"})
+    with pytest.raises(UsageError, match="this does not fit"):
+        placed(larger)
+    with pytest.raises(UsageError, match="this does not fit"):
+        placed(job(**auto, resources={"memory": "30MiB"}))
+    both = placed(job(batch_size="auto", workers={"min": 2, "max": 2}))
+    assert (both.batch_size, both.micro_batch_size, both.mesh) == (32, 16, Mesh(dp=2))
+    pipeline = placed(job(**auto, mesh={"pp": 2}))
+    assert pipeline.micro_batch_size == 12  # two ranks need two
+
+
+def test_gpus_that_hold_the_model_find_out_themselves_what_fits() -> None:
+    gpu = {"resources": {"gpus": 1}, "batch_size": 32, "micro_batch_size": "auto"}
+    assert placed(job(**gpu, workers={"min": 2, "max": 2})).micro_batch_size == "auto"
+    assert placed(job(**gpu, mesh={"fsdp": 2})).micro_batch_size == 16
+
+
+def test_the_machines_memory_bounds_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 2**28 < machine.memory_bytes() <= psutil.virtual_memory().total
+    monkeypatch.setattr(machine, "_text", lambda path: "max" if "limit" in path else "1000")
+    assert machine.memory_bytes() == 1000
