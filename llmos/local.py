@@ -55,6 +55,7 @@ def train(spec: TrainJob, layout: Layout, on_progress: OnProgress, report: Repor
     """
     base = base_model(spec, layout)
     job = placed(train_job(to_dict(spec), HERE), base)
+    layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     dirs = layout.job(job.name)
     with _alone(dirs, job.name):
         number = next_attempt(dirs)
