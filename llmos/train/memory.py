@@ -55,7 +55,7 @@ def what_fits(job: TrainJob, config: ModelConfig, world: World, has_bytes: float
     share = len(mesh.share(job.batch_size))
     now = capacity.Training(
         batch=job.batch_size,
-        micro_batch=min(share, job.micro_batch_size or default_rows(share, job.sequence_length, mesh)),
+        micro_batch=min(share, job.micro_batch or default_rows(share, job.sequence_length, mesh)),
         sequence=job.sequence_length,
         precision=_precision(job, world.device),
         optimizer=job.optimizer.name,
