@@ -23,6 +23,7 @@ from llmos.train.evaluate import Evaluation
 from llmos.train.export import export_dtype, export_model, finished, lineage_of
 from llmos.train.lora import merged, save_adapter
 from llmos.train.run import Result, Run
+from llmos.train.stragglers import Stragglers
 from llmos.train.training import Training
 from llmos.train.watchdog import Watchdog
 
@@ -89,11 +90,13 @@ def _steps(training: Training, run: Run, watchdog: Watchdog) -> tuple[Evaluation
     Returns what was measured after the very last step, if it was, and whether the end was asked for.
     """
     job, first, stop = run.job, training.world.first, False
+    stragglers = Stragglers(job.watchdog.slow_rank, training.world, run.attempt.events)
     evaluation, logged_s, saved_s = None, 0.0, time.monotonic()
     while training.step < job.steps and not stop:
         began_s = time.monotonic()
         row, stop = training.advance(stop=first and run.attempt.stop.exists())
         watchdog.step_ended(time.monotonic() - began_s)
+        stragglers.observe(training.own_s)
         done = training.step == job.steps
         evaluation = (
             training.evaluate(watchdog.alive) if done or training.step % job.validation.every_steps == 0 else None

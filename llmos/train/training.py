@@ -62,6 +62,7 @@ class Training:
         """
         self.job, self.corpus, self.world, self.config = job, corpus, world, model.config
         self.step, self.loss, self.train_s = 0, math.nan, 0.0
+        self.own_s: list[float] = []  # how long each rank worked in the last step before it met the others
         self._checkpoints, self._saved_step, self._loaded_step = checkpoints, -1, -1
         self._copies: Copies | None = None
         world.from_first(self._open_copies)
@@ -75,7 +76,7 @@ class Training:
         rounded = numerics.weights if numerics.weights is not torch.float32 and self.mesh.fsdp == 1 else None
         self._optimizer = Optimizer(parameters, job.optimizer, self.mesh.line("dp"), rounded)
         tied, reduction = model.config.tie_embeddings, numerics.reduction
-        self._gradients = Gradients(parameters, self.mesh, riders=3, tied=tied, reduction=reduction)
+        self._gradients = Gradients(parameters, self.mesh, riders=3 + world.size, tied=tied, reduction=reduction)
         self._loss_scale = LossScale(used=job.precision == "fp16")
         report = log.info if world.first else log.debug
         samples = attempt.samples(world.rank) if job.data.log_samples else None
@@ -99,6 +100,7 @@ class Training:
         checkpoint. Raises DivergenceError when training must not go on; the weights are then as before the step.
         """
         job, began = self.job, time.perf_counter()
+        self._began_s = began
         batch, data_wait_s = self._feed.take(self.step, self._incidents.skipped)
         loss, grad_norm, stops = self._differentiate(batch, stop)
         rate = learning_rate(self.step, job.steps, job.optimizer)
@@ -215,7 +217,9 @@ class Training:
         with others_alive():
             loss = self._model.passes.accumulate(batch.tokens_BT, batch.targets_BT, batch.documents_BT)
         mine = [loss, batch.counted] if self.mesh.reports else [0.0, 0.0]
-        (loss_sum, tokens, stops), norm = self._gradients.sum([*mine, float(stop)])
+        own_s = [0.0] * self.world.size
+        own_s[self.world.rank] = time.perf_counter() - self._began_s
+        (loss_sum, tokens, stops, *self.own_s), norm = self._gradients.sum([*mine, float(stop), *own_s])
         factor = self._step_tokens / max(1.0, tokens) / self._loss_scale.value
         norm *= factor
         self._gradients.scale(factor * min(1.0, self.job.optimizer.grad_clip / (norm + 1e-6)))

@@ -54,7 +54,7 @@ from llmos.train.__main__ import main
 from llmos.parallel.pipeline import Direct
 
 def slowed(self, *told):
-    time.sleep(0.03 * dist.get_rank())
+    time.sleep(0.2 * dist.get_rank())
     return honest(self, *told)
 
 honest, Direct.accumulate = Direct.accumulate, slowed
@@ -65,7 +65,7 @@ if __name__ == "__main__":  # this file is the other rank's main module too
 
 def test_a_slowed_rank_is_named_although_all_take_equally_long(trainer: Any, tmp_path: Path) -> None:
     spec, script = tmp_path / "job.yaml", tmp_path / "slow.py"
-    spec.write_text(to_yaml(trainer.job(mesh={"dp": 2}, steps=ROUNDS * ROUND_STEPS + 2, watchdog={"slow_rank": 2.0})))
+    spec.write_text(to_yaml(trainer.job(mesh={"dp": 2}, steps=ROUNDS * ROUND_STEPS + 2, watchdog={"slow_rank": 1.5})))
     script.write_text(SLOW)
     command = [sys.executable, str(script), str(spec), "--state-dir", str(trainer.layout.root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
