@@ -31,23 +31,25 @@ CASE_10M = Case(
         max_position=1024,
     ),
     gpt={"n_layer": 6, "n_head": 5, "n_embd": 320},  # 10.07 M parameters beside 10.06 M
+    steps=6,
 )
 CASE_135M = Case(
     "tokens-135m",
     ModelConfig(vocab_size=49152, **asdict(PRESETS["small"])),  # SmolLM-135M
     gpt={"n_layer": 27, "n_head": 9, "n_embd": 576},  # 135.9 M parameters beside 134.5 M
-    steps=2,
+    accumulate=1,
+    steps=1,
 )
 
 
 def tokens_10m(options: Options) -> Measured:
     """Steps of 2,048 tokens of a model of 10 M parameters."""
-    return _compare(replace(CASE_10M, steps=4) if options.quick else CASE_10M, rounds=1 if options.quick else 5)
+    return _compare(replace(CASE_10M, steps=3) if options.quick else CASE_10M, rounds=1 if options.quick else 3)
 
 
 def tokens_135m(options: Options) -> Measured:
-    """Steps of 2,048 tokens of SmolLM-135M's shape; ``quick``: of 512."""
-    quick = replace(CASE_135M, micro_batch=1, steps=1)
+    """Steps of 1,024 tokens of SmolLM-135M's shape; ``quick``: of 256."""
+    quick = replace(CASE_135M, micro_batch=1)
     return _compare(quick if options.quick else CASE_135M, rounds=1 if options.quick else 3)
 
 
