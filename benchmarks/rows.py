@@ -95,7 +95,7 @@ class Row:
         except Unmeasured as reason:
             why = str(reason)
         except Exception as error:  # whatever a row does wrong is its own failure
-            why = f"failed: {type(error).__name__}: {error}"
+            why = " ".join(f"failed: {type(error).__name__}: {error}".split())  # a row is one line
         return {
             "name": self.name,
             "value": _rounded(found.value if found else None),

@@ -1,8 +1,8 @@
 """``scale_dp``, ``scale_tp``, ``scale_pp``: two workers on one job, against two that know nothing of each other.
 
-Two ranks of one thread hold SmolLM-135M's shape twice: spread over both, and whole. In turns they take a step of 2,048
-tokens together, and each a step of 2,048 tokens of its own at the same time. The ceiling is the tokens/s of both copies
-together, which already share the machine's memory and caches. Steps are whole ones, of
+Two ranks of one thread hold a model of 135 M parameters twice: spread over both, and whole. In turns they take a step
+of 2,048 tokens together, and each a step of 2,048 tokens of its own at the same time. The ceiling is the tokens/s of
+both copies together, which already share the machine's memory and caches. Steps are whole ones, of
 :class:`llmos.train.training.Training`: reading, passes, sums, clipping, AdamW.
 """
 
@@ -13,7 +13,6 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,20 @@ import torch.distributed as dist
 
 from benchmarks.ranks import on_ranks
 from benchmarks.rows import Measured, Options
+from llmos.files import write_json
 from llmos.models import ModelConfig, Transformer
 from llmos.parallel.world import World
-from llmos.spec import PRESETS, TrainJob, parse
+from llmos.spec import TrainJob, parse
 from llmos.train.data import Corpus
 from llmos.train.start import prepare_corpus, set_process
 from llmos.train.training import Training
 
 PAIRS, QUICK_PAIRS = 5, 1
-TOKENS, QUICK_TOKENS = 2048, 512
-LENGTH, VOCABULARY = 256, 49152
+TOKENS, QUICK_TOKENS = 2048, 1024
+LENGTH = 256
+log = logging.getLogger("benchmarks")
+SHAPE = ModelConfig(44800, 768, 2048, num_layers=16, num_heads=12, num_kv_heads=4, head_dim=64, max_position=1024)
+"""135.1 M parameters. SmolLM-135M has 9 heads, which two tp ranks cannot share."""
 
 
 def scale_dp(options: Options) -> Measured:
@@ -53,6 +56,7 @@ def _scale(mesh: dict[str, int], pipeline: dict[str, Any], options: Options) -> 
     with tempfile.TemporaryDirectory(prefix="llmos-scale-") as directory:
         library = sorted(Path(os.__file__).parent.glob("a*.py"))
         _text(Path(directory)).write_text("".join(path.read_text() for path in library))
+        write_json(Path(directory) / "config.json", SHAPE.to_hf())
         found = on_ranks(2, _speeds, directory, mesh, pipeline, tokens, pairs)
     together = [min(pair) for pair in zip(*(speeds for speeds, _ in found), strict=True)]
     ceilings = [sum(pair) for pair in zip(*(speeds for _, speeds in found), strict=True)]
@@ -68,11 +72,10 @@ def _speeds(
 ) -> tuple[list[float], list[float]]:
     """Tokens/s of this rank's steps: those taken with the other, and those of its own copy."""
     root, world = Path(directory), World.current()
-    logging.getLogger("llmos.train").setLevel(logging.WARNING)
     job, alone = _job(root, tokens, mesh, pipeline), _job(root, tokens, {"dp": 1}, {})
     os.environ["OMP_NUM_THREADS"] = "1"
     set_process(job)
-    corpus = prepare_corpus(job, root / "data", None, world, print)
+    corpus = prepare_corpus(job, root / "data", None, world, log.debug)
     shared = _training(job, corpus, root / "shared", world)
     copy = _training(alone, corpus, root / f"copy{world.rank}", World())
     found: tuple[list[float], list[float]] = [], []
@@ -86,8 +89,7 @@ def _speeds(
 
 
 def _training(job: TrainJob, corpus: Corpus, checkpoints: Path, world: World) -> Training:
-    model = Transformer(ModelConfig(vocab_size=VOCABULARY, **asdict(PRESETS["small"])))
-    return Training(job, model, corpus, checkpoints, world)
+    return Training(job, Transformer(SHAPE), corpus, checkpoints, world)
 
 
 def _text(root: Path) -> Path:
@@ -99,7 +101,7 @@ def _job(root: Path, tokens: int, mesh: dict[str, int], pipeline: dict[str, Any]
         {
             "kind": "TrainJob",
             "name": "scale",
-            "model": {"preset": "small"},
+            "model": {"config": str(root)},
             "data": {"path": str(_text(root)), "vocab_size": 512},
             "mesh": mesh,
             "pipeline": pipeline,

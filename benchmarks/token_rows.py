@@ -31,7 +31,7 @@ CASE_10M = Case(
         max_position=1024,
     ),
     gpt={"n_layer": 6, "n_head": 5, "n_embd": 320},  # 10.07 M parameters beside 10.06 M
-    steps=6,
+    steps=4,
 )
 CASE_135M = Case(
     "tokens-135m",
@@ -44,7 +44,7 @@ CASE_135M = Case(
 
 def tokens_10m(options: Options) -> Measured:
     """Steps of 2,048 tokens of a model of 10 M parameters."""
-    return _compare(replace(CASE_10M, steps=3) if options.quick else CASE_10M, rounds=1 if options.quick else 3)
+    return _compare(replace(CASE_10M, steps=2) if options.quick else CASE_10M, rounds=1 if options.quick else 3)
 
 
 def tokens_135m(options: Options) -> Measured:
