@@ -2,19 +2,22 @@
 
 Four ranks run eight micro-batches through llmos's own pipeline. Its stages are tiny and slowed by a known sleep: T for
 a forward pass, T for the gradient of the activations, T for that of the weights; of a rank with two stages, each sleeps
-half as long. A rank is idle for the share of a step that it does not sleep. The peer is the same share of the
-schedule's own table, with passes that take T and communication that takes nothing: (p - 1) / (m + p - 1) for 1F1B.
+half as long. A rank is idle for the share of a step that it does not spend in passes, asleep nearly all the time. The
+peer is the same share of the schedule's own table, with passes that take T and communication that takes nothing:
+(p - 1) / (m + p - 1) for 1F1B.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
 
 from benchmarks.ranks import on_ranks
 from benchmarks.rows import Measured, Options
@@ -55,7 +58,7 @@ def _bubble(schedule: str, stages: int, options: Options) -> Measured:
 
 
 def _idle_pct(schedule: str, stages: int, sleep_s: float, steps: int) -> float:
-    """The share of a step that this rank does not sleep, in percent; the median of ``steps``."""
+    """The share of a step that this rank does not spend in passes, in percent; the median of ``steps``."""
     torch.manual_seed(0)
     shape = ModelConfig(_VOCABULARY, 16, 32, RANKS * stages, 2, 2, 8, _LENGTH, tie_embeddings=False)
     whole = Transformer(shape)
@@ -65,15 +68,31 @@ def _idle_pct(schedule: str, stages: int, sleep_s: float, steps: int) -> float:
     layout = Layout(1, MICRO_BATCHES, _LENGTH, schedule, stages)
     spread = SpreadModel(whole, mesh, layout, cross_entropy_sum, Numerics())
     tokens_BT = torch.randint(_VOCABULARY, (MICRO_BATCHES, _LENGTH))
-    slept_s = 3 * sleep_s * MICRO_BATCHES * stages
+    spent_s: list[float] = []
+    for name in ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk"):
+        setattr(PipelineStage, name, _timed(getattr(PipelineStage, name), spent_s))
     idle = []
     for _ in range(steps + 1):
+        spent_s.clear()
         dist.barrier()
         began = time.perf_counter()
         spread.passes.accumulate(tokens_BT, tokens_BT)
         dist.barrier()
-        idle.append(100 * (1 - slept_s / (time.perf_counter() - began)))
+        idle.append(100 * (1 - sum(spent_s) / (time.perf_counter() - began)))
+    assert sum(spent_s) >= 3 * sleep_s * MICRO_BATCHES * stages, "a pass did not sleep"
     return statistics.median(idle[1:])  # the first step sets the schedule up
+
+
+def _timed(do: Callable[..., Any], spent_s: list[float]) -> Callable[..., Any]:
+    """``do``, which adds the seconds that it takes to ``spent_s``."""
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        result = do(*args, **kwargs)
+        spent_s.append(time.perf_counter() - began)
+        return result
+
+    return timed
 
 
 class SlowLayer(nn.Module):
