@@ -49,7 +49,7 @@ def bubble_zero(options: Options) -> Measured:
 
 
 def _bubble(schedule: str, stages: int, options: Options) -> Measured:
-    slept_s, steps = (0.2, 1) if options.quick else (0.3, 2)
+    slept_s, steps = (0.8, 1) if options.quick else (1.0, 2)
     found = on_ranks(RANKS, _idle_pct, schedule, stages, slept_s / stages, steps)
     value, ideal = statistics.mean(found), IDEAL_PCT[schedule]
     what = f"{RANKS} ranks of {stages} stages, {MICRO_BATCHES} micro-batches, {1000 * slept_s / stages:.0f} ms a pass"
@@ -62,8 +62,8 @@ def _idle_pct(schedule: str, stages: int, sleep_s: float, steps: int) -> float:
     torch.manual_seed(0)
     shape = ModelConfig(_VOCABULARY, 16, 32, RANKS * stages, 2, 2, 8, _LENGTH, tie_embeddings=False)
     whole = Transformer(shape)
-    for number, layer in enumerate(whole.model.layers):
-        whole.model.layers[number] = SlowLayer(layer, sleep_s)
+    layers = [SlowLayer(layer) for layer in whole.model.layers]
+    whole.model.layers = nn.ModuleList(layers)
     mesh = RankMesh(World.current(), pp=RANKS)
     layout = Layout(1, MICRO_BATCHES, _LENGTH, schedule, stages)
     spread = SpreadModel(whole, mesh, layout, cross_entropy_sum, Numerics())
@@ -72,7 +72,9 @@ def _idle_pct(schedule: str, stages: int, sleep_s: float, steps: int) -> float:
     for name in ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk"):
         setattr(PipelineStage, name, _timed(getattr(PipelineStage, name), spent_s))
     idle = []
-    for _ in range(steps + 1):
+    for number in range(steps + 1):  # the first step sets the schedule up, and need not sleep
+        for layer in layers:
+            layer.sleep_s = sleep_s if number else 0.0
         spent_s.clear()
         dist.barrier()
         began = time.perf_counter()
@@ -80,7 +82,7 @@ def _idle_pct(schedule: str, stages: int, sleep_s: float, steps: int) -> float:
         dist.barrier()
         idle.append(100 * (1 - sum(spent_s) / (time.perf_counter() - began)))
     assert sum(spent_s) >= 3 * sleep_s * MICRO_BATCHES * stages, "a pass did not sleep"
-    return statistics.median(idle[1:])  # the first step sets the schedule up
+    return statistics.median(idle[1:])
 
 
 def _timed(do: Callable[..., Any], spent_s: list[float]) -> Callable[..., Any]:
@@ -98,7 +100,7 @@ def _timed(do: Callable[..., Any], spent_s: list[float]) -> Callable[..., Any]:
 class SlowLayer(nn.Module):
     """``layer`` that sleeps ``sleep_s`` in its forward pass and in each half of its backward pass."""
 
-    def __init__(self, layer: nn.Module, sleep_s: float) -> None:
+    def __init__(self, layer: nn.Module, sleep_s: float = 0.0) -> None:
         super().__init__()
         self.layer, self.sleep_s = layer, sleep_s
         self.gain = nn.Parameter(torch.ones(1))

@@ -148,7 +148,7 @@ def test_the_loop_that_mfu_is_measured_with_trains() -> None:
 def test_a_slowed_layer_computes_what_the_layer_does() -> None:
     inner = torch.nn.Linear(4, 4)
     x = torch.randn(2, 4, requires_grad=True)
-    slow = bubble_rows.SlowLayer(inner, 0.0)
+    slow = bubble_rows.SlowLayer(inner)
     assert torch.equal(slow(x), inner(x))
     (expected,) = torch.autograd.grad(inner(x).sum(), x)
     (found,) = torch.autograd.grad(slow(x).sum(), x)
