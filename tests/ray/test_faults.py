@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ray.exceptions import ActorDiedError, GetTimeoutError
+from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
+from llmos import errors
 from llmos.control import attempt
 from llmos.control.ray import attempts, head
 from llmos.control.ray.processes import MARKER, Process
 from llmos.errors import ClusterError
 from llmos.files import write_json
 from llmos.layout import Layout
+from llmos.train import worker
 
 ADDRESS = "127.0.0.1:9"
 
@@ -78,6 +81,16 @@ def test_an_attempt_on_a_full_disk_ends_its_process() -> None:
         raise SystemExit("it lives on")"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_worker_that_ray_ended_for_its_memory_is_no_mystery() -> None:
+    told = "Task was killed due to the node running low on memory."
+    for failure in (OutOfMemoryError("too much"), RuntimeError(told)):
+        error = worker._cause(WorkerGroupError("workers failed", {1: failure}))
+        assert isinstance(error, errors.OutOfMemoryError) and str(failure).strip() in error.message, error
+        assert "micro_batch_size" in error.hint and not attempt.failure(error)["retry"]
+    other = worker._cause(WorkerGroupError("workers failed", {1: ActorDiedError()}))
+    assert isinstance(other, errors.WorkerLost) and "rank 1 failed" in other.message
 
 
 def test_why_an_attempt_failed_is_told_without_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,14 @@ import pytest
 import torch
 import yaml
 
-from llmos.models import ModelConfig
+from llmos.models import ModelConfig, Transformer
+from llmos.parallel.stage import split_layers
+from llmos.parallel.world import World
 from llmos.spec import to_dict
 from llmos.train import __main__ as command_line
 from llmos.train import checkpoint
+from llmos.train.start import shape
+from llmos.train.step import rank_mesh, spread
 from llmos.train.training import Training
 
 SHAPE = {
@@ -96,10 +100,6 @@ def test_what_is_refused_before_the_first_step(
 
 def _as_if_on(ranks: int) -> Any:
     """Training that sees ``ranks`` ranks, and gets no further than being told that the mesh does not fit."""
-    from llmos.models import Transformer
-    from llmos.parallel.world import World
-    from llmos.train.start import shape
-    from llmos.train.step import rank_mesh, spread
 
     def begin(run: Any, _: int) -> Any:
         world = World(0, ranks)
@@ -108,9 +108,7 @@ def _as_if_on(ranks: int) -> Any:
     return begin
 
 
-def test_layers_that_do_not_divide_are_split_unevenly_and_aloud(caplog: pytest.LogCaptureFixture) -> None:
-    from llmos.parallel.stage import split_layers
-
+def test_layers_that_do_not_divide_are_split_unevenly() -> None:
     assert [len(cut) for cut in split_layers(7, 2, 0.5)] == [4, 3]
 
 
