@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from llmos.errors import DeadlineError, UsageError
+from llmos.errors import DeadlineError, TrainingError, UsageError
 from llmos.settings import Connection, connection, normalize_url
 from llmos.transport import Transport
 from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, View
@@ -134,6 +134,25 @@ class Client:
             if view.final:
                 return view
             _pause(deadline, f"job {job} is still {view.phase}", "it goes on; wait again, or cancel it")
+
+    def train(self, source: Source | None = None, *, on_progress: OnProgress | None = None, **fields: Any) -> JobView:
+        """Submit one TrainJob, watch it until it has ended, and return it: its ``model`` is registered.
+
+        The job is given in any form that :meth:`submit` takes, or by its fields, or both, which changes those fields:
+        ``train(name="coder", model={"preset": "tiny"}, data={"path": "src/*.py"}, steps=400, mesh={"dp": 2})``. Without
+        ``on_progress`` it prints how it gets on. Ctrl-C leaves the job running. Raises TrainingError when it fails.
+        """
+        from llmos.training import Printed, job_of
+
+        job = self.submit(job_of(source, fields))
+        try:
+            job = self.wait(job.id, on_progress=on_progress or Printed())
+        except KeyboardInterrupt:
+            print(f"job {job.id} goes on: come back with `.wait({job.id!r})`, end it with `.cancel({job.id!r})`")
+            raise
+        if not job.succeeded:
+            raise TrainingError(f"job {job.id} {job.phase}: {job.reason}", hint=f"see `.logs({job.id!r})`")
+        return job
 
     # Services
 

@@ -81,6 +81,20 @@ def test_the_notebook_walks_the_same_road(cluster: llmos.Client, monkeypatch: py
     assert cluster.services() == []
 
 
+@pytest.mark.slow  # two jobs
+def test_the_training_notebook_sees_the_same_losses_on_two_meshes(
+    cluster: llmos.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOS_NOTEBOOK_STEPS", "6")
+    monkeypatch.setenv("LLMOS_NOTEBOOK_DATA", str(ROOT / "llmos" / "core" / "*.py"))
+    notebook = nbformat.read(ROOT / "notebooks" / "02_training.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+    first, second = (cluster.metrics(cluster.job(name).id) for name in ("notebook-nano", "notebook-nano-2"))
+    assert [row.step for row in first] == [row.step for row in second] == [1, 2, 3, 4, 5, 6]
+    assert [row.loss for row in second] == pytest.approx([row.loss for row in first], rel=1e-2)  # bf16 on some CPUs
+    assert cluster.job("notebook-nano-2").spec["micro_batch_size"] == 4
+
+
 def test_no_job_is_lost_or_run_twice_when_control_is_killed(cluster: llmos.Client) -> None:
     jobs = []
     for number in range(20):

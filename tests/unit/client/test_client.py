@@ -2,12 +2,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 import llmos
-from llmos import Client, Data, DeadlineError, JobView, ModelSource, Output, Service, SpecError, TrainJob, UsageError
+from llmos import (
+    Client,
+    Data,
+    DeadlineError,
+    JobView,
+    ModelSource,
+    Output,
+    Service,
+    SpecError,
+    TrainingError,
+    TrainJob,
+    UsageError,
+)
 from llmos.views import MetricsRow
 from tests.unit.client.conftest import URL, Clock
 from tests.unit.fake_api import JOB_SPEC, KEY, FakeApi, error
@@ -224,3 +237,39 @@ def test_connect_uses_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_API_KEY", "k")
     with llmos.connect() as client:
         assert client.connection.url == "http://127.0.0.1:1"
+
+
+def test_train_submits_watches_and_returns_the_model(
+    cluster: Client, api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = cluster.train(
+        **{"name": "coder", "model": {"preset": "tiny"}, "data": {"path": "src/*.py"}},
+        **{"steps": 100, "mesh": llmos.Mesh(dp=2)},
+    )
+    assert (job.phase, job.model) == ("succeeded", "coder@1")
+    sent = api.jobs[0]["spec"]
+    assert sent["data"]["path"] == [str(tmp_path / "src/*.py")]
+    assert (sent["output"]["model"], sent["mesh"]["dp"], sent["workers"]["max"]) == ("coder", 2, 2)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("<job coder-1 · running") and printed[-1].startswith("<job coder-1 · succeeded")
+    changed = cluster.train(JOB, steps=50, on_progress=lambda job, rows: None)
+    assert changed.steps == 50 and capsys.readouterr().out == ""
+
+
+def test_train_raises_what_went_wrong(cluster: Client, api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.fate = "failed"
+    with pytest.raises(TrainingError, match=r"job coder-1 failed: attempt 1 failed: ValueError: boom\n.*logs"):
+        cluster.train(JOB)
+    with pytest.raises(SpecError, match="`steps` is missing"):
+        cluster.train(name="coder", model={"preset": "tiny"}, data={"path": "a"})
+    with pytest.raises(UsageError, match="expected exactly one TrainJob, found Service"):
+        cluster.train("kind: Service\nname: chat\nmodel: coder@1\n")
+
+    def interrupt(job: JobView, rows: list[Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cluster.train(JOB, on_progress=interrupt)
+    assert "job coder-2 goes on: come back with `.wait('coder-2')`" in capsys.readouterr().out
+    assert api.jobs[-1]["phase"] != "cancelled"

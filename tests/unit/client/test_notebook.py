@@ -54,3 +54,20 @@ def test_the_quickstart_notebook_runs(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "re: Write a function that adds two numbers." in out
     assert out.endswith("import  and so on")
     assert api.jobs[0]["spec"]["steps"] == 200 and api.services == {}
+
+
+def test_the_training_notebook_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    api = FakeApi()
+    monkeypatch.setattr(client, "POLL_S", 0.01)
+    monkeypatch.setenv("LLMOS_API_KEY", KEY)
+    monkeypatch.setenv("LLMOS_NOTEBOOK_STEPS", "200")
+    with listening(api) as url:
+        monkeypatch.setenv("LLMOS_URL", url)
+        exec(source(next(path for path in NOTEBOOKS if path.name == "02_training.ipynb")), {})
+    out = capsys.readouterr().out
+    assert "loss 4.000 → 1.600, 9,600 tokens/s" in out
+    assert "did you mean `learning_rate`?" in out
+    one, two = (job["spec"] for job in api.jobs)
+    assert (one["model"], one["output"]) == ({"preset": "nano"}, {"model": "notebook-nano"})
+    assert (two["mesh"]["dp"], two["workers"]["min"], two["micro_batch_size"]) == (2, 2, "auto")
+    assert (two["steps"], two["batch_size"], two["seed"]) == (one["steps"], one["batch_size"], one["seed"])
