@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ def append_json(path: Path, row: object) -> None:
     """Append ``row`` as a line of JSON to ``path``, in one write: readers never see half of one that matters."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> None:
+    """Drop the lines of ``path`` (JSON, one each) whose value is not ``wanted``, and a last one that is not whole."""
+    if path.exists():
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        kept = [line for line in lines if wanted(json.loads(line))]
+        write_atomic(path, b"".join(kept))
 
 
 def sync_directory(path: Path) -> None:

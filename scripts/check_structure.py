@@ -42,8 +42,14 @@ ENTRY_POINT = "__main__.py"  # where parts that do not know each other are put t
 
 LEGAL_ONLY_IN = {
     "ray": (
-        *("llmos/control/ray/", "llmos/train/worker.py", "llmos/train/ray_data.py", "deployments/"),
-        *("tests/ray/", "tests/e2e/"),
+        *(
+            "llmos/control/ray/",
+            "llmos/train/worker.py",
+            "llmos/train/gang.py",
+            "llmos/train/ray_data.py",
+            "deployments/",
+        ),
+        *("tests/ray/", "tests/e2e/", "tests/chaos/", "benchmarks/ray_train_peer.py"),
     ),
     "torch": ("llmos/models/", "llmos/parallel/", "llmos/train/", "llmos/infer/", "benchmarks/", "tests/"),
     "llmos.cli": ("llmos/cli/", "tests/"),

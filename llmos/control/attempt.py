@@ -89,7 +89,7 @@ def look(job: str, number: int, dirs: AttemptDirs, *, alive: bool, session: str)
         return Attempt(job, number, AttemptPhase.ABSENT)
     if started != session:  # the whole cluster was taken down: nobody's fault, so it must not use up a retry
         return Attempt(job, number, AttemptPhase.YIELDED)
-    return Attempt(job, number, AttemptPhase.LOST)
+    return Attempt(job, number, AttemptPhase.LOST, stopping_since=_asked_at(dirs))
 
 
 def _text(path: os.PathLike[str]) -> str | None:

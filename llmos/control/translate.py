@@ -7,9 +7,9 @@ from llmos.spec import Replicas, Service, TrainJob, digest
 from llmos.spec import Resources as ResourcesSpec
 
 
-def job_gang(spec: TrainJob) -> Gang:
-    """One bundle per worker."""
-    return Gang((_bundle(spec.resources),) * spec.placed_mesh.size)
+def job_gangs(spec: TrainJob) -> tuple[Gang, ...]:
+    """The gangs that the job may run as, the smallest first: a bundle per worker, tensor-parallel ones on one node."""
+    return tuple(Gang((_bundle(spec.resources),) * mesh.size, mesh.tp) for mesh in spec.meshes)
 
 
 def replica_gang(spec: Service) -> Gang:

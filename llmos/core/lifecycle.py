@@ -6,12 +6,13 @@ a crash it is either seen (alive or ended) or ABSENT, and only an ABSENT one is 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from llmos.core.types import Action, Attempt, AttemptPhase, Job, JobPhase, Verb
 
-STOP_GRACE_S = 60.0
-"""How long an attempt that was asked to end may take for its last checkpoint before it is killed."""
+STRAY_GRACE_S = 60.0
+"""How long an attempt that no job has open may take to end before it is killed. Others: ``Job.grace_s``."""
 BACKOFF_FIRST_S = 2.0
 BACKOFF_LONGEST_S = 300.0
 
@@ -21,10 +22,11 @@ def backoff_s(failures: int) -> float:
     return min(BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30), BACKOFF_LONGEST_S)
 
 
-def settle(job: Job, seen: Attempt | None, now: float) -> Action | None:
+def settle(job: Job, seen: Attempt | None, now: float, gone: Collection[str] = ()) -> Action | None:
     """The STOP or CLOSE that ``job`` needs, given what is ``seen`` of its open attempt (None: nothing). None: carry on.
 
-    Success wins over a cancel or a time limit that came later; they win over every other end.
+    Success wins over a cancel or a time limit that came later; they win over every other end. ``gone`` are nodes of the
+    attempt that the cluster has no more: what ends because of that is no failure of the job's.
     """
     if seen and seen.number != job.attempt:
         seen = None  # another attempt's: it says nothing about this one
@@ -33,21 +35,26 @@ def settle(job: Job, seen: Attempt | None, now: float) -> Action | None:
         return _close(job, JobPhase.SUCCEEDED, "finished")
     verdict = _overruled(job, now if phase is not AttemptPhase.ABSENT else job.opened_at)
     if seen and seen.alive:
-        return stop(seen, verdict[1], now) if verdict else None
+        why = verdict[1] if verdict else "asked to yield"
+        return stop(seen, why, now, job.grace_s) if verdict or seen.stopping_since is not None else None
     if verdict:
         return _close(job, *verdict)
     if phase is AttemptPhase.YIELDED:
         return _close(job, JobPhase.QUEUED, "yielded after a checkpoint")
+    if seen and phase is AttemptPhase.LOST and seen.stopping_since is not None:
+        return _close(job, JobPhase.QUEUED, "did not yield in time: goes on from its last checkpoint")
     if seen and phase in (AttemptPhase.FAILED, AttemptPhase.LOST):
+        if gone and seen.retry:
+            return _close(job, JobPhase.QUEUED, f"attempt {job.attempt}: its node {min(gone)} is gone")
         return _failure(job, seen, now)
     return None
 
 
-def stop(seen: Attempt, why: str, now: float) -> Action | None:
+def stop(seen: Attempt, why: str, now: float, grace_s: float | None = None) -> Action | None:
     """The STOP that a living attempt needs so that it ends: ask once, kill after the grace period."""
     if seen.stopping_since is None:
         return Action(Verb.STOP, seen.job, seen.number, why=why)
-    if now - seen.stopping_since >= STOP_GRACE_S:
+    if now - seen.stopping_since >= (STRAY_GRACE_S if grace_s is None else grace_s):
         why = f"{why}; asked to stop {now - seen.stopping_since:.0f} s ago and still there"
         return Action(Verb.STOP, seen.job, seen.number, force=True, why=why)
     return None

@@ -1,8 +1,12 @@
-"""Which node gets which bundle: gangs are placed all or none, packed as tightly as they fit."""
+"""Which node gets which bundle: gangs are placed all or none, packed as tightly as they fit.
+
+Ranks are handed out node by node, so ranks that follow one another are neighbours: those of a tensor-parallel group
+share a node (``Gang.together``), and pipeline stages that exchange activations are on the same or on adjacent ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 
 from llmos.core.types import Gang, Node, Resources
 
@@ -19,9 +23,18 @@ def occupy(free: MutableMapping[str, Resources], gang: Gang, nodes: Iterable[str
             free[node] -= bundle
 
 
+def vacate(free: MutableMapping[str, Resources], gang: Gang, nodes: Iterable[str]) -> None:
+    """Give ``gang``'s bundles back, as if it had ended: the opposite of :func:`occupy`."""
+    for bundle, node in zip(gang.bundles, nodes, strict=False):
+        if node in free:
+            free[node] += bundle
+
+
 def fits(gang: Gang, nodes: tuple[str, ...], free: Mapping[str, Resources]) -> bool:
     """Whether all bundles fit on exactly ``nodes``, one node per bundle, at the same time."""
     if len(nodes) != len(gang.bundles) or not all(node in free for node in nodes):
+        return False
+    if any(len(set(nodes[i : i + gang.together])) > 1 for i in range(0, len(nodes), gang.together)):
         return False
     left = {node: free[node] for node in nodes}
     for bundle, node in zip(gang.bundles, nodes, strict=True):
@@ -38,6 +51,9 @@ def place(gang: Gang, free: Mapping[str, Resources]) -> tuple[str, ...] | None:
     whole and neighbouring ranks share nodes. For equal bundles None means that no placement exists; for mixed ones it
     is the usual heuristic (vector bin packing is NP-hard), which may miss a placement but never returns a wrong one.
     """
+    if gang.together > 1:
+        placed = place(Gang(tuple(_together(gang))), free)
+        return placed and tuple(node for node in placed for _ in range(gang.together))
     left = dict(free)
     chosen = [""] * len(gang.bundles)
     for bundle in sorted(dict.fromkeys(gang.bundles), key=_size, reverse=True):
@@ -53,6 +69,12 @@ def place(gang: Gang, free: Mapping[str, Resources]) -> tuple[str, ...] | None:
             chosen[i] = node
             left[node] -= bundle
     return tuple(chosen)
+
+
+def _together(gang: Gang) -> Iterator[Resources]:
+    """What each group of bundles that must share a node needs there."""
+    for i in range(0, len(gang.bundles), gang.together):
+        yield sum(gang.bundles[i : i + gang.together], Resources())
 
 
 def _size(amount: Resources) -> tuple[float, ...]:

@@ -2,7 +2,8 @@
 
 Services take their resources first. Jobs are first in, first out, in gangs that start whole or not at all: the first
 one that does not fit blocks those behind it, so a large gang is never starved by small ones. Two kinds of job do not
-block: one that waits for its retry, and one that could not start even if all other jobs ended.
+block: one that waits for its retry, and one that could not start even if all other jobs ended. A job that may run on
+more workers than its fewest gets what nobody waits for, and gives it back (``resize``).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Iterable, Mapping
 
 from llmos.core import reasons
 from llmos.core.lifecycle import record, settle, stop
-from llmos.core.placement import fits, place
-from llmos.core.room import Room
+from llmos.core.placement import fits
+from llmos.core.resize import Running, grown, largest, moved, shrunk, smallest
+from llmos.core.room import Claim, Room
 from llmos.core.types import (
     Action,
     Attempt,
@@ -37,22 +39,23 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     room = Room(snapshot.nodes, memo)
     room.shut(node for attempt in strays for node in attempt.nodes)
     room.shut(node for status in _leaving(desired.services, snapshot) for node in status.nodes)
-    for job in jobs:
-        if attempt := _alive(job, snapshot):
-            room.seat(job.gang, attempt.nodes if len(attempt.nodes) == len(job.gang.bundles) else job.placement)
-    blocker = room.reserve(desired.services, snapshot.services)
-    starts, waiting = _admit(jobs, room, blocker, snapshot)
+    running = [one for job in jobs if (one := _running(job, snapshot))]
+    for one in running:
+        room.seat(one.gang, one.nodes)
+    starts, waiting, first = _admit(jobs, room, room.reserve(desired.services, snapshot.services), snapshot)
     stops = [stop(attempt, "no job has this attempt open", snapshot.now) for attempt in strays]
-    actions = [*filter(None, stops), *endings, *_services(desired.services, snapshot.services), *starts]
-    return Plan(tuple(actions), waiting, room.memo())
+    resizes = _resizes(running, endings, room, snapshot, first, idle=not (strays or _queue(waiting, jobs, room)))
+    services = _services(desired.services, snapshot.services)
+    return Plan((*filter(None, stops), *endings, *resizes, *services, *starts), waiting, room.memo())
 
 
 def _settle(jobs: Iterable[Job], snapshot: Snapshot) -> tuple[list[Action], list[Job]]:
     """The STOPs and CLOSEs, and the unfinished jobs as they will be recorded after them."""
     actions: list[Action] = []
     unfinished: list[Job] = []
+    there = {node.id for node in snapshot.nodes}
     for job in jobs:
-        action = settle(job, snapshot.attempts.get(job.id), snapshot.now)
+        action = settle(job, snapshot.attempts.get(job.id), snapshot.now, set(job.placement) - there)
         if action:
             actions.append(action)
             job = record(job, action, snapshot.now)
@@ -65,6 +68,15 @@ def _alive(job: Job, snapshot: Snapshot) -> Attempt | None:
     """The open attempt of ``job``, if it holds resources."""
     attempt = snapshot.attempts.get(job.id)
     return attempt if attempt and attempt.alive and attempt.number == job.attempt else None
+
+
+def _running(job: Job, snapshot: Snapshot) -> Running | None:
+    """``job`` and its living attempt, if it has one."""
+    attempt = _alive(job, snapshot)
+    if attempt is None:
+        return None
+    seen = any(len(attempt.nodes) == len(gang.bundles) for gang in job.gangs)
+    return Running(job, attempt, attempt.nodes if seen else job.placement)
 
 
 def _strays(jobs: Iterable[Job], snapshot: Snapshot) -> list[Attempt]:
@@ -104,24 +116,62 @@ def _outdated(service: Service, status: ServiceStatus | None) -> str:
     return f"replicas {status.target} -> {service.replicas}" if status.target != service.replicas else ""
 
 
-def _admit(jobs: Iterable[Job], room: Room, blocker: str, snapshot: Snapshot) -> tuple[list[Action], dict[str, str]]:
-    """Start jobs in order until one does not fit, and say of each that waits why. ``blocker`` goes before all jobs."""
-    starts: list[Action] = []
+def _admit(
+    jobs: Iterable[Job], room: Room, first: Claim | None, snapshot: Snapshot
+) -> tuple[list[Action], dict[str, str], Claim | None]:
+    """Start jobs in order until one does not fit, and say of each that waits why. ``first`` goes before all jobs.
+
+    Each gets its smallest gang. What is left goes to those that can use it, in order, if nobody waits. The claim is
+    that of the first in the queue.
+    """
+    placed: dict[str, tuple[Job, tuple[str, ...]]] = {}
     waiting: dict[str, str] = {}
     for job in sorted(jobs, key=_turn):
         if _alive(job, snapshot):
             continue
         if why := _not_ready(job, snapshot):
             waiting[job.id] = why
-        elif blocker or not (nodes := _nodes_for(job, room)):
+        elif first or not (nodes := _nodes_for(job, room)):
             waiting[job.id] = room.why_not(job.gang)
-            if room.could_hold(job.gang):
-                waiting[job.id] += f"; behind {blocker}" if blocker else ""
-                blocker = blocker or job.id
+            if any(map(room.could_hold, job.gangs)):
+                waiting[job.id] += f"; behind {first.who}" if first else ""
+                first = first or Claim(job.id, job.gangs)
         else:
-            room.seat(job.gang, nodes)
-            starts.append(_start(job, nodes))
-    return starts, waiting
+            room.seat(job.gang_on(nodes), nodes)
+            placed[job.id] = job, nodes
+    if not _queue(waiting, jobs, room):
+        placed = {id: (job, _widened(job, nodes, room)) for id, (job, nodes) in placed.items()}
+    return [_start(job, nodes) for job, nodes in placed.values()], waiting, first
+
+
+def _queue(waiting: Iterable[str], jobs: Iterable[Job], room: Room) -> bool:
+    """Whether somebody waits who could start if others ended, or will soon."""
+    by_id = {job.id: job for job in jobs}
+    return any(any(map(room.could_hold, by_id[id].gangs)) for id in waiting)
+
+
+def _widened(job: Job, nodes: tuple[str, ...], room: Room) -> tuple[str, ...]:
+    """``nodes``, where ``job`` has its smallest gang, or those of a larger one for which there is room, too."""
+    if not job.larger:
+        return nodes
+    room.leave(job.gang_on(nodes), nodes)
+    recorded = job.placement if fits(job.gang_on(job.placement), job.placement, room.free) else None
+    nodes = recorded or largest(job, room.free) or nodes
+    room.seat(job.gang_on(nodes), nodes)
+    return nodes
+
+
+def _resizes(
+    running: list[Running], endings: list[Action], room: Room, snapshot: Snapshot, first: Claim | None, *, idle: bool
+) -> list[Action]:
+    """The STOPs after which jobs go on elsewhere, smaller or larger."""
+    moves = list(moved(running, {node.id for node in snapshot.nodes if node.draining}))
+    asked = {action.id for action in (*endings, *moves) if action.verb is Verb.STOP}
+    running = [one.asked(snapshot.now) if one.job.id in asked else one for one in running]
+    moves = [action for action in moves if action.id not in {ending.id for ending in endings}]
+    if first:
+        return [*moves, *shrunk(running, room.free, first.who, first.gangs)]
+    return [*moves, *(grown(running, room.free, snapshot.now) if idle else [])]
 
 
 def _turn(job: Job) -> tuple[bool, float, str]:
@@ -139,7 +189,7 @@ def _not_ready(job: Job, snapshot: Snapshot) -> str:
 
 def _nodes_for(job: Job, room: Room) -> tuple[str, ...] | None:
     """Where ``job`` can start now: on the nodes it was given before, if that was recorded and is possible."""
-    return job.placement if job.placement and fits(job.gang, job.placement, room.free) else place(job.gang, room.free)
+    return job.placement if fits(job.gang, job.placement, room.free) else smallest(job, room.free)
 
 
 def _start(job: Job, nodes: tuple[str, ...]) -> Action:
@@ -149,7 +199,11 @@ def _start(job: Job, nodes: tuple[str, ...]) -> Action:
         )
     number = job.attempts + 1
     return Action(
-        Verb.START, job.id, number, nodes, why=f"attempt {number}: {reasons.gang_size(job.gang)} on {_places(nodes)}"
+        Verb.START,
+        job.id,
+        number,
+        nodes,
+        why=f"attempt {number}: {reasons.gang_size(job.gang_on(nodes))} on {_places(nodes)}",
     )
 
 

@@ -20,7 +20,8 @@ def amount(resources: Resources) -> str:
 def gang_size(gang: Gang) -> str:
     """``"2 bundles of 1 CPU"``; unlike bundles are joined by ``+``."""
     groups = Counter(amount(bundle) for bundle in gang.bundles)
-    return " + ".join(f"{n} bundle{'s' * (n != 1)} of {size}" for size, n in groups.items())
+    text = " + ".join(f"{n} bundle{'s' * (n != 1)} of {size}" for size, n in groups.items())
+    return text + (f", every {gang.together} on one node" if gang.together > 1 else "")
 
 
 def no_room(gang: Gang, available: Resources, everything: Resources, nodes: int) -> str:
@@ -48,6 +49,11 @@ def never(gang: Gang, total: Iterable[Resources]) -> str:
 def beside_services(gang: Gang, left: Iterable[Resources]) -> str:
     """Why ``gang`` cannot start while the services are there, whatever else ends."""
     return f"needs {gang_size(gang)}; cannot start while services hold their share: they leave {amount(added(left))}"
+
+
+def workers(count: int) -> str:
+    """``"1 worker"``, ``"2 workers"``."""
+    return f"{count} worker{'s' * (count != 1)}"
 
 
 def held_back(job: Job, now: float) -> str:

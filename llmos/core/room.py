@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llmos.core import reasons
-from llmos.core.placement import capacity, occupy, place
+from llmos.core.placement import capacity, occupy, place, vacate
 from llmos.core.types import Gang, Node, Resources, Service, ServiceStatus
 
 
@@ -16,6 +16,14 @@ class Memo:
 
     room: Mapping[str, Resources] = field(default_factory=dict)
     holds: Mapping[Gang, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """``who`` waits for room for one of ``gangs``, and goes before all that come later."""
+
+    who: str
+    gangs: tuple[Gang, ...]
 
 
 class Room:
@@ -44,12 +52,17 @@ class Room:
         occupy(self.free, gang, nodes)
         self._free_in_all = None
 
-    def reserve(self, services: Iterable[Service], seen: Mapping[str, ServiceStatus]) -> str:
+    def leave(self, gang: Gang, nodes: Iterable[str]) -> None:
+        """Take back what :meth:`seat` gave."""
+        vacate(self.free, gang, nodes)
+        self._free_in_all = None
+
+    def reserve(self, services: Iterable[Service], seen: Mapping[str, ServiceStatus]) -> Claim | None:
         """Take what services hold and what their missing replicas need.
 
-        Names a service that has no room until jobs end, if there is one.
+        Returns the claim of a service that has no room until jobs end, if there is one.
         """
-        blocker = ""
+        blocker: Claim | None = None
         for service in sorted(services, key=lambda service: (service.created_at, service.id)):
             status, size = seen.get(service.id), len(service.gang.bundles)
             placed = status.nodes if status and not status.removing and status.digest == service.digest else ()
@@ -61,7 +74,7 @@ class Room:
                 occupy(self.free, service.gang, nodes or ())
                 occupy(self.unserved, service.gang, nodes or later or ())
                 if later and not nodes:
-                    blocker = blocker or f"service {service.id}"
+                    blocker = blocker or Claim(f"service {service.id}", (service.gang,))
         return blocker
 
     def could_hold(self, gang: Gang) -> bool:

@@ -7,7 +7,7 @@ Times are seconds since the epoch, always handed in; sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -69,9 +69,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Gang:
-    """Bundles that are placed all or none. Bundle ``i`` is rank ``i``'s share of one node."""
+    """Bundles that are placed all or none. Bundle ``i`` is rank ``i``'s share of one node.
+
+    Every ``together`` consecutive bundles share a node: ranks that talk within each layer.
+    """
 
     bundles: tuple[Resources, ...]
+    together: int = 1
 
 
 class AttemptPhase(StrEnum):
@@ -105,11 +109,13 @@ class JobPhase(StrEnum):
 class Job:
     """An unfinished job as the store knows it.
 
+    ``gang`` is the smallest that it may run as, ``larger`` are the others, by their number of bundles.
     ``attempt`` is the number of the attempt that is open (started, end not yet recorded), 0 when none is.
     ``attempts`` counts all attempts ever opened, ``failures`` those that failed or were lost. ``placement`` are the
     node ids the open attempt was given, one per bundle. ``not_before`` holds a retry back (backoff). ``opened_at`` is
     when the open attempt was last started, ``run_s`` how long earlier attempts were open; ``max_runtime_s`` bounds
-    their sum.
+    their sum. ``grace_s`` is how long an attempt that was asked to end may take for its last checkpoint before it is
+    killed, ``grow_every_s`` how long one runs at least before it is ended so that the next one can be larger.
     """
 
     id: str
@@ -125,6 +131,18 @@ class Job:
     run_s: float = 0.0
     max_runtime_s: float | None = None
     placement: tuple[str, ...] = ()
+    larger: tuple[Gang, ...] = ()
+    grace_s: float = 60.0
+    grow_every_s: float = 60.0
+
+    @property
+    def gangs(self) -> tuple[Gang, ...]:
+        """Every gang that the job may run as, the smallest first."""
+        return (self.gang, *self.larger)
+
+    def gang_on(self, nodes: Sized) -> Gang:
+        """The one that has a bundle for each of ``nodes``; the smallest if none has."""
+        return next((gang for gang in self.gangs if len(gang.bundles) == len(nodes)), self.gang)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +225,7 @@ class Action:
     """One step towards what is desired. ``why`` is written for people and becomes the event's text.
 
     START: ``attempt`` to open (or to start again, if it is recorded as open yet ABSENT) on ``nodes``, one per bundle.
-    STOP: ask ``attempt`` to end (cancel, max_runtime), or kill it when ``force``, because it was asked and did not.
+    STOP: ask ``attempt`` to end (cancel, max_runtime, other nodes), or kill it when ``force``: it was asked, did not.
     CLOSE: ``attempt`` (0 when none was open) has ended; the job goes to ``phase`` (QUEUED means another attempt, not
     before ``not_before``); ``failed`` says whether it counts as a failure.
     DEPLOY: the service with ``replicas``. REMOVE: the service.

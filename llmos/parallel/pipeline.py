@@ -20,18 +20,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import pipelining
-from torch.distributed.pipelining import PipelineStage
 
 from llmos.errors import UsageError
 from llmos.parallel.mesh import RankMesh
 from llmos.parallel.stage import Stage
 
-_SCHEDULES: dict[str, Any] = {
-    "gpipe": pipelining.ScheduleGPipe,
-    "1f1b": pipelining.Schedule1F1B,
-    "interleaved": pipelining.ScheduleInterleaved1F1B,
-    "zero_bubble": pipelining.ScheduleInterleavedZeroBubble,
+_SCHEDULES = {
+    "gpipe": "ScheduleGPipe",
+    "1f1b": "Schedule1F1B",
+    "interleaved": "ScheduleInterleaved1F1B",
+    "zero_bubble": "ScheduleInterleavedZeroBubble",
 }
 _ONE_STAGE = ("gpipe", "1f1b")
 
@@ -79,9 +77,11 @@ class Pipeline:
 
     def _scheduled(self, parts: int) -> Any:
         """The schedule for ``parts`` micro-batches. Shapes are told, not tried out: a trial would leave gradients."""
+        from torch.distributed import pipelining  # loads torch's compiler: half a second that other meshes save
+
         line = self._mesh.line("pp")
         torch_stages = [
-            PipelineStage(
+            pipelining.PipelineStage(
                 stage,
                 stage_index=i * line.size + line.place,
                 num_stages=len(self._stages) * line.size,
@@ -93,7 +93,7 @@ class Pipeline:
             for i, stage in enumerate(self._stages)
         ]
         one = self._schedule_name in _ONE_STAGE
-        made = _SCHEDULES[self._schedule_name]
+        made = getattr(pipelining, _SCHEDULES[self._schedule_name])
         return made(torch_stages[0] if one else torch_stages, parts, loss_fn=_loss, scale_grads=False)
 
     def _input(self, stage: Stage) -> Tensor:

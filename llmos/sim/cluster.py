@@ -87,7 +87,7 @@ class SimCluster:
         """Carry out ``action``; ``subject`` is the job or service it is about. Doing it twice is doing it once."""
         match action.verb, subject:
             case Verb.START, Job() if (action.id, action.attempt) not in self._runs:
-                self._launch(action, subject.gang)
+                self._launch(action, subject.gang_on(action.nodes))
             case Verb.STOP, _:
                 self._stop(self._runs[action.id, action.attempt], force=action.force)
             case Verb.DEPLOY, Service():
@@ -121,6 +121,10 @@ class SimCluster:
                 run.seen = replace(run.seen, phase=AttemptPhase.LOST, error=f"node {id} is gone")
         for name, (gang, status) in self._services.items():
             self._services[name] = gang, _with(status, [r for r in _replicas(gang, status) if id not in r])
+
+    def drain_node(self, id: str) -> None:
+        """The machine is about to go: it takes no more work."""
+        self.nodes[id] = replace(self.nodes[id], draining=True)
 
     def living(self) -> list[Attempt]:
         """Every attempt that has a process."""

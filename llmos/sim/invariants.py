@@ -8,42 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llmos.core.lifecycle import STOP_GRACE_S
+from llmos.core.lifecycle import STRAY_GRACE_S
 from llmos.core.placement import place
 from llmos.core.types import (
     Action,
     Attempt,
     AttemptPhase,
     Desired,
-    Gang,
     Job,
     JobPhase,
     Plan,
     Resources,
-    Service,
     Snapshot,
     Verb,
 )
+from llmos.sim.accounting import free, placeable, sized, take, unserved
 
 Invariant = Callable[[Desired, Snapshot, Plan], Iterator[str]]
 
 
 def capacity_kept(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """No bundle is put where it does not fit, on top of all that is there."""
-    free = _free(desired, snapshot)
+    left = free(desired, snapshot)
     for action, job in _starts(desired, plan):
-        for bundle, node in zip(job.gang.bundles, action.nodes, strict=False):
-            if not bundle.fits_in(free.get(node, Resources())):
-                yield f"{job.id}: {bundle} does not fit on {node} with {free.get(node)}"
-            free[node] = free.get(node, Resources()) - bundle
+        for bundle, node in zip(sized(job, action.nodes).bundles, action.nodes, strict=False):
+            if not bundle.fits_in(left.get(node, Resources())):
+                yield f"{job.id}: {bundle} does not fit on {node} with {left.get(node)}"
+            left[node] = left.get(node, Resources()) - bundle
 
 
 def gangs_whole(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
-    """A gang gets a node for every bundle, and only nodes that take work."""
+    """A gang gets a node for every bundle, and only nodes that take work; one of its sizes, tensor-parallel ranks
+    together."""
     usable = {node.id for node in snapshot.nodes if not node.draining}
     for action, job in _starts(desired, plan):
-        if len(action.nodes) != len(job.gang.bundles):
-            yield f"{job.id}: {len(action.nodes)} of {len(job.gang.bundles)} bundles placed"
+        sizes, size = [len(gang.bundles) for gang in (job.gang, *job.larger)], len(action.nodes)
+        if size not in sizes:
+            yield f"{job.id}: {size} bundles placed, expected one of {sizes}"
+        together = sized(job, action.nodes).together
+        if any(len(set(action.nodes[i : i + together])) > 1 for i in range(0, size, together)):
+            yield f"{job.id}: bundles that belong together are on different nodes: {action.nodes}"
         if not usable.issuperset(action.nodes):
             yield f"{job.id}: placed on {set(action.nodes) - usable}, which take no work"
 
@@ -67,10 +71,10 @@ def attempts_new(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[s
 def order_kept(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """A job that may start, and could if the jobs before it ended, is not overtaken by a later one."""
     started = {job.id: job for _, job in _starts(desired, plan) if job.attempt == 0}
-    room = _unserved(desired, snapshot)
+    room = unserved(desired, snapshot)
     for job in _ready(desired, snapshot, plan):
         later = [other.id for other in started.values() if _turn(other) > _turn(job)]
-        if job.id not in started and job.attempt == 0 and later and place(job.gang, room):
+        if job.id not in started and job.attempt == 0 and later and placeable(job, room):
             yield f"{job.id} was overtaken by {later}"
 
 
@@ -79,7 +83,7 @@ def work_conserved(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
     queue = sorted(_ready(desired, snapshot, plan), key=_turn)
     started = {job.id for _, job in _starts(desired, plan)}
     settled = not (desired.services or snapshot.services) and all(job.attempt == 0 for job in queue)
-    if settled and queue and queue[0].id not in started and place(queue[0].gang, _free(desired, snapshot)):
+    if settled and queue and queue[0].id not in started and placeable(queue[0], free(desired, snapshot)):
         yield f"{queue[0].id} is first and fits, but was not started"
 
 
@@ -105,11 +109,40 @@ def ends_carried_out(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterat
         if job and (id in closes) != bool(not current.alive if current else unwanted):
             yield f"{id}: its end is not recorded, or is before it has come"
         asked_at = seen.stopping_since if seen else None
-        due = asked_at is None or snapshot.now - asked_at >= STOP_GRACE_S
-        ends = seen and seen.alive and (unwanted or seen is not current) and due
+        grace_s = job.grace_s if job and current else STRAY_GRACE_S
+        due = asked_at is None or snapshot.now - asked_at >= grace_s
+        ends = seen and seen.alive and (unwanted or seen is not current or asked_at is not None) and due
         expected = asked_at is not None if ends else None
-        if seen and stops.get((id, seen.number)) != expected:
+        if (
+            seen
+            and stops.get((id, seen.number)) != expected
+            and (id, seen.number) not in _resizes(desired, snapshot, plan)
+        ):
             yield f"{id}: stopped with force {stops.get((id, seen.number))}, expected {expected}"
+
+
+def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
+    """An attempt that could go on is asked to end because its node goes, because somebody waits for what it has above
+    its fewest workers, or, patiently, because there is room for more and nobody waits."""
+    draining = {node.id for node in snapshot.nodes if node.draining}
+    jobs = {job.id: job for job in desired.jobs}
+    left, everything = free(desired, snapshot), unserved(desired, snapshot)
+    queue = any(placeable(jobs[id], everything) for id in plan.waiting)
+    for action, job in _starts(desired, plan):
+        take(sized(job, action.nodes), action.nodes, left)
+    for id, number in _resizes(desired, snapshot, plan):
+        job, seen = jobs[id], snapshot.attempts[id]
+        mine = dict(left)
+        for bundle, node in zip(sized(job, seen.nodes).bundles, seen.nodes, strict=True):
+            if node in mine:
+                mine[node] += bundle
+        size = len(seen.nodes)
+        moves = bool(draining.intersection(seen.nodes))
+        shrinks = size > len(job.gang.bundles) and bool(queue or desired.services)
+        roomy = any(len(gang.bundles) > size and place(gang, mine) for gang in job.larger)
+        grows = roomy and not queue and snapshot.now - job.opened_at >= job.grow_every_s
+        if seen.stopping_since is not None or not (moves or shrinks or grows):
+            yield f"{id}: attempt {number} on {size} nodes was asked to end for nothing"
 
 
 def verdicts_right(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
@@ -147,6 +180,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     work_conserved,
     reasons_given,
     ends_carried_out,
+    resizes_earned,
     verdicts_right,
     services_match,
 )
@@ -162,6 +196,17 @@ def _starts(desired: Desired, plan: Plan) -> Iterator[tuple[Action, Job]]:
     return ((action, jobs[action.id]) for action in plan.actions if action.verb is Verb.START)
 
 
+def _resizes(desired: Desired, snapshot: Snapshot, plan: Plan) -> list[tuple[str, int]]:
+    """The open attempts that are asked to end although their jobs are to go on."""
+    found = []
+    for job in desired.jobs:
+        seen = snapshot.attempts.get(job.id)
+        if seen and seen.alive and seen.number == job.attempt and not _overruled(job, seen, snapshot.now):
+            asked = [a for a in plan.actions if a.verb is Verb.STOP and a.id == job.id and not a.force]
+            found += [(job.id, seen.number)] if asked else []
+    return found
+
+
 def _turn(job: Job) -> tuple[float, str]:
     return job.submitted_at, job.id
 
@@ -175,7 +220,10 @@ def _verdict(job: Job, snapshot: Snapshot) -> tuple[JobPhase, bool]:
         return JobPhase.SUCCEEDED, False
     if _overruled(job, current, snapshot.now):
         return (JobPhase.CANCELLED if job.cancelled else JobPhase.FAILED), False
-    if phase is AttemptPhase.YIELDED:
+    late = phase is AttemptPhase.LOST and current is not None and current.stopping_since is not None
+    there = {node.id for node in snapshot.nodes}
+    gone = current is not None and current.retry and not there.issuperset(job.placement)
+    if phase is AttemptPhase.YIELDED or late or gone:
         return JobPhase.QUEUED, False
     hopeless = job.failures >= job.retries or (current is not None and not current.retry)
     return (JobPhase.FAILED if hopeless else JobPhase.QUEUED), True
@@ -201,53 +249,3 @@ def _ready(desired: Desired, snapshot: Snapshot, plan: Plan) -> list[Job]:
         ):
             ready.append(job)
     return ready
-
-
-def _free(desired: Desired, snapshot: Snapshot) -> dict[str, Resources]:
-    """What living attempts, replicas and foreign work leave on each node that takes work.
-
-    Nothing where something is that nobody asked for (any more): how much that holds cannot be known.
-    """
-    free = {node.id: node.total - node.foreign for node in snapshot.nodes if not node.draining}
-    _take_services(desired.services, snapshot, free)
-    for job in desired.jobs:
-        seen = snapshot.attempts.get(job.id)
-        if seen and seen.alive and seen.number == job.attempt:
-            _take(job.gang, seen.nodes, free)
-    unknown = _unknown(desired, snapshot)
-    return {node: left for node, left in free.items() if node not in unknown}
-
-
-def _unknown(desired: Desired, snapshot: Snapshot) -> set[str]:
-    """The nodes of attempts and deployments that are not desired as they are."""
-    attempts = {(job.id, job.attempt) for job in desired.jobs}
-    digests = {(service.id, service.digest) for service in desired.services}
-    strays = [
-        seen.nodes for seen in snapshot.attempts.values() if seen.alive and (seen.job, seen.number) not in attempts
-    ]
-    leaving = [s.nodes for s in snapshot.services.values() if s.removing or (s.id, s.digest) not in digests]
-    return {node for nodes in strays + leaving for node in nodes}
-
-
-def _unserved(desired: Desired, snapshot: Snapshot) -> dict[str, Resources]:
-    """What would be free if no job and nothing foreign ran, with every wanted replica up."""
-    free = {node.id: node.total for node in snapshot.nodes if not node.draining}
-    _take_services(desired.services, snapshot, free)
-    for service in desired.services:
-        status = snapshot.services.get(service.id)
-        for _ in range(service.replicas - (status.ready if status else 0)):
-            _take(service.gang, place(service.gang, free) or (), free)
-    return free
-
-
-def _take_services(services: tuple[Service, ...], snapshot: Snapshot, free: dict[str, Resources]) -> None:
-    for service in services:
-        status = snapshot.services.get(service.id)
-        for i, node in enumerate(status.nodes if status else ()):
-            _take(Gang((service.gang.bundles[i % len(service.gang.bundles)],)), (node,), free)
-
-
-def _take(gang: Gang, nodes: tuple[str, ...], free: dict[str, Resources]) -> None:
-    for bundle, node in zip(gang.bundles, nodes, strict=False):
-        if node in free:
-            free[node] -= bundle

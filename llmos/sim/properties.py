@@ -22,11 +22,17 @@ def repeatable(planner: Planner, desired: Desired, snapshot: Snapshot, made: Pla
 def idempotent(planner: Planner, simulation: Simulation, made: Plan) -> Iterator[str]:
     """Once all of ``made`` has taken effect nothing is left to do, but what that effect makes possible.
 
-    That is: a killed attempt is closed, and what it or a smaller service gives back is given out.
+    That is: a killed attempt is closed, and what it or a smaller service gives back is given out, also to a job that
+    yields to grow.
     """
     again = planner(*_inputs(simulation), made.memo)
     follows = {Verb.CLOSE for action in made.actions if action.force}
-    follows |= {Verb.START for action in made.actions if action.force or action.verb is Verb.DEPLOY}
+    follows |= {
+        follow
+        for follow in (Verb.START, Verb.STOP)
+        for action in made.actions
+        if action.force or action.verb is Verb.DEPLOY
+    }
     if left := [action for action in again.actions if action.verb not in follows]:
         yield f"idempotent: {left}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from llmos.core.lifecycle import STOP_GRACE_S, record
+from llmos.core.lifecycle import STRAY_GRACE_S, record
 from llmos.core.plan import plan as core_plan
 from llmos.core.types import Action, Desired, Job, JobPhase, Plan, Service, Snapshot, Verb
 from llmos.sim.cluster import SimCluster
@@ -66,7 +66,7 @@ class Simulation:
         now = self.cluster.now
         times = [self.cluster.next_event(), now + interval_s]
         for job in self.jobs.values():
-            times += [job.not_before, now + STOP_GRACE_S]
+            times += [job.not_before, now + STRAY_GRACE_S, now + job.grace_s, job.opened_at + job.grow_every_s]
             if job.attempt and job.max_runtime_s is not None:
                 times.append(job.opened_at + job.max_runtime_s - job.run_s)
         return min(time for time in times if time > now)

@@ -80,10 +80,11 @@ class ModelSource(Strict):
 
 
 class Workers(Strict):
-    """How many workers (ranks) the job may run on."""
+    """How many workers (ranks) the job may run on: it grows when nobody waits, and shrinks when somebody does."""
 
     min: PositiveInt = Field(default=1, description="fewest workers the job runs on")
-    max: PositiveInt = Field(default=1, description="most workers the job accepts; today it runs on the fewest")
+    max: PositiveInt = Field(default=1, description="most workers the job can use")
+    grow_every: Duration = Field(default=60.0, description="how long it runs at least before it goes on with more")
 
     rules = (min_at_most_max,)
 
@@ -216,6 +217,7 @@ class TrainJob(Strict):
     secrets: dict[Variable, Annotated[str, BeforeValidator(check_secret)]] = Field(
         default_factory=dict, description="environment variables whose values are read from `env:NAME` or `file:/path`"
     )
+    grace: Duration = Field(default=60.0, description="how long it may take to checkpoint and end when it is asked to")
     max_runtime: Duration | None = Field(default=None, description="stop the job after this time, such as 2h")
     retries: int = Field(default=2, ge=0, le=100, description="attempts beyond the first after failures")
     output: Output = Field(description="where the result goes")
@@ -237,6 +239,32 @@ class TrainJob(Strict):
         if isinstance(data, Mapping) and data.get("batch_size") == "auto":
             return {"micro_batch_size": "auto", **{key: data[key] for key in data if key != "batch_size"}}
         return data
+
+    @property
+    def meshes(self) -> tuple[Mesh, ...]:
+        """Every mesh the job may run on, the smallest first: one for each number of workers that suits it.
+
+        Between ``workers.min`` and ``max``, ``dp`` varies, or ``fsdp`` where the mesh has that and no ``dp``. The other
+        axes stay: a rank never holds more than on the mesh that was named, whose memory is known.
+        """
+        named = self.placed_mesh
+        axis = "fsdp" if named.fsdp > 1 and named.dp == 1 else "dp"
+        unit = named.size // getattr(named, axis)
+        counts = range(-(-self.workers.min // unit), self.workers.max // unit + 1)
+        meshes = (named.model_copy(update={axis: count}) for count in counts)
+        return tuple(mesh for mesh in meshes if mesh == named or self._suits(mesh)) or (named,)
+
+    def on(self, workers: int) -> TrainJob:
+        """The job on exactly so many workers, one of the sizes of :attr:`meshes`."""
+        return self._with(next(mesh for mesh in self.meshes if mesh.size == workers))
+
+    def _suits(self, mesh: Mesh) -> bool:
+        job = self._with(mesh)
+        return not any(True for rule in self.rules for _ in rule(job))
+
+    def _with(self, mesh: Mesh) -> TrainJob:
+        size = {"min": mesh.size, "max": mesh.size}
+        return self.model_copy(update={"mesh": mesh, "workers": self.workers.model_copy(update=size)})
 
     @property
     def masks_documents(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llmos.errors import LlmosError, TrainingError
-from llmos.files import append_json, write_json
+from llmos.files import append_json, keep_lines, write_json
 from llmos.layout import AttemptDirs
 from llmos.models import Transformer
 from llmos.parallel.world import World
@@ -71,6 +71,7 @@ def _train(run: Run, world: World) -> Result:
 
 def _train_from_checkpoint(training: Training, run: Run) -> Result:
     training.resume()
+    _forget(run.attempt, training.world, training.step)
     if training.world.first:
         log.info(
             "training %s: %s parameters, %s, %d ranks (%s), steps %d to %d",
@@ -82,6 +83,13 @@ def _train_from_checkpoint(training: Training, run: Run) -> Result:
     if stopped and training.step < run.job.steps:
         return Result("yielded", training.step, _metrics(training, evaluation))
     return _finish(training, run, evaluation or training.evaluate())
+
+
+def _forget(attempt: AttemptDirs, world: World, step: int) -> None:
+    """Drop what was written of steps after ``step``, where ranks of this attempt were lost: they are done again."""
+    files = [attempt.samples(world.rank), *([attempt.metrics] if world.first else [])]
+    for file in files:
+        keep_lines(file, lambda row: row["step"] <= step)
 
 
 def _steps(training: Training, run: Run, watchdog: Watchdog) -> tuple[Evaluation | None, bool]:

@@ -38,6 +38,17 @@ def join(backend: str, host: str, port: int, rank: int, size: int, timeout_s: fl
         torch.cuda.set_device(World.current().device)
 
 
+def leave() -> None:
+    """Give up the process group: a rank of it is gone."""
+    dist.destroy_process_group()
+
+
+def say_waiting(run: Run, secrets: Collection[str]) -> None:
+    """Say in the attempt's log that this process waits for the replacement of a rank that is gone."""
+    with rank_log(run.attempt.log, int(os.environ["RANK"]), secrets):
+        log.warning("another rank is gone: waiting for its replacement")
+
+
 def run_rank(run: Run, secrets: Collection[str]) -> None:
     """Train ``run``; what this rank writes goes to the attempt's log, with ``secrets`` blacked out.
 

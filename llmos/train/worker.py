@@ -1,27 +1,27 @@
 """The Ray Train entry: one attempt of a job as a run of Ray Train.
 
-Everything that knows Ray is here; ``rank.run_rank`` runs in every worker and does not. Ray Train starts the workers,
-joins them into one process group and watches them. Retries are not its business: ``plan`` decides on the next attempt.
+What knows Ray is here and in ``gang``; ``rank.run_rank`` runs in every worker and does not. Ray Train starts the
+workers, watches them, and replaces one whose process dies on a living node. Every other end is that of the attempt:
+``plan`` decides on the next one.
 
-Why not ``TorchTrainer``: it loads torch in the attempt's process and in Ray Train's controller, which do not compute.
-On two cores that is 4 of the 14 seconds of processor time between submitting a job and its first step. Its base class
-and a backend of our own (which listens on one interface only) do the same without.
+Why not ``TorchTrainer``: it loads torch in processes that do not compute, starts one for its controller and one more to
+watch that. On two cores this takes longer than training's own start. Its base class, with the controller in the
+attempt's own process and a backend of ours (which listens on one interface only), does the same without.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.backend import Backend, BackendConfig
+import ray.exceptions
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
@@ -30,6 +30,7 @@ from llmos.files import read_json
 from llmos.layout import Layout
 from llmos.spec import TrainJob, parse
 from llmos.train import cause
+from llmos.train.gang import Deaths, Gang, be_rank
 from llmos.train.limits import collective_timeout_s
 from llmos.train.run import Run
 
@@ -48,13 +49,16 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
     dirs = layout.job(job).attempt(number)
     spec = parse(read_json(layout.job(job).spec))
     assert isinstance(spec, TrainJob)
+    spec = spec.on(len(nodes))
     run = Run(spec, layout.job(job), dirs, layout.data, _base_model(layout, spec))
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(HEALTH_CHECK_INTERVAL_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(WORKERS_START_TIMEOUT_S)
-    trainer = DataParallelTrainer(
+    os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"  # as in its own process
+    trainer = _Trainer(
         # secrets travel inside the function, never through an environment that Ray would show
-        partial(_rank, run, dict(secrets)),
-        backend_config=_Gang(collective_timeout_s(spec.watchdog.timeout)),
+        partial(be_rank, run, dict(secrets)),
+        deaths=Deaths(nodes, spec.retries, dirs.cause),
+        backend_config=Gang(tuple(nodes), spec.resources.gpus > 0, collective_timeout_s(spec.watchdog.timeout)),
         scaling_config=_scaling(spec, nodes),
         run_config=RunConfig(
             name="ray_train",
@@ -73,6 +77,23 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
     return dict(outcome)
 
 
+class _Trainer(DataParallelTrainer):
+    """Ray Train with its controller in this process: when this process ends, Ray takes back all that it created."""
+
+    def __init__(self, *args: Any, deaths: Deaths, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._deaths = deaths
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Result:
+        controller = TrainController(**{**parts, "failure_policy": self._deaths})
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
 def _scaling(spec: TrainJob, nodes: Sequence[str]) -> ScalingConfig:
     resources = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus, "memory": spec.resources.memory or 0}
     return ScalingConfig(
@@ -89,14 +110,6 @@ def _base_model(layout: Layout, spec: TrainJob) -> Path | None:
         return None
     name, _, version = spec.model.ref.partition("@")
     return layout.model(name, int(version))
-
-
-def _rank(run: Run, secrets: Mapping[str, str]) -> None:
-    """What each worker runs."""
-    from llmos.train.rank import run_rank  # loads torch, which this process has loaded to join the others
-
-    os.environ.update(secrets)
-    run_rank(run, tuple(secrets.values()))
 
 
 def _cause(error: TrainingFailedError) -> LlmosError:
@@ -132,55 +145,3 @@ def _summary(error: BaseException) -> str:
     """One line: the kind of error, and the first line of its message."""
     lines = str(error).strip().splitlines() or ["no message"]
     return f"{type(error).__name__}: {lines[0]}"
-
-
-class _Processes(Backend):
-    """Joins the workers into one torch process group whose rendezvous is on the cluster's own interface only."""
-
-    share_cuda_visible_devices = True  # ranks of a node reach each other's GPUs directly
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
-        group = worker_group.execute_single(0, ray.util.get_current_placement_group)
-        try:
-            host, port = worker_group.execute_single(0, _listen)
-            timeout_s = backend_config.timeout_s
-            told = {"backend": "nccl" if gpus else "gloo", "host": host, "port": port, "timeout_s": timeout_s}
-            ray.get([worker_group.execute_single_async(i, _join, **told) for i in range(len(worker_group))])
-        except BaseException:
-            # Ray Train begins to look after the group's resources only once this has succeeded
-            ray.util.remove_placement_group(group)
-            raise
-
-
-@dataclass
-class _Gang(BackendConfig):
-    timeout_s: float
-    """How long a collective may take."""
-
-    @property
-    def backend_cls(self) -> type[_Processes]:
-        return _Processes
-
-
-_listening: list[socket.socket] = []
-"""Rank 0's rendezvous socket between ``_listen`` and ``_join``, which run in the same process."""
-
-
-def _listen() -> tuple[str, int]:
-    listener = socket.create_server((ray.util.get_node_ip_address(), 0))
-    _listening.append(listener)
-    host, port = listener.getsockname()[:2]
-    return str(host), int(port)
-
-
-def _join(backend: str, host: str, port: int, timeout_s: float) -> None:
-    """Join the process group of this worker's gang, whose rank 0 listens at ``host:port``."""
-    from llmos.train.rank import join
-
-    context = ray.train.get_context()
-    rank, size = context.get_world_rank(), context.get_world_size()
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(context.get_local_rank()))
-    os.environ.update(LOCAL_WORLD_SIZE=str(context.get_local_world_size()), NODE_RANK=str(context.get_node_rank()))
-    listener = _listening.pop().detach() if rank == 0 else None
-    join(backend, host, port, rank, size, timeout_s, listener)

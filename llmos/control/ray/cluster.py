@@ -36,6 +36,7 @@ class RayCluster:
         self._layout = layout
         self._service_spec = service_spec
         self._session = ray.get_runtime_context().get_session_name()
+        self._suspects: set[str] = set()  # nodes that an attempt has failed on and that do not answer
 
     def observe(self, jobs: Sequence[Job], services_wanted: Sequence[Service]) -> Snapshot:
         """The cluster now; see :class:`llmos.control.cluster.Cluster`."""
@@ -43,7 +44,9 @@ class RayCluster:
             seen = self._attempts(jobs)
             deployed = services.observe()
             ours = _held(jobs, seen, services_wanted, deployed)
-            return Snapshot(time.time(), nodes.observe(ours), seen, deployed)
+            self._suspects = nodes.unreachable(self._suspects | _failed_on(jobs, seen))
+            there = tuple(node for node in nodes.observe(ours) if node.id not in self._suspects)
+            return Snapshot(time.time(), there, seen, deployed)
         except RayError as error:
             raise ClusterError(f"the Ray cluster cannot be observed: {error}") from error
 
@@ -80,6 +83,12 @@ class RayCluster:
         return seen
 
 
+def _failed_on(jobs: Iterable[Job], seen: Mapping[str, Attempt]) -> set[str]:
+    """The nodes of open attempts that failed or were lost."""
+    bad = (AttemptPhase.FAILED, AttemptPhase.LOST)
+    return {node for job in jobs if (found := seen.get(job.id)) and found.phase in bad for node in job.placement}
+
+
 def _held(
     jobs: Iterable[Job],
     seen: Mapping[str, Attempt],
@@ -95,7 +104,7 @@ def _held(
 
     for job in jobs:
         if (found := seen.get(job.id)) and found.alive and found.number == job.attempt:
-            hold(job.gang.bundles, job.placement)
+            hold(job.gang_on(job.placement).bundles, job.placement)
     for service in wanted:
         if status := deployed.get(service.id):
             hold(service.gang.bundles * (len(status.nodes) // len(service.gang.bundles)), status.nodes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -10,6 +11,7 @@ from ray._private import state as ray_state
 
 from llmos.core.types import Node, Resources
 
+REACH_TIMEOUT_S = 1.0
 _KNOWN = ("CPU", "GPU", "memory", "object_store_memory")
 
 
@@ -27,6 +29,21 @@ def observe(ours: Mapping[str, Resources]) -> tuple[Node, ...]:
         labels = tuple(sorted(node.get("Labels", {}).items()))
         nodes.append(Node(id, resources(total), foreign, labels, draining=id in draining))
     return tuple(sorted(nodes, key=lambda node: node.id))
+
+
+def unreachable(ids: Iterable[str]) -> set[str]:
+    """Which of these living nodes do not answer. Ray itself takes a while to find out."""
+    suspects = set(ids)
+    where = {n["NodeID"]: (n["NodeManagerAddress"], n["NodeManagerPort"]) for n in ray.nodes() if n["Alive"]}
+    return {id for id in suspects & where.keys() if not _answers(where[id])}
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=REACH_TIMEOUT_S).close()
+        return True
+    except OSError:
+        return False
 
 
 def resources(amounts: Mapping[str, Any]) -> Resources:

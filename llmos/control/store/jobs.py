@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
 from llmos.control.store.models import require
 from llmos.control.store.tables import attempts, jobs
-from llmos.control.translate import job_gang
+from llmos.control.translate import job_gangs
 from llmos.core.lifecycle import record
 from llmos.core.types import Action, Gang, Job, JobPhase, Verb
 from llmos.errors import ConflictError, NotFoundError
@@ -147,17 +148,28 @@ def _new(spec: TrainJob, number: int, now: float) -> dict[str, Any]:
 
 
 def _job(row: Row) -> Job:
-    gang, retries, max_runtime_s = _asked(json.dumps(row["spec"], sort_keys=True))
     fields = {name: row[name] for name in _FIELDS} | {"placement": tuple(row["placement"])}
-    return Job(row["id"], gang, row["created_at"], retries=retries, max_runtime_s=max_runtime_s, **fields)
+    return replace(
+        _asked(json.dumps(row["spec"], sort_keys=True)), id=row["id"], submitted_at=row["created_at"], **fields
+    )
 
 
 @lru_cache(maxsize=4096)
-def _asked(spec: str) -> tuple[Gang, int, float | None]:
+def _asked(spec: str) -> Job:
     """What the scheduler reads of a spec (JSON). Cached: each tick asks for every unfinished job."""
     job = parse(json.loads(spec))
     assert isinstance(job, TrainJob)
-    return job_gang(job), job.retries, job.max_runtime
+    gang, *larger = job_gangs(job)
+    return Job(
+        job.name,
+        gang,
+        submitted_at=0.0,
+        retries=job.retries,
+        max_runtime_s=job.max_runtime,
+        larger=tuple(larger),
+        grace_s=job.grace,
+        grow_every_s=job.workers.grow_every,
+    )
 
 
 def _by_key(connection: Connection, key: str) -> Row | None:

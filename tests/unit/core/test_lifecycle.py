@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.core.lifecycle import BACKOFF_LONGEST_S, STOP_GRACE_S, backoff_s, record, settle, stop
+from llmos.core.lifecycle import BACKOFF_LONGEST_S, STRAY_GRACE_S, backoff_s, record, settle, stop
 from llmos.core.types import Action, Attempt, AttemptPhase, Job, JobPhase, Verb
 from tests.unit.core.values import NOW, cpus, job
 
@@ -94,8 +94,8 @@ def test_an_attempt_is_asked_once_and_killed_after_the_grace_period() -> None:
     living = seen(AttemptPhase.RUNNING)
     assert stop(living, "cancelled", NOW) == Action(Verb.STOP, "a", 2, why="cancelled")
     asked = replace(living, stopping_since=NOW)
-    assert stop(asked, "cancelled", NOW + STOP_GRACE_S - 1) is None
-    killed = stop(asked, "cancelled", NOW + STOP_GRACE_S)
+    assert stop(asked, "cancelled", NOW + STRAY_GRACE_S - 1) is None
+    killed = stop(asked, "cancelled", NOW + STRAY_GRACE_S)
     assert killed and killed.force and killed.why == "cancelled; asked to stop 60 s ago and still there"
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmos.core.lifecycle import STOP_GRACE_S
+from llmos.core.lifecycle import STRAY_GRACE_S
 from llmos.core.types import Action, Attempt, AttemptPhase, Desired, Gang, Node, Resources, Snapshot, Verb
 from tests.unit.core.values import FAILED, LOST, NOW, RUNNING, cpus, decide, job, node, running, see, told
 
@@ -85,10 +85,20 @@ def test_an_attempt_seen_absent_is_as_one_not_seen() -> None:
 
 def test_a_lost_attempt_is_closed_and_its_retry_waits() -> None:
     mine = replace(running("a", "n0")[0], retries=1)
-    made = decide(see([node("n1")], Attempt("a", 1, LOST)), mine)
+    made = decide(see([node("n0"), node("n1")], Attempt("a", 1, LOST)), mine)
     assert told(made) == ["close a-1 queued"]
     assert made.actions[0].failed and made.actions[0].not_before == NOW + 2
     assert made.waiting == {"a": "next attempt in 2 s, after failure 1 (retries: 1)"}
+
+
+def test_what_ends_with_its_node_is_no_failure_and_goes_on_at_once_on_what_is_left() -> None:
+    mine = replace(running("a", "n0", "n1")[0], gang=cpus(1), larger=(cpus(1, 1),))
+    for end in (Attempt("a", 1, LOST), Attempt("a", 1, FAILED, error="rank 1 failed")):
+        made = decide(see([node("n1", 1)], end), mine)
+        assert told(made) == ["close a-1 queued", "start a-2 on n1"]
+        assert not made.actions[0].failed and made.actions[0].why == "attempt 1: its node n0 is gone"
+    hopeless = Attempt("a", 1, FAILED, error="bad data", retry=False)
+    assert told(decide(see([node("n1", 1)], hopeless), mine)) == ["close a-1 failed"]
 
 
 def test_a_yielded_attempt_goes_on_at_once_and_is_not_a_failure() -> None:
@@ -119,7 +129,7 @@ def test_a_cancelled_job_that_runs_is_asked_then_killed_and_keeps_its_room() -> 
     assert told(decide(see([node("n0")], attempt), mine, behind)) == ["stop a-1"]
     asked = replace(attempt, stopping_since=NOW)
     assert told(decide(see([node("n0")], asked), mine, behind)) == []
-    later = see([node("n0")], asked, now=NOW + STOP_GRACE_S)
+    later = see([node("n0")], asked, now=NOW + STRAY_GRACE_S)
     assert told(decide(later, mine, behind)) == ["stop a-1 by force"]
     killed = see([node("n0")], Attempt("a", 1, LOST))
     assert told(decide(killed, mine, behind)) == ["close a-1 cancelled", "start b-1 on n0"]

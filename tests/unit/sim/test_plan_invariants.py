@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import Phase, find, given, settings
 from llmos.core.lifecycle import settle, stop
 from llmos.core.placement import place
 from llmos.core.plan import _admit, _services, plan
+from llmos.core.resize import Free, Running, grown
 from llmos.core.room import Room
 from llmos.core.types import Action, Attempt, Desired, Gang, Job, Node, Plan, Resources, Snapshot, Verb
 from tests.unit.sim.workloads import Workload, play, workloads
@@ -46,20 +47,28 @@ def _old_number(job: Job, nodes: tuple[str, ...]) -> Action:
 
 
 def _settle_as(**changes: Any) -> Any:
-    return lambda job, seen, now: settle(replace(job, **changes), seen, now)
+    return lambda job, *rest: settle(replace(job, **changes), *rest)
 
 
-def _ask_again(job: Job, seen: Attempt | None, now: float) -> Action | None:
-    return settle(job, replace(seen, stopping_since=None) if seen else None, now)
+def _ask_again(job: Job, seen: Attempt | None, *rest: Any) -> Action | None:
+    return settle(job, replace(seen, stopping_since=None) if seen else None, *rest)
 
 
-def _not_counted(job: Job, seen: Attempt | None, now: float) -> Action | None:
-    action = settle(job, seen, now)
+def _not_counted(*state: Any) -> Action | None:
+    action = settle(*state)
     return replace(action, failed=False) if action else None
 
 
-def _hopeful(job: Job, seen: Attempt | None, now: float) -> Action | None:
-    return settle(job, replace(seen, retry=True) if seen else None, now)
+def _hopeful(job: Job, seen: Attempt | None, *rest: Any) -> Action | None:
+    return settle(job, replace(seen, retry=True) if seen else None, *rest)
+
+
+def _impatient(running: Sequence[Running], free: Free, now: float) -> list[Action]:
+    return grown(running, free, now + 1000.0)
+
+
+def _shrinks_all(running: Sequence[Running], *_: object) -> list[Action]:
+    return [Action(Verb.STOP, one.job.id, one.attempt.number, why="bug") for one in running if not one.ending]
 
 
 def _no_restart(job: Job, snapshot: Snapshot) -> str:
@@ -72,14 +81,14 @@ def _stale(room: Room, gang: Gang) -> bool:
     return room._holds[gang]
 
 
-def _move(jobs: list[Job], room: Room, blocker: str, snapshot: Snapshot) -> tuple[list[Action], dict[str, str]]:
+def _move(jobs: list[Job], room: Room, first: Any, snapshot: Snapshot) -> Any:
     nowhere_seen = replace(snapshot, attempts={})
-    return _admit(jobs, room, blocker, nowhere_seen)
+    return _admit(jobs, room, first, nowhere_seen)
 
 
-def _twice(*state: Any) -> tuple[list[Action], dict[str, str]]:
-    starts, waiting = _admit(*state)
-    return starts * 2, waiting
+def _twice(*state: Any) -> Any:
+    starts, *rest = _admit(*state)
+    return starts * 2, *rest
 
 
 def _no_removals(*state: Any) -> list[Action]:
@@ -102,9 +111,9 @@ PLANTED = {
     "forgets what is taken": ("capacity_kept", "room.Room.seat", lambda room, gang, nodes: None),
     "forgets what it gave out": ("capacity_kept", "room.occupy", lambda free, gang, nodes: None),
     "forgets foreign work": ("capacity_kept", "room.capacity", lambda nodes: {node.id: node.total for node in nodes}),
-    "forgets services": ("capacity_kept", "room.Room.reserve", lambda room, services, seen: ""),
+    "forgets services": ("capacity_kept", "room.Room.reserve", lambda room, services, seen: None),
     "uses what is draining": ("gangs_whole", "plan.Room", _undrained),
-    "half a gang": ("gangs_whole", "plan.place", _half),
+    "half a gang": ("gangs_whole", "resize.place", _half),
     "reuses a number": ("attempts_new", "plan._start", _old_number),
     "skips a number": ("attempts_new", "plan._start", _new_number),
     "forgets what runs": ("reasons_given", "plan._alive", lambda job, snapshot: None),
@@ -112,12 +121,16 @@ PLANTED = {
     "starts everything twice": ("attempts_new", "plan._admit", _twice),
     "last in, first out": ("order_kept", "plan._turn", lambda job: (job.attempt == 0, -job.submitted_at, job.id)),
     "backfills": ("order_kept", "room.Room.could_hold", lambda room, gang: False),
-    "never starts triples": ("work_conserved", "plan.place", _not_triples),
+    "never starts triples": ("work_conserved", "resize.place", _not_triples),
     "gives no reason": ("reasons_given", "room.Room.why_not", lambda room, gang: ""),
     "ignores cancel": ("ends_carried_out", "plan.settle", _settle_as(cancelled=False)),
     "ignores max_runtime": ("ends_carried_out", "plan.settle", _settle_as(max_runtime_s=None)),
-    "never kills": ("ends_carried_out", "lifecycle.STOP_GRACE_S", float("inf")),
-    "kills at once": ("idempotent", "lifecycle.STOP_GRACE_S", 0.0),
+    "never kills": ("ends_carried_out", "lifecycle.STRAY_GRACE_S", float("inf")),
+    "kills at once": ("idempotent", "lifecycle.STRAY_GRACE_S", 0.0),
+    "never kills what will not yield": ("ends_carried_out", "plan.settle", _settle_as(grace_s=float("inf"))),
+    "grows at once": ("resizes_earned", "plan.grown", _impatient),
+    "shrinks in vain": ("resizes_earned", "plan.shrunk", _shrinks_all),
+    "splits what belongs together": ("gangs_whole", "resize.place", lambda gang, free: place(Gang(gang.bundles), free)),
     "leaves strays alone": ("ends_carried_out", "plan._strays", lambda jobs, snapshot: []),
     "stops strays again and again": (
         "idempotent",

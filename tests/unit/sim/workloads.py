@@ -23,6 +23,7 @@ class Work:
     """A job and its fate: when it comes, when (if ever) it is cancelled or forgotten, how its first attempts go."""
 
     gang: Gang
+    larger: tuple[Gang, ...]
     at: float
     retries: int
     outcomes: tuple[Outcome, ...]
@@ -40,6 +41,7 @@ class Workload:
     services: tuple[tuple[float, Service | None], ...]
     crashes: tuple[tuple[int, int], ...]
     node_losses: tuple[tuple[float, int], ...]
+    drains: tuple[tuple[float, int], ...]
     lost_launches: int
     quiet_at: float
 
@@ -56,6 +58,17 @@ gangs = st.one_of(
     st.builds(lambda bundle, n: Gang((bundle,) * n), bundles, st.integers(1, 4)),
     st.lists(bundles, min_size=2, max_size=3).map(lambda unlike: Gang(tuple(unlike))),
 )
+
+
+def _elastic(bundle: Resources, together: int, sizes: set[int]) -> tuple[Gang, ...]:
+    return tuple(Gang((bundle,) * (n * together), together) for n in sorted(sizes))
+
+
+sized = st.one_of(
+    gangs.map(lambda gang: (gang,)),
+    gangs.map(lambda gang: (gang,)),
+    st.builds(_elastic, bundles, st.sampled_from([1, 1, 2]), st.sets(st.integers(1, 4), min_size=1, max_size=3)),
+)
 outcomes = st.builds(
     Outcome,
     run_s=st.sampled_from([1.0, 3.0, 10.0, 40.0, 200.0]),
@@ -66,8 +79,8 @@ outcomes = st.builds(
     deaf=st.booleans(),
 )
 works = st.builds(
-    Work,
-    gang=gangs,
+    lambda sizes, **fields: Work(sizes[0], sizes[1:], **fields),
+    sizes=sized,
     at=times,
     retries=st.integers(0, 2),
     outcomes=st.lists(outcomes, min_size=1, max_size=3).map(tuple),
@@ -102,6 +115,7 @@ workloads = st.builds(
     services=st.lists(st.tuples(times, services), max_size=2).map(tuple),
     crashes=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=3).map(tuple),
     node_losses=st.lists(st.tuples(times, st.integers(0, 3)), max_size=1).map(tuple),
+    drains=st.lists(st.tuples(times, st.integers(0, 3)), max_size=1).map(tuple),
     lost_launches=st.integers(0, 2),
     quiet_at=times,
 )
@@ -151,6 +165,7 @@ def _events(workload: Workload, simulation: Simulation) -> list[tuple[float, Cal
     events: list[tuple[float, Callable[[], object]]] = []
     for i, work in enumerate(workload.works):
         job = Job(f"j{i}", work.gang, work.at, retries=work.retries, max_runtime_s=work.max_runtime_s)
+        job = replace(job, larger=work.larger, grace_s=5.0, grow_every_s=20.0)
         events.append((work.at, partial(simulation.submit, job)))
         if work.cancel_at is not None:
             events.append((max(work.at, work.cancel_at), partial(simulation.cancel, job.id)))
@@ -161,8 +176,16 @@ def _events(workload: Workload, simulation: Simulation) -> list[tuple[float, Cal
     for at, i in workload.node_losses:
         if i < len(workload.nodes):
             events.append((at, partial(simulation.cluster.fail_node, f"n{i}")))
+    for at, i in workload.drains:
+        if i < len(workload.nodes):
+            events.append((at, partial(_drain, simulation.cluster, f"n{i}")))
     events.append((workload.quiet_at, partial(_foreign_leaves, simulation.cluster)))
     return sorted(events, key=lambda event: event[0])
+
+
+def _drain(cluster: SimCluster, node: str) -> None:
+    if node in cluster.nodes:
+        cluster.drain_node(node)
 
 
 def _foreign_leaves(cluster: SimCluster) -> None:

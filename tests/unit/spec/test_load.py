@@ -57,6 +57,21 @@ def test_workers_follow_an_explicit_mesh_and_an_automatic_mesh_follows_the_worke
     assert train_job(mesh={"dp": 3}, workers={"min": 2, "max": 4}, batch_size=6).placed_mesh == Mesh(dp=3)
 
 
+def test_a_range_of_workers_lets_dp_vary_or_fsdp_and_nothing_else() -> None:
+    def sizes(**fields: object) -> list[Mesh]:
+        return list(train_job(batch_size=12, **fields).meshes)
+
+    assert sizes() == [Mesh()]
+    assert sizes(workers={"min": 1, "max": 5}) == [Mesh(), Mesh(dp=2), Mesh(dp=3), Mesh(dp=4)]  # 5 do not divide 12
+    assert sizes(mesh={"tp": 2}, workers={"min": 2, "max": 5}) == [Mesh(tp=2), Mesh(tp=2, dp=2)]
+    assert sizes(mesh={"fsdp": 2}, workers={"min": 1, "max": 3}) == [Mesh(), Mesh(fsdp=2), Mesh(fsdp=3)]
+    assert sizes(mesh={"dp": 2, "fsdp": 2}, workers={"min": 2, "max": 8}) == [
+        Mesh(fsdp=2), Mesh(dp=2, fsdp=2), Mesh(dp=3, fsdp=2),
+    ]  # fmt: skip
+    on_three = train_job(batch_size=12, workers={"min": 1, "max": 5}).on(3)
+    assert (on_three.placed_mesh, on_three.workers.min, on_three.workers.max) == (Mesh(dp=3), 3, 3)
+
+
 def test_async_is_a_word_of_python_but_a_field_all_the_same() -> None:
     job = train_job(checkpoint={"async": False, "every": "10m"})
     assert (job.checkpoint.asynchronous, job.checkpoint.every, job.checkpoint.every_steps) == (False, 600.0, 100)
