@@ -63,6 +63,7 @@ if __name__ == "__main__":  # this file is the other rank's main module too
 """
 
 
+@pytest.mark.slow
 def test_a_slowed_rank_is_named_although_all_take_equally_long(trainer: Any, tmp_path: Path) -> None:
     spec, script = tmp_path / "job.yaml", tmp_path / "slow.py"
     spec.write_text(to_yaml(trainer.job(mesh={"dp": 2}, steps=ROUNDS * ROUND_STEPS + 2, watchdog={"slow_rank": 1.5})))
