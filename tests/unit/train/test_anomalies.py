@@ -105,6 +105,13 @@ def test_skipping_leaves_the_weights_and_a_trace(trainer: Any, monkeypatch: pyte
     assert event["what"] == "skip" and "step 8: the loss is 50.0000: expected at most" in event["why"]
 
 
+def test_under_loss_scaling_it_is_no_anomaly(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _poison(monkeypatch, [POISONED], math.inf)
+    trainer.train(precision="fp16")  # `nan: stop`, but the scale is to blame, and is lowered
+    assert [row["step"] for row in trainer.rows() if "skipped" in row] == [8]
+    assert not trainer.layout.job("tiny").attempt(1).events.exists()
+
+
 def test_rolling_back_goes_on_behind_the_batch_and_so_does_a_resume(
     another: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
