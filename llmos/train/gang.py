@@ -12,7 +12,7 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from llmos.errors import WorkerLost
-from llmos.train.run import Run
+from llmos.train.run import Run, ranks_of
 
 NOTICE_TIMEOUT_S = 20.0
 """How long a rank may take to notice that another one is gone, once Ray Train has replaced it."""
@@ -114,7 +114,7 @@ class _Meetings(Backend):
 
     def _meet(self, gang: Gang) -> None:
         ranked = sorted(
-            zip(_ranks(gang.nodes, self._node_ids()), self._workers(), strict=True), key=lambda pair: pair[0]
+            zip(ranks_of(self._node_ids(), gang.nodes), self._workers(), strict=True), key=lambda pair: pair[0]
         )
         workers = [worker for _, worker in ranked]
         host, port = ray.get(workers[0].execute_async(_listen))
@@ -140,12 +140,6 @@ class _Replacing(_Meetings):
         except RayActorError:
             return None  # another one is to be replaced yet: the last of them brings all together
         return self._meet(backend_config)
-
-
-def _ranks(nodes: Sequence[str], found: Sequence[str]) -> list[int]:
-    """The rank of each worker, given the node of each rank and of each worker."""
-    left: dict[str, Iterator[int]] = {node: (i for i, each in enumerate(nodes) if each == node) for node in set(nodes)}
-    return [next(left[node]) for node in found]
 
 
 _told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,3 +29,12 @@ class Result:
     phase: Literal["succeeded", "yielded"]
     step: int
     metrics: dict[str, float]
+
+
+def ranks_of(found: Sequence[str], nodes: Sequence[str]) -> list[int]:
+    """The rank of each worker, given the node that each was ``found`` on, and the node of each rank, 0 first.
+
+    Of a node's workers, the first has the lowest of its ranks.
+    """
+    left = {node: [rank for rank, each in enumerate(nodes) if each == node] for node in nodes}
+    return [left[node].pop(0) for node in found]
