@@ -44,6 +44,8 @@ def test_when_it_was_first_asked_to_stop(dirs: AttemptDirs) -> None:
     attempt.ask_to_stop(dirs)
     since = attempt.look("a-1", 1, dirs, alive=True, session="today").stopping_since
     assert since == pytest.approx(time.time(), abs=5)
+    killed = attempt.look("a-1", 1, dirs, alive=False, session="today")  # it did not yield in time: no failure
+    assert (killed.phase, killed.stopping_since) == (AttemptPhase.LOST, since)
 
 
 @pytest.mark.parametrize(
