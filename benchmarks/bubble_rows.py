@@ -49,7 +49,7 @@ def bubble_zero(options: Options) -> Measured:
 
 
 def _bubble(schedule: str, stages: int, options: Options) -> Measured:
-    slept_s, steps = (0.8, 1) if options.quick else (1.0, 2)
+    slept_s, steps = (0.5, 1) if options.quick else (0.8, 1)
     found = on_ranks(RANKS, _idle_pct, schedule, stages, slept_s / stages, steps)
     value, ideal = statistics.mean(found), IDEAL_PCT[schedule]
     what = f"{RANKS} ranks of {stages} stages, {MICRO_BATCHES} micro-batches, {1000 * slept_s / stages:.0f} ms a pass"

@@ -132,13 +132,18 @@ def main(name: str, rows: Sequence[Row], argv: Sequence[str] | None = None) -> i
         if not options.only or row.name in options.only:
             found[row.name] = row.measure(asked)
             print(line(found[row.name]), file=sys.stderr, flush=True)
-    report = {"machine": machine(), "commit": commit(), "rows": [found[r.name] for r in rows if r.name in found]}
-    if options.merge:
-        options.merge.write_text(json.dumps(report, indent=2) + "\n")
+            if options.merge:  # after each row: a long run may be cut off
+                options.merge.write_text(json.dumps(_report(rows, found), indent=2) + "\n")
+    report = _report(rows, found)
     if not options.json:
         print(table(report["rows"]), file=sys.stderr)
     print(json.dumps(report, indent=2))
     return 0 if all(row["met"] for row in report["rows"]) else 1
+
+
+def _report(rows: Sequence[Row], found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What goes to stdout: the rows that there are, in their order."""
+    return {"machine": machine(), "commit": commit(), "rows": [found[row.name] for row in rows if row.name in found]}
 
 
 def _parser(name: str, rows: Sequence[Row]) -> argparse.ArgumentParser:
