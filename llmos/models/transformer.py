@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llmos.models.block_attention import MAX_TOKENS, block_attention
 from llmos.models.cache import Step
 from llmos.models.config import ModelConfig
+from llmos.models.linear import Linear
 from llmos.models.norm import RMSNorm, product_dtype
 from llmos.models.rope import rotate, rotations
 
@@ -31,10 +32,10 @@ class Attention(nn.Module):
         super().__init__()
         self._layer, self._head_dim = layer, config.head_dim
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, q_size)
+        self.k_proj = Linear(config.hidden_size, kv_size)
+        self.v_proj = Linear(config.hidden_size, kv_size)
+        self.o_proj = Linear(q_size, config.hidden_size)
 
     def forward(
         self, x_BTD: Tensor, rotation: Rotation, step: Step | None, documents_BT: Tensor | None = None
@@ -83,9 +84,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)))

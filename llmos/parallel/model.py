@@ -10,6 +10,7 @@ from torch import nn
 
 from llmos.errors import UsageError
 from llmos.models import ModelConfig, Transformer
+from llmos.models.linear import Linear
 from llmos.parallel import sharded, tensor
 from llmos.parallel.mesh import RankMesh
 from llmos.parallel.pipeline import Direct, Pipeline
@@ -83,6 +84,8 @@ class SpreadModel:
             log.info("layers of the %d stages: %s", count, ", ".join(str(len(cut)) for cut in cuts))
         self.stages = [Stage(whole, cut, objective, numerics).train() for cut in cuts[mesh.place["pp"] :: mesh.pp]]
         for stage in self.stages:
+            if mesh.pp > 1 and layout.schedule == "zero_bubble":
+                _split_backward(stage)
             _spread(stage, mesh, numerics)
         self.passes: Pipeline | Direct
         if mesh.pp > 1:
@@ -113,6 +116,13 @@ def _spread(stage: Stage, mesh: RankMesh, numerics: Numerics) -> None:
         sharded.shard(stage, mesh, numerics)
     if mesh.world.device.type != "cpu":  # where the whole model was made
         stage.to(mesh.world.device)
+
+
+def _split_backward(stage: Stage) -> None:
+    """Let the gradients of weights be computed apart from those of activations."""
+    for module in stage.modules():
+        if isinstance(module, Linear):
+            module.whole_backward = False
 
 
 def _output_cost(config: ModelConfig) -> float:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from llmos.models import Transformer
+from llmos.models.linear import PRODUCT
 from llmos.models.norm import product_dtype
 from llmos.models.rope import rotations
 from llmos.models.transformer import Rotation
@@ -117,7 +118,7 @@ class Stage(nn.Module):
         return cast(Tensor, result)
 
 
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, *([PRODUCT.default] if PRODUCT else []))
 
 
 def _keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
