@@ -11,6 +11,7 @@ from benchmarks.contenders import run
 from benchmarks.rows import ROOT, Measured, Options
 
 PAIRS, QUICK_PAIRS = 5, 1
+TIMEOUT_S = 3600.0
 
 
 def orchestration_pct(options: Options) -> Measured:
@@ -42,5 +43,5 @@ def _printed(name: str, options: Options) -> Measured:
     """The row that ``python -m benchmarks.fault_rows`` prints."""
     pairs = str(QUICK_PAIRS if options.quick else PAIRS)
     command = [sys.executable, "-m", "benchmarks.fault_rows", name, "--pairs", pairs]
-    row = json.loads(run(command, dict(os.environ), ROOT).splitlines()[-1])
+    row = json.loads(run(command, dict(os.environ), ROOT, TIMEOUT_S).splitlines()[-1])
     return Measured(row["value"], row["peer_value"], row["ratio"], row["why"], peer=row["peer"])

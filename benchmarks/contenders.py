@@ -195,10 +195,10 @@ def _driven(arena: Arena, python: Path, script: str) -> list[float]:
     return [json.loads(line)["step_s"] for line in found.splitlines() if line.startswith('{"step_s"')][: case.steps]
 
 
-def run(command: list[str], environment: Mapping[str, str], directory: Path) -> str:
+def run(command: list[str], environment: Mapping[str, str], directory: Path, timeout_s: float = _TIMEOUT_S) -> str:
     """What ``command`` prints. Raises RuntimeError with the end of what it said when it fails."""
     done = subprocess.run(
-        command, env=environment, cwd=directory, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        command, env=environment, cwd=directory, capture_output=True, text=True, timeout=timeout_s, check=False
     )
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-1000:]
