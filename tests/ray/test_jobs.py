@@ -75,7 +75,7 @@ def test_a_cancelled_job_gives_everything_back_and_keeps_its_logs(cluster: llmos
     assert cluster.wait(job, timeout_s=30).phase == "cancelled"
     assert any("step 1/" in line for line in cluster.logs(job))
     until(lambda: nothing_is_held(cluster))
-    assert not named("RayTrainWorker")
+    until(lambda: not named("RayTrainWorker"))  # what holds nothing any more may still be on its way out
 
 
 def test_a_job_that_runs_too_long_is_stopped_with_the_reason(cluster: llmos.Client) -> None:
