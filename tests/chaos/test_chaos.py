@@ -35,7 +35,7 @@ def same(mine: History, unbroken: History, *, exactly: bool) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_worker_is_killed_at_a_random_step(cluster: llmos.Client, unbroken: History, seed: int) -> None:
     chance = random.Random(seed)
-    id = begin(cluster, job("killed", workers=2), step=chance.randrange(EVERY + 1, 300))
+    id = begin(cluster, job("killed", workers=2), step=chance.randrange(EVERY + 1, 200))
     chance.choice(named("RayTrainWorker")).kill()
     assert finish(cluster, id).attempts == 1  # Ray Train has replaced it
     same(history(cluster, id), unbroken, exactly=True)
