@@ -35,6 +35,10 @@ test: $(VENV)/.installed-dev ## the tests that CI runs, with coverage: two proce
 test-full: $(VENV)/.installed-dev ## every test, also those that take minutes
 	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest --cov
 
+.PHONY: test-gpu
+test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA card
+	$(BIN)/python -m pytest tests/gpu
+
 .PHONY: bench-peers
 bench-peers: $(VENV)/.installed-dev ## .bench/: what training is compared with, each in an environment of its own
 	$(BIN)/python -m benchmarks.peers

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from llmos.parallel.data import GradientBuffer
 from llmos.parallel.mesh import RankMesh
+from llmos.parallel.stage import Stage
 from llmos.parallel.world import others_alive
 
 TIED = "model.embed_tokens.weight"
@@ -52,6 +53,16 @@ class Gradients:
         else:
             for parameter in self._parameters.values():
                 parameter.grad = None
+
+    def last_pass(self, stage: Stage) -> None:
+        """The backward pass that begins now is the step's last one through ``stage``: sums may begin beside it."""
+        if self._buffer:
+            self._buffer.last_pass(stage.parameters())
+
+    def complete(self, stage: Stage) -> None:
+        """All gradients of ``stage`` in this step are there."""
+        if self._buffer:
+            self._buffer.complete(stage.parameters())
 
     def local(self) -> list[Tensor]:
         """This rank's part of each gradient, in the order of the parameters."""

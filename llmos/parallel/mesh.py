@@ -9,7 +9,7 @@ same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -40,10 +40,21 @@ class Line:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """``tensor`` summed over the ranks, in place."""
-        if self.size > 1:
-            with others_alive():
-                dist.all_reduce(tensor, group=self.group)
+        self.begin_sum(tensor)()
         return tensor
+
+    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to sum ``tensor`` over the ranks, in place. Call what is returned before using it: it waits."""
+        if self.size == 1 or not tensor.numel():
+            return lambda: None
+        with others_alive():
+            work = dist.all_reduce(tensor, group=self.group, async_op=True)
+
+        def wait() -> None:
+            with others_alive():
+                work.wait()
+
+        return wait
 
 
 class RankMesh:

@@ -65,7 +65,8 @@ class SpreadModel:
     """This rank's part of ``whole``, which is taken apart; all ranks must hold the same weights.
 
     ``parameters`` maps each name in the whole model to this rank's part: a Tensor where the rank holds all of it, a
-    DTensor over fsdp and tp otherwise; a pipeline rank has those of its stages only. Frozen ones are left out.
+    DTensor over fsdp and tp otherwise; a pipeline rank has those of its stages only. ``frozen`` are those that are not
+    trained.
     """
 
     def __init__(
@@ -92,12 +93,9 @@ class SpreadModel:
             self.passes = Pipeline(self.stages, mesh, layout.schedule, layout.rows, layout.length)
         else:
             self.passes = Direct(self.stages[0], layout.rows)
-        self.parameters: Mapping[str, nn.Parameter] = {
-            name: parameter
-            for stage in self.stages
-            for name, parameter in stage.named_parameters()
-            if parameter.requires_grad
-        }
+        named = [pair for stage in self.stages for pair in stage.named_parameters()]
+        self.parameters: Mapping[str, nn.Parameter] = {name: p for name, p in named if p.requires_grad}
+        self.frozen: Mapping[str, nn.Parameter] = {name: p for name, p in named if not p.requires_grad}
 
     def set_scale(self, scale: float) -> None:
         """Multiply the loss by ``scale`` from now on."""

@@ -15,23 +15,27 @@ Stage s is on rank s mod p. The loss is a sum, and gradients are sums over micro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmos.errors import UsageError
 from llmos.parallel.mesh import RankMesh
+from llmos.parallel.sharded import sum_copies
 from llmos.parallel.stage import Stage
 
-_SCHEDULES = {
-    "gpipe": "ScheduleGPipe",
-    "1f1b": "Schedule1F1B",
-    "interleaved": "ScheduleInterleaved1F1B",
-    "zero_bubble": "ScheduleInterleavedZeroBubble",
-}
 _ONE_STAGE = ("gpipe", "1f1b")
+
+
+class Listener(Protocol):
+    """Told when gradients become complete, so that their sum over ranks can begin beside what is left of a step."""
+
+    def last_pass(self, stage: Stage) -> None:
+        """The backward pass that begins now is the step's last one through ``stage``."""
+
+    def complete(self, stage: Stage) -> None:
+        """All gradients of ``stage`` in this step are there."""
 
 
 class Pipeline:
@@ -45,29 +49,29 @@ class Pipeline:
         self._rows, self._length = rows, length
         self._schedule: Any = None
         self._schedule_parts = 0
+        self.listener: Listener | None = None
 
     def accumulate(self, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Forward and backward passes; gradients add to ``.grad``. Returns the loss, on other than the last rank 0."""
-        _refuse(documents_BT)
         parts = len(inputs_BT) // self._rows
         if parts != self._schedule_parts:
             self._schedule, self._schedule_parts = self._scheduled(parts), parts
         losses: list[Tensor] = []
         head = (inputs_BT,) if self._mesh.place["pp"] == 0 else ()
-        self._schedule.step(*head, target=targets_BT, losses=losses, return_outputs=False, targets_BT=targets_BT)
+        told = {"targets_BT": targets_BT} | ({} if documents_BT is None else {"documents_BT": documents_BT})
+        self._schedule.step(*head, target=targets_BT, losses=losses, return_outputs=False, **told)
         return torch.stack(losses).sum().detach() if losses else inputs_BT.new_zeros((), dtype=torch.float32)
 
     @torch.no_grad()
     def evaluate(self, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """The loss of one micro-batch, forward only; on other than the last rank 0."""
-        _refuse(documents_BT)
         line, ranks = self._mesh.line("pp"), self._mesh.ranks("pp")
         x: Tensor = inputs_BT
         for stage in self._stages:
             if not stage.first:
                 x = torch.empty(self._hidden_shape(stage), device=x.device)
                 dist.recv(x, src=ranks[(line.place - 1) % line.size], group=line.group)
-            x = stage(x, targets_BT)
+            x = stage(x, targets_BT, documents_BT)
             if stage.last:
                 break
             dist.send(x, dst=ranks[(line.place + 1) % line.size], group=line.group)
@@ -77,12 +81,13 @@ class Pipeline:
 
     def _scheduled(self, parts: int) -> Any:
         """The schedule for ``parts`` micro-batches. Shapes are told, not tried out: a trial would leave gradients."""
-        from torch.distributed import pipelining  # loads torch's compiler: half a second that other meshes save
+        from llmos.parallel import schedules  # loads torch's compiler: half a second that other meshes save
 
         line = self._mesh.line("pp")
         torch_stages = [
-            pipelining.PipelineStage(
+            schedules.TorchStage(
                 stage,
+                listener=self.listener,
                 stage_index=i * line.size + line.place,
                 num_stages=len(self._stages) * line.size,
                 device=self._mesh.world.device,
@@ -93,7 +98,7 @@ class Pipeline:
             for i, stage in enumerate(self._stages)
         ]
         one = self._schedule_name in _ONE_STAGE
-        made = getattr(pipelining, _SCHEDULES[self._schedule_name])
+        made = schedules.SCHEDULES[self._schedule_name]
         return made(torch_stages[0] if one else torch_stages, parts, loss_fn=_loss, scale_grads=False)
 
     def _input(self, stage: Stage) -> Tensor:
@@ -114,6 +119,7 @@ class Direct:
 
     def __init__(self, stage: Stage, rows: int) -> None:
         self._stage, self._rows = stage, rows
+        self.listener: Listener | None = None
 
     def accumulate(self, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Forward and backward passes; gradients add to ``.grad``. Returns the loss."""
@@ -121,6 +127,10 @@ class Direct:
         for start in range(0, len(inputs_BT), self._rows):
             rows = slice(start, start + self._rows)
             documents = None if documents_BT is None else documents_BT[rows]
+            last = rows.stop >= len(inputs_BT)
+            sum_copies(self._stage, last)
+            if self.listener and last:
+                self.listener.last_pass(self._stage)
             loss = self._stage(inputs_BT[rows], targets_BT[rows], documents)
             loss.backward()
             total += loss.detach()
@@ -131,11 +141,6 @@ class Direct:
         """The loss, forward only."""
         result: Tensor = self._stage(inputs_BT, targets_BT, documents_BT)
         return result
-
-
-def _refuse(documents_BT: Tensor | None) -> None:
-    if documents_BT is not None:  # a spec that asks for it is refused long before
-        raise UsageError("a pipeline does not tell documents apart: expected none", param="mesh")
 
 
 def _loss(loss: Tensor, _: Tensor) -> Tensor:

@@ -30,3 +30,9 @@ def shard(stage: Stage, mesh: RankMesh, numerics: Numerics) -> None:
         module.set_gradient_divide_factor(1.0)
         if mesh.world.device.type == "cpu":
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def sum_copies(stage: Stage, now: bool) -> None:
+    """Whether the next backward pass ends with the sum over dp, which one in a step does: before, shards add up."""
+    if isinstance(stage, FSDPModule):
+        stage.set_requires_all_reduce(now)

@@ -73,7 +73,7 @@ class _LocalNorm(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         assert isinstance(module, RMSNorm)
         weight = distribute_tensor(module.weight, device_mesh, [Replicate()], src_data_rank=None)
-        module.weight = nn.Parameter(weight)
+        module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
         module.__class__ = _PartNorm
         return module
 

@@ -143,17 +143,8 @@ def _sequence_fits_preset(job: TrainJob) -> Iterator[Conflict]:
 def _lora_has_a_base(job: TrainJob) -> Iterator[Conflict]:
     if job.lora and job.model.ref is None:
         yield ("lora",), "`lora` adapts a registered model: expected `model.ref`"
-    if job.lora and job.placed_mesh.size != job.placed_mesh.dp:
-        yield ("mesh",), "`lora` trains on the axis `dp`: expected `fsdp`, `tp` and `pp` to be 1"
-
-
-def _one_rank_sees_documents(job: TrainJob) -> Iterator[Conflict]:
-    mesh = job.placed_mesh
-    if job.masks_documents and mesh.tp * mesh.pp > 1:
-        what = (
-            "masking documents (`data.packing.mask`, and `objective: sft` by itself) works on the axes `dp` and `fsdp`"
-        )
-        yield ("mesh",), f"{what}: expected `tp` and `pp` to be 1, or `mask: none`"
+    if job.lora and job.placed_mesh.tp * job.placed_mesh.pp > 1:
+        yield ("mesh",), "`lora` trains on the axes `dp` and `fsdp`: expected `tp` and `pp` to be 1"
 
 
 def _sft_has_chats(job: TrainJob) -> Iterator[Conflict]:
@@ -272,7 +263,7 @@ class TrainJob(Strict):
         mask = self.data.packing.mask
         return mask == "documents" or (mask == "auto" and self.objective == "sft")
 
-    rules = (*RULES, _sequence_fits_preset, _lora_has_a_base, _sft_has_chats, _one_rank_sees_documents, _env_or_secret)
+    rules = (*RULES, _sequence_fits_preset, _lora_has_a_base, _sft_has_chats, _env_or_secret)
 
 
 def _workers_of(mesh: Any) -> Workers:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -83,12 +84,22 @@ def _stop_on_interrupt(stop: Path) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def processes() -> ForkServerContext:
+    """How ranks are started: forked from a process that has loaded torch, and has no threads in mid-work to inherit.
+
+    It starts with the first rank and ends with this process. What has changed in ``os.environ`` since is to be told.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 @contextmanager
 def _group(run: Run, ranks: int, secrets: Collection[str] | None) -> Iterator[None]:
     """Start the other ranks and join them; end them in the end. With ``secrets`` they write to the attempt's log."""
-    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads in mid-work
+    context = processes()
     with tempfile.TemporaryDirectory(prefix="llmos-") as directory:
-        told = run, directory, ranks, secrets
+        told = run, directory, ranks, secrets, dict(os.environ)
         children = [context.Process(target=_child, args=(*told, rank), daemon=True) for rank in range(1, ranks)]
         for child in children:
             child.start()
@@ -141,7 +152,10 @@ def join(directory: str, rank: int, ranks: int, timeout_s: float) -> None:
         torch.cuda.set_device(World.current().device)
 
 
-def _child(run: Run, directory: str, ranks: int, secrets: Collection[str] | None, rank: int) -> None:
+def _child(
+    run: Run, directory: str, ranks: int, secrets: Collection[str] | None, environment: Mapping[str, str], rank: int
+) -> None:
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; rank 0 decides what it means
     logging.basicConfig(level=logging.ERROR, format=f"[rank {rank}] %(message)s")
     threading.Thread(target=_end_with_first, daemon=True).start()

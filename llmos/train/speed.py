@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import statistics
 import tempfile
@@ -19,7 +18,7 @@ from llmos.parallel.world import World
 from llmos.spec import TrainJob
 from llmos.train.batch import Batch
 from llmos.train.limits import collective_timeout_s
-from llmos.train.local import join
+from llmos.train.local import join, processes
 from llmos.train.optimizer import Optimizer
 from llmos.train.start import set_process, shape
 from llmos.train.step import rank_mesh, spread
@@ -35,11 +34,10 @@ def step_seconds(job: TrainJob, measured_s: float = 4.0) -> float:
     a moment is not slow.
     """
     ranks = job.placed_mesh.size
-    spawn = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads in mid-work
     deaf = (signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the ranks end by themselves
     with (
         tempfile.TemporaryDirectory(prefix="llmos-") as directory,
-        ProcessPoolExecutor(ranks, spawn, initializer=signal.signal, initargs=deaf) as pool,
+        ProcessPoolExecutor(ranks, processes(), initializer=signal.signal, initargs=deaf) as pool,
     ):
         return max(pool.map(partial(_measure, job, measured_s, directory), range(ranks)))
 
@@ -59,6 +57,7 @@ def _step_times(job: TrainJob, measured_s: float) -> list[float]:
     model = spread(job, Transformer(shape(job)), rank_mesh(job, world))
     optimizer = Optimizer(model.parameters, job.optimizer, model.mesh.line("dp"))
     gradients = Gradients(model.parameters, model.mesh, riders=1, tied=model.config.tie_embeddings)
+    model.passes.listener = gradients
     share = len(model.mesh.share(job.batch_size)), job.sequence_length + 1
     model.set_scale(1 / (job.batch_size * job.sequence_length))
     times: list[float] = []

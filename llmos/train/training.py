@@ -28,6 +28,7 @@ from llmos.train.data import Corpus
 from llmos.train.evaluate import Evaluation, evaluate
 from llmos.train.feed import Feed
 from llmos.train.incidents import Incidents
+from llmos.train.lora import add_adapters
 from llmos.train.micro_batch import settled
 from llmos.train.optimizer import Optimizer
 from llmos.train.precision import LossScale
@@ -68,7 +69,6 @@ class Training:
         world.from_first(self._open_copies)
         self._saver = Saver(checkpoints, job.checkpoint, world, self._copies)
         self._recipe = recipe(job, corpus, model)
-        self._adapted = model if job.lora else None  # whole on every rank: adapters are trained on `dp` only
         self.mesh = rank_mesh(job, world)
         self._model = spread(settled(job, model.config, self.mesh), model, self.mesh)
         numerics, parameters = self._model.numerics, self._model.parameters
@@ -77,6 +77,7 @@ class Training:
         self._optimizer = Optimizer(parameters, job.optimizer, self.mesh.line("dp"), rounded)
         tied, reduction = model.config.tie_embeddings, numerics.reduction
         self._gradients = Gradients(parameters, self.mesh, riders=3 + world.size, tied=tied, reduction=reduction)
+        self._model.passes.listener = self._gradients
         self._loss_scale = LossScale(used=job.precision == "fp16")
         report = log.info if world.first else log.debug
         samples = attempt.samples(world.rank) if job.data.log_samples else None
@@ -145,12 +146,12 @@ class Training:
         return self._optimizer.state()
 
     def whole_model(self) -> Transformer:
-        """The model put together, on rank 0; elsewhere only a shape. All ranks must call it."""
-        if self._adapted:
-            return self._adapted
-        tensors = gather(self.weights, self.mesh)
+        """The model put together, adapters beside it, on rank 0; elsewhere only a shape. All ranks must call it."""
+        tensors = gather({**self._model.frozen, **self.weights}, self.mesh)
         with torch.device("meta"):
             model = Transformer(self.config)
+            if self.job.lora:
+                add_adapters(model, self.job.lora, self.job.seed)
         if self.world.first:
             model.load_state_dict(tensors, assign=True)
         return model

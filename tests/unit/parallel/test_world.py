@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llmos.errors import CapacityError, DataError, WorkerLost
+from llmos.parallel import data
 from llmos.parallel.data import GradientBuffer
 from llmos.parallel.mesh import RankMesh
 from llmos.parallel.world import World
@@ -99,20 +101,37 @@ def _two_groups_do_not_disturb_each_other(world: World) -> None:
 
 
 def _gradients_are_those_of_one_rank(world: World) -> None:
+    _check_gradients(world, early=False, reduction=torch.float32, tolerance=1e-6)
+
+
+def _sums_beside_the_backward_pass_are_the_same(world: World) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "BUCKET_BYTES", 4)  # each gradient has a bucket of its own
+        _check_gradients(world, early=True, reduction=torch.float32, tolerance=1e-6)
+        _check_gradients(world, early=True, reduction=torch.bfloat16, tolerance=3e-2)
+        _check_gradients(world, early=False, reduction=torch.float32, tolerance=1e-6)
+
+
+def _check_gradients(world: World, early: bool, reduction: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
-    model, alone = nn.Linear(5, 3), nn.Linear(5, 3)
-    alone.load_state_dict(model.state_dict())
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    alone = copy.deepcopy(model)
     batch = torch.randn(7, 5)
     (alone(batch).square().sum() / 7).backward()
-    buffer = GradientBuffer(list(model.parameters()), RankMesh(world, dp=3), riders=2)
+    buffer = GradientBuffer(list(model.parameters()), RankMesh(world, dp=3), riders=2, reduction=reduction)
     for _ in range(2):  # the second time proves that zero() forgets the first
         buffer.zero()
-        for row in world.share(7):  # micro-batches of one, of unequal number
+        share = world.share(7)
+        for row in share:  # micro-batches of one, of unequal number
+            if early and row == share[-1]:
+                assert not buffer.begun
+                buffer.last_pass(model.parameters())
             (model(batch[row]).square().sum() / 7).backward()
+        assert buffer.begun == (3 if early else 0)  # of four: the last waits for the riders
         riders = buffer.sum([float(world.rank), torch.tensor(0.25)])
     assert riders == [3.0, 0.75]
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
-        assert ours.grad is not None and torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+        assert ours.grad is not None and torch.allclose(ours.grad, theirs.grad, atol=tolerance)
 
 
 def _check_all(rank: int, store: str) -> None:
@@ -126,6 +145,7 @@ def _check_all(rank: int, store: str) -> None:
         _all_speak_to_all,
         _two_groups_do_not_disturb_each_other,
         _gradients_are_those_of_one_rank,
+        _sums_beside_the_backward_pass_are_the_same,
     )
     for check in checks:
         check(World(rank, 3))
@@ -133,7 +153,8 @@ def _check_all(rank: int, store: str) -> None:
 
 
 def test_three_ranks_agree(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llmos.train.local"])  # as other tests do: there is one such process
     ranks = [context.Process(target=_check_all, args=(rank, str(tmp_path / "store")), daemon=True) for rank in range(3)]
     for process in ranks:
         process.start()
