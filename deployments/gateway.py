@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
@@ -15,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.handle_port import keep_on_loopback
 from llmos.control.api import create_api
 from llmos.control.http import error_response
+from llmos.control.prometheus import exposition
 from llmos.control.ray.proxy import ControlProxy
-from llmos.errors import ClusterError, EngineError, LlmosError
+from llmos.errors import ClusterError, EngineError, ForbiddenError, LlmosError
 from llmos.openai.relay import unpack
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
@@ -125,8 +127,15 @@ def _health(control: ControlProxy) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        await control.authorize(request.headers.get("Authorization"), "infer")
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        """How the front door does and, for a key that may ask for jobs, how training does."""
+        authorization = request.headers.get("Authorization")
+        await control.authorize(authorization, "infer")
+        text = generate_latest()
+        # without the control module, and for other keys, the front door's own are what there is to tell
+        with suppress(ForbiddenError, ClusterError):
+            await control.authorize(authorization, "submit")
+            text += exposition(await control.training())
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(LlmosError)
     async def told(_request: Request, error: LlmosError) -> Response:

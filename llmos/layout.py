@@ -44,6 +44,16 @@ class AttemptDirs:
         """What each thread of ``rank`` was doing when no step had ended for too long."""
         return self.root / "stacks" / f"rank-{rank:05d}"
 
+    @property
+    def tensorboard(self) -> Path:
+        """The same as TensorBoard event files, written by rank 0."""
+        return self.root / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """A trace of each rank and a picture of all of them, if the job asks for it."""
+        return self.root / "profile"
+
     def samples(self, rank: int) -> Path:
         """Which samples ``rank`` has read, a JSON object per step, if the job asks for it."""
         return self.root / f"samples-{rank}.jsonl"

@@ -61,7 +61,7 @@ def train(spec: TrainJob, layout: Layout, on_progress: OnProgress, report: Repor
         number = next_attempt(dirs)
         write_json(dirs.spec, to_dict(job))
         attempt.claim(dirs.attempt(number), SESSION)
-        run = Run(job, dirs, dirs.attempt(number), layout.data, base)
+        run = Run(job, dirs, dirs.attempt(number), layout.data, base, layout.calibration)
         process = multiprocessing.get_context("spawn").Process(target=_run, args=(run, number), name="llmos-attempt")
         watch = _Watch(run, number, on_progress)
         process.start()

@@ -58,7 +58,8 @@ class JobView(View):
 
 class MetricsRow(View):
     """One line of a job's metrics. ``loss`` is in nats per token (None: not a number), times are in
-    seconds: ``time_s`` since the epoch, ``data_wait_s`` is how long the step waited for what it reads.
+    seconds: ``time_s`` since the epoch, ``data_wait_s`` is the longest that a rank waited for what it reads.
+    docs/training.md lists what else a row has.
     """
 
     step: int

@@ -23,7 +23,7 @@ SELF_EXPLANATORY_LINES = 5  # a public name of at most so many lines needs no do
 
 CODE = ("llmos/", "deployments/", "scripts/")  # what the sizes and docstrings are about; tests are only kept honest
 
-# Part of llmos → the other parts it may import. Imports flow one way: errors ← core, spec; core ← sim;
+# Part of llmos → the other parts it may import. Imports flow one way: errors ← core, spec; core ← sim, train;
 # core, spec ← control ← cli; models ← parallel ← train | infer; train, infer and openai never import one another.
 COMMON = frozenset({"errors", "files", "layout", "redact", "settings"})
 MAY_IMPORT: dict[str, frozenset[str]] = {

@@ -29,6 +29,7 @@ from llmos.cli.output import (
     yaml_block,
 )
 from llmos.cli.progress import Pace, headline, watching
+from llmos.cli.telemetry import telemetry
 from llmos.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def train(
     here: Annotated[
         bool, typer.Option("--local", help="train on this machine: no cluster; the same command again goes on")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="trace some steps (default: 5 to 7) and draw every rank's time")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Submit one TrainJob and watch it until it has ended; with --local, train it on this machine."""
@@ -93,6 +97,7 @@ def train(
             f"{file} holds {', '.join(spec.kind for spec in specs)}: expected one TrainJob",
             hint=f"for several, use `llmos submit {file}`",
         )
+    settings = [*(settings or []), *(["profile={}"] if profile and specs[0].profile is None else [])]
     spec = override(specs[0], settings) if settings else specs[0]
     if dry_run:
         return estimate.dry_run(spec, output, here)
@@ -131,6 +136,9 @@ def describe(job: Job, output: Output = Format.TABLE) -> None:
         ("submitted", f"{clock(view.created_at)}  ({age(view.created_at)} ago)"),
         ("took", age(view.started_at, view.ended_at) if view.started_at else ""),
         ("model", view.model or ""),
+        *telemetry(view.metrics or {}),
+        ("directory", plain(view.get("directory", ""))),
+        ("files", plain("  ".join(view.get("files", ())))),
     ]
     say(fields(pairs))
     say(f"spec\n{yaml_block(view.spec)}")
@@ -215,17 +223,19 @@ def _exit_unless_all_succeeded(ended: list[JobView]) -> None:
 
 
 def _table(found: list[JobView]) -> str:
-    header = ("ID", "PHASE", "STEP", "LOSS", "AGE", "TOOK", "MODEL", "REASON")
+    header = ("ID", "PHASE", "STEP", "LOSS", "TOKENS/S", "AGE", "TOOK", "MODEL", "REASON")
     return columns(header, map(_row, found))
 
 
 def _row(job: JobView) -> tuple[str, ...]:
-    loss = (job.metrics or {}).get("loss")
+    metrics = job.metrics or {}
+    loss, tokens_per_s = metrics.get("loss"), metrics.get("tokens_per_s")
     return (
         job.id,
         phase(job.phase),
         f"{job.step}/{job.steps}",
         "-" if loss is None else f"{loss:.3f}",
+        "-" if tokens_per_s is None else f"{tokens_per_s:,.0f}",
         age(job.created_at),
         age(job.started_at, job.ended_at),
         job.model or "-",

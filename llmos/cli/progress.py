@@ -42,12 +42,13 @@ class Pace:
         return (steps - last.step) * (last.time_s - first.time_s) / (last.step - first.step)
 
     def summary(self, steps: int) -> str:
-        """``loss 2.310 · 9,600 tokens/s · ETA 1m 20s``, or nothing before the first row."""
+        """``loss 2.310 · 9,600 tokens/s · MFU 41.0 % · ETA 1m 20s``; what is not known is left out."""
         if not self.rows:
             return ""
         row, eta_s = self.rows[-1], self.eta_s(steps)
         loss = "not a number" if row.loss is None else f"{row.loss:.3f}"
         parts = [f"loss {loss}", f"{row.tokens_per_s:,.0f} tokens/s"]
+        parts += [f"MFU {100 * row.mfu:.1f} %"] if "mfu" in row else []
         return " · ".join([*parts, *([f"ETA {duration(eta_s)}"] if eta_s else [])])
 
 

@@ -12,7 +12,7 @@ import llmos
 from llmos.control import admission, journal
 from llmos.control.auth import Auth
 from llmos.control.capacity import placed
-from llmos.control.describe import job_view, node_views, service_view
+from llmos.control.describe import job_files, job_view, node_views, service_view
 from llmos.control.loop import Loop
 from llmos.control.registry import Registry
 from llmos.control.store import Store
@@ -78,8 +78,16 @@ class Control:
         return [self._job(row) for row in self._store.jobs.all()]
 
     def get_job(self, job: str) -> View:
-        """One job, by id or by name (its newest job)."""
-        return self._job(self._store.jobs.find(job))
+        """One job, by id or by name (its newest job), with the files of its newest attempt."""
+        row = self._store.jobs.find(job)
+        return self._job(row) | job_files(row, self._layout)
+
+    def training(self) -> list[View]:
+        """``{id, metrics}`` of the jobs that an attempt is open of: what Prometheus is told."""
+        jobs = [job for job in self._store.jobs.unfinished() if job.attempt]
+        return [
+            {"id": job.id, "metrics": journal.newest_metrics(self._layout.job(job.id), job.attempts)} for job in jobs
+        ]
 
     def cancel_job(self, job: str) -> View:
         """Ask a job to end; one that has ended stays as it is."""

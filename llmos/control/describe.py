@@ -28,6 +28,13 @@ def job_view(row: Row, layout: Layout, sight: Sight) -> Row:
     }
 
 
+def job_files(row: Row, layout: Layout) -> Row:
+    """``{directory, files}``: where the newest attempt writes, and what TensorBoard and a browser can show of it."""
+    attempt = layout.job(row["id"]).attempt(row["attempts"])
+    shown = [path for part in (attempt.tensorboard, attempt.profile) for path in sorted(part.glob("*"))]
+    return {"directory": str(attempt.root), "files": [str(path.relative_to(attempt.root)) for path in shown]}
+
+
 def service_view(row: Row, sight: Sight) -> Row:
     """A service: ``ready`` counts the replicas that run its present spec."""
     spec, status = _service(row), sight.snapshot.services.get(row["name"])

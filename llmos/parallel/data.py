@@ -91,15 +91,17 @@ class GradientBuffer:
 
     def sum(self, riders: Sequence[float | Tensor] = ()) -> list[float]:
         """Sum all gradients, and ``riders``, over the data-parallel ranks. Returns the sums of ``riders``."""
+        self._riders.copy_(torch.tensor([0.0 if isinstance(rider, Tensor) else rider for rider in riders]))
         for i, rider in enumerate(riders):
-            self._riders[i] = rider
+            if isinstance(rider, Tensor):  # a GPU's is not waited for
+                self._riders[i] = rider
         if self._summands.numel():
             self._parts.sum(self._summands)
         while self.begun < len(self._buckets):
             self._begin_next()
         for wait in self._waits:
             wait()
-        return [float(rider) for rider in self._riders]
+        return self._riders.tolist()
 
     def _accumulated(self, parameter: nn.Parameter) -> None:
         if id(parameter) in self._last:

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from llmos.parallel.data import GradientBuffer
 from llmos.parallel.mesh import RankMesh
+from llmos.parallel.meter import counted_as
 from llmos.parallel.stage import Stage
 from llmos.parallel.world import others_alive
 
@@ -104,7 +105,7 @@ class Gradients:
         other, group = self._mesh.ranks("pp")[line.size - 1 - line.place], line.group
         mine, theirs = gradient.contiguous(), torch.empty_like(gradient)
         operations = [dist.P2POp(dist.isend, mine, other, group), dist.P2POp(dist.irecv, theirs, other, group)]
-        with others_alive():
+        with others_alive(), counted_as("gradients"):
             for work in dist.batch_isend_irecv(operations if line.place == 0 else operations[::-1]):
                 work.wait()
         gradient.add_(theirs)

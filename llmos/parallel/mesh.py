@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from llmos.errors import UsageError
+from llmos.parallel.meter import counted_as
 from llmos.parallel.world import World, others_alive, share
 
 AXES = ("pp", "dp", "fsdp", "tp")
@@ -28,11 +29,15 @@ AXES = ("pp", "dp", "fsdp", "tp")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The ranks along one axis, ``size`` of them, and this one's ``place``. ``group`` None stands for the whole job."""
+    """The ranks along one axis, ``size`` of them, and this one's ``place``. ``group`` None stands for the whole job.
+
+    What they sum is communication of ``kind``: see :mod:`llmos.parallel.meter`.
+    """
 
     size: int = 1
     place: int = 0
     group: dist.ProcessGroup | None = None
+    kind: str = "gradients"
 
     def share(self, count: int) -> range:
         """This rank's part of ``count`` items."""
@@ -47,7 +52,7 @@ class Line:
         """Begin to sum ``tensor`` over the ranks, in place. Call what is returned before using it: it waits."""
         if self.size == 1 or not tensor.numel():
             return lambda: None
-        with others_alive():
+        with others_alive(), counted_as(self.kind):
             work = dist.all_reduce(tensor, group=self.group, async_op=True)
 
         def wait() -> None:
@@ -130,7 +135,8 @@ class RankMesh:
         """The ranks that differ from this one along ``axis`` only."""
         size = self.sizes[axis]
         whole = size in (1, self.world.size)
-        return Line(size, self.place[axis], None if whole else self.devices[axis].get_group())
+        kind = "gradients" if axis == "dp" else axis
+        return Line(size, self.place[axis], None if whole else self.devices[axis].get_group(), kind)
 
     def ranks(self, axis: str) -> Sequence[int]:
         """The ranks of :meth:`line`, in order, by their numbers in the job."""

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llmos.parallel.mesh import RankMesh
+from llmos.parallel.meter import part
 from llmos.parallel.sharded import sum_copies
 from llmos.parallel.stage import Stage
 
@@ -59,7 +60,8 @@ class Pipeline:
         losses: list[Tensor] = []
         head = (inputs_BT,) if self._mesh.place["pp"] == 0 else ()
         told = {"targets_BT": targets_BT} | ({} if documents_BT is None else {"documents_BT": documents_BT})
-        self._schedule.step(*head, target=targets_BT, losses=losses, return_outputs=False, **told)
+        with part("pipeline"):
+            self._schedule.step(*head, target=targets_BT, losses=losses, return_outputs=False, **told)
         return torch.stack(losses).sum().detach() if losses else inputs_BT.new_zeros((), dtype=torch.float32)
 
     @torch.no_grad()
@@ -131,8 +133,10 @@ class Direct:
             sum_copies(self._stage, last)
             if self.listener and last:
                 self.listener.last_pass(self._stage)
-            loss = self._stage(inputs_BT[rows], targets_BT[rows], documents)
-            loss.backward()
+            with part("forward"):
+                loss = self._stage(inputs_BT[rows], targets_BT[rows], documents)
+            with part("backward"):
+                loss.backward()
             total += loss.detach()
         return total
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+from llmos.parallel.meter import counted_as
+
 SEQUENCE = Shard(1)
 """How tp ranks share hidden states, [B, T, D], between layers."""
 
@@ -27,12 +29,14 @@ class Vocabulary:
 
     def largest(self, values: Tensor) -> Tensor:
         """The largest of all ranks' ``values``, element by element, in place."""
-        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.mesh.get_group())
+        with counted_as("tp"):
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.mesh.get_group())
         return values
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of all ranks' ``values``, element by element, in place."""
-        dist.all_reduce(values, group=self.mesh.get_group())
+        with counted_as("tp"):
+            dist.all_reduce(values, group=self.mesh.get_group())
         return values
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llmos.errors import LlmosError, WorkerLost, from_json
+from llmos.parallel.meter import counted_as
 
 
 def share(count: int, index: int, parts: int) -> range:
@@ -77,7 +78,7 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """``tensor`` summed over all ranks, in place."""
         if self.size > 1:
-            with others_alive():
+            with others_alive(), self._counted():
                 dist.all_reduce(tensor, group=self.group)
         return tensor
 
@@ -116,6 +117,10 @@ class World:
             raise
         return [_open(json.loads(payload)) for payload in self._gather(json.dumps(message).encode())]
 
+    def _counted(self) -> AbstractContextManager[None]:
+        """A step does not wait for what ranks say beside it, :meth:`apart`."""
+        return counted_as("other" if self.group is None else None)
+
     def _gather(self, payload: bytes) -> list[bytes]:
         """Every rank's ``payload``."""
         lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
@@ -123,14 +128,14 @@ class World:
         sizes = self.sum(lengths).tolist()
         rows = torch.zeros(self.size, max(sizes), dtype=torch.uint8, device=self.device)
         rows[self.rank, : len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        with others_alive():
+        with others_alive(), self._counted():
             dist.all_gather(list(rows), rows[self.rank].clone(), group=self.group)
         return [bytes(row[:size].cpu().numpy()) for row, size in zip(rows, sizes, strict=True)]
 
     def _broadcast(self, payload: bytes) -> bytes:
         """Rank 0's ``payload``."""
         length = torch.tensor([len(payload)], device=self.device)
-        with others_alive():
+        with others_alive(), self._counted():
             dist.broadcast(length, src=0, group=self.group)
             buffer = torch.empty(int(length), dtype=torch.uint8, device=self.device)
             if self.first:

@@ -28,6 +28,7 @@ from llmos.spec.data import Data
 from llmos.spec.lora import Lora
 from llmos.spec.parallel import RULES, ActivationCheckpointing, Pipeline, Precision
 from llmos.spec.presets import PRESETS
+from llmos.spec.profile import Profile, profile_within_steps
 from llmos.spec.watch import Anomalies, Watchdog
 
 _AnyMesh = Annotated[
@@ -204,6 +205,7 @@ class TrainJob(Strict):
     validation: Validation = Validation()
     anomalies: Anomalies = Anomalies()
     watchdog: Watchdog = Watchdog()
+    profile: Profile | None = Field(default=None, description="steps to trace; none if left out")
     env: dict[Variable, str] = Field(default_factory=dict, description="environment variables of the workers")
     secrets: dict[Variable, Annotated[str, BeforeValidator(check_secret)]] = Field(
         default_factory=dict, description="environment variables whose values are read from `env:NAME` or `file:/path`"
@@ -263,7 +265,7 @@ class TrainJob(Strict):
         mask = self.data.packing.mask
         return mask == "documents" or (mask == "auto" and self.objective == "sft")
 
-    rules = (*RULES, _sequence_fits_preset, _lora_has_a_base, _sft_has_chats, _env_or_secret)
+    rules = (*RULES, profile_within_steps, _sequence_fits_preset, _lora_has_a_base, _sft_has_chats, _env_or_secret)
 
 
 def _workers_of(mesh: Any) -> Workers:

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state-dir", type=Path, help="default: LLMOS_STATE_DIR, else ~/.llmos")
     parser.add_argument("--data", action="append", metavar="PATH", help="text instead of the spec's (may be repeated)")
     parser.add_argument("--steps", type=int, help="instead of the spec's")
+    parser.add_argument("--profile", action="store_true", help="trace some steps (default: 5 to 7)")
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="do not train: write the model of a checkpoint to DIR"
     )
@@ -79,6 +80,8 @@ def _job(options: argparse.Namespace, layout: Layout) -> tuple[TrainJob, int]:
         changed["data"] |= {"path": options.data, "sources": None}
     if options.steps is not None:
         changed["steps"] = options.steps
+    if options.profile:
+        changed["profile"] = changed.get("profile") or {}
     job = parse(changed, source="the command line")
     assert isinstance(job, TrainJob)
     job = placed(job, base_model(job, layout))
@@ -106,7 +109,7 @@ def _run(job: TrainJob, layout: Layout) -> Run:
     """A new attempt of ``job``, named after the spec. Raises NotFoundError for a model that is not registered."""
     dirs = layout.job(job.name)
     write_json(dirs.spec, to_dict(job))
-    return Run(job, dirs, dirs.attempt(next_attempt(dirs)), layout.data, base_model(job, layout))
+    return Run(job, dirs, dirs.attempt(next_attempt(dirs)), layout.data, base_model(job, layout), layout.calibration)
 
 
 if __name__ == "__main__":

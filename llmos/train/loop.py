@@ -6,14 +6,14 @@ import errno
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
 import torch
 
 from llmos.errors import LlmosError, TrainingError
-from llmos.files import append_json, keep_lines, write_json
+from llmos.files import keep_lines, write_json
 from llmos.layout import AttemptDirs
 from llmos.models import Transformer
 from llmos.parallel.world import World
@@ -22,9 +22,12 @@ from llmos.train.data import Corpus
 from llmos.train.evaluate import Evaluation
 from llmos.train.export import export_dtype, export_model, finished, lineage_of
 from llmos.train.lora import merged, save_adapter
+from llmos.train.metrics import Metrics
+from llmos.train.profile import Profile
 from llmos.train.run import Result, Run
 from llmos.train.stragglers import Stragglers
 from llmos.train.training import Training
+from llmos.train.utilization import peak_tokens_per_s
 from llmos.train.watchdog import Watchdog
 
 LOG_INTERVAL_S = 5.0
@@ -66,10 +69,12 @@ def _train(run: Run, world: World) -> Result:
     model = start.build_model(run.job, corpus, run.base_model)
     with closing(Training(run.job, model, corpus, run.job_dirs.checkpoints, world, run.attempt)) as training:
         del model  # each rank keeps its part only
-        return _train_from_checkpoint(training, run)
+        with ExitStack() as stack:
+            metrics = stack.enter_context(closing(Metrics(run.attempt, _peak(training, run)))) if world.first else None
+            return _train_from_checkpoint(training, run, metrics)
 
 
-def _train_from_checkpoint(training: Training, run: Run) -> Result:
+def _train_from_checkpoint(training: Training, run: Run, metrics: Metrics | None) -> Result:
     training.resume()
     _forget(run.attempt, training.world, training.step)
     if training.world.first:
@@ -78,8 +83,11 @@ def _train_from_checkpoint(training: Training, run: Run) -> Result:
             *(run.job.name, f"{training.config.num_parameters:,}", str(training.dtype).removeprefix("torch.")),
             *(training.world.size, training.mesh, training.step + 1, run.job.steps),
         )
-    with closing(Watchdog(run.job.watchdog, training.world, run.attempt)) as watchdog:
-        evaluation, stopped = _steps(training, run, watchdog)
+    with (
+        closing(Watchdog(run.job.watchdog, training.world, run.attempt)) as watchdog,
+        closing(Profile(run.job, run.attempt.profile, training.mesh, training.telemetry)) as profile,
+    ):
+        evaluation, stopped = _steps(training, run, watchdog, metrics, profile)
     if stopped and training.step < run.job.steps:
         return Result("yielded", training.step, _metrics(training, evaluation))
     return _finish(training, run, evaluation or training.evaluate())
@@ -92,7 +100,9 @@ def _forget(attempt: AttemptDirs, world: World, step: int) -> None:
         keep_lines(file, lambda row: row["step"] <= step)
 
 
-def _steps(training: Training, run: Run, watchdog: Watchdog) -> tuple[Evaluation | None, bool]:
+def _steps(
+    training: Training, run: Run, watchdog: Watchdog, metrics: Metrics | None, profile: Profile
+) -> tuple[Evaluation | None, bool]:
     """Step until all are done or someone asks to stop; then there is a checkpoint of the last one.
 
     Returns what was measured after the very last step, if it was, and whether the end was asked for.
@@ -101,10 +111,12 @@ def _steps(training: Training, run: Run, watchdog: Watchdog) -> tuple[Evaluation
     stragglers = Stragglers(job.watchdog.slow_rank, training.world, run.attempt.events)
     evaluation, logged_s, saved_s = None, 0.0, time.monotonic()
     while training.step < job.steps and not stop:
+        profile.begin(training.step + 1)
         began_s = time.monotonic()
         row, stop = training.advance(stop=first and run.attempt.stop.exists())
         watchdog.step_ended(time.monotonic() - began_s)
-        stragglers.observe(training.own_s)
+        stragglers.observe([rank.own_s for rank in training.telemetry.ranks])
+        profile.end(training.step)
         done = training.step == job.steps
         evaluation = (
             training.evaluate(watchdog.alive) if done or training.step % job.validation.every_steps == 0 else None
@@ -115,13 +127,21 @@ def _steps(training: Training, run: Run, watchdog: Watchdog) -> tuple[Evaluation
             row["checkpoint_s"] = training.save(evaluation.loss if evaluation else None)
             saved_s = time.monotonic()
         watchdog.alive()
-        if first:
-            append_json(run.attempt.metrics, row)
+        if metrics:
+            metrics.write(row)
             if evaluation or time.monotonic() - logged_s > LOG_INTERVAL_S:
                 log.info("%s", _line(row, job.steps))
                 logged_s = time.monotonic()
     training.wait_saved()
     return evaluation, stop
+
+
+def _peak(training: Training, run: Run) -> float | None:
+    """Tokens per second at an MFU of 1. Adapters leave out a part of the backward pass: nothing is said of theirs."""
+    if run.job.lora:
+        return None
+    told = training.config, run.job.sequence_length, training.dtype, training.world.device
+    return peak_tokens_per_s(*told, training.world.size, run.calibration)
 
 
 def _save_due(training: Training, saved_s: float) -> bool:

@@ -13,13 +13,15 @@ from llmos.spec import TrainJob
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything a rank needs. ``base_model`` is the directory of ``job.model.ref``."""
+    """Everything a rank needs. ``base_model`` is the directory of ``job.model.ref``, ``calibration`` a file that says
+    what the machine was measured to reach, if it was."""
 
     job: TrainJob
     job_dirs: JobDirs
     attempt: AttemptDirs
     data_dir: Path
     base_model: Path | None = None
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from llmos.errors import CheckpointError
 from llmos.layout import AttemptDirs
 from llmos.models import Transformer
 from llmos.parallel.gradients import Gradients
+from llmos.parallel.meter import part
 from llmos.parallel.state import gather
 from llmos.parallel.world import World, others_alive
 from llmos.spec import TrainJob
@@ -37,6 +38,7 @@ from llmos.train.saver import Saver
 from llmos.train.schedule import learning_rate
 from llmos.train.start import recipe
 from llmos.train.step import rank_mesh, spread
+from llmos.train.telemetry import Telemetry, summary
 
 log = logging.getLogger("llmos.train")
 
@@ -63,7 +65,6 @@ class Training:
         """
         self.job, self.corpus, self.world, self.config = job, corpus, world, model.config
         self.step, self.loss, self.train_s = 0, math.nan, 0.0
-        self.own_s: list[float] = []  # how long each rank worked in the last step before it met the others
         self._checkpoints, self._saved_step, self._loaded_step = checkpoints, -1, -1
         self._copies: Copies | None = None
         world.from_first(self._open_copies)
@@ -76,7 +77,9 @@ class Training:
         rounded = numerics.weights if numerics.weights is not torch.float32 and self.mesh.fsdp == 1 else None
         self._optimizer = Optimizer(parameters, job.optimizer, self.mesh.line("dp"), rounded)
         tied, reduction = model.config.tie_embeddings, numerics.reduction
-        self._gradients = Gradients(parameters, self.mesh, riders=3 + world.size, tied=tied, reduction=reduction)
+        self.telemetry = Telemetry(world)
+        riders = 3 + self.telemetry.riders
+        self._gradients = Gradients(parameters, self.mesh, riders=riders, tied=tied, reduction=reduction)
         self._model.passes.listener = self._gradients
         self._loss_scale = LossScale(used=job.precision == "fp16")
         report = log.info if world.first else log.debug
@@ -84,6 +87,7 @@ class Training:
         self._feed = Feed(job, corpus, self.mesh.share(job.batch_size), world.device, report, samples)
         self._incidents = Incidents(job, self._feed, attempt.events if world.first else None)
         self._held_out = held_out_rows(corpus, job.sequence_length, report)
+        self.telemetry.open()
 
     @property
     def tokens(self) -> int:
@@ -101,8 +105,9 @@ class Training:
         checkpoint. Raises DivergenceError when training must not go on; the weights are then as before the step.
         """
         job, began = self.job, time.perf_counter()
-        self._began_s = began
-        batch, data_wait_s = self._feed.take(self.step, self._incidents.skipped)
+        self.telemetry.begin()
+        with part("data"):
+            batch, self.telemetry.data_wait_s = self._feed.take(self.step, self._incidents.skipped)
         loss, grad_norm, stops = self._differentiate(batch, stop)
         rate = learning_rate(self.step, job.steps, job.optimizer)
         verdict = self._judge(loss, grad_norm)
@@ -110,8 +115,10 @@ class Training:
             self._roll_back()
             return self.advance(stop)
         if verdict == "go_on":
-            self._optimizer.step(rate, self._gradients.local())
+            with part("optimizer"):
+                self._optimizer.step(rate, self._gradients.local())
         self.step, self.loss = self.step + 1, loss if math.isfinite(loss) else self.loss
+        self.telemetry.end()
         elapsed_s = time.perf_counter() - began
         self.train_s += elapsed_s
         row = {
@@ -119,9 +126,10 @@ class Training:
             "loss": loss,
             "learning_rate": rate,
             "tokens_per_s": self._step_tokens / elapsed_s,
+            "step_s": elapsed_s,
             "tokens": self.tokens,
-            "data_wait_s": data_wait_s,
             "time_s": time.time(),
+            **summary(self.telemetry.ranks),
         }
         if self._incidents.skipped:
             row["skipped_batches"] = self._incidents.skipped
@@ -182,6 +190,7 @@ class Training:
 
     def close(self) -> None:
         """Let what is being saved come to its end. Call it on every rank, however training ended."""
+        self.telemetry.close()
         self._saver.close()
 
     def resume(self) -> None:
@@ -218,9 +227,9 @@ class Training:
         with others_alive():
             loss = self._model.passes.accumulate(batch.tokens_BT, batch.targets_BT, batch.documents_BT)
         mine = [loss, batch.counted] if self.mesh.reports else [0.0, 0.0]
-        own_s = [0.0] * self.world.size
-        own_s[self.world.rank] = time.perf_counter() - self._began_s
-        (loss_sum, tokens, stops, *self.own_s), norm = self._gradients.sum([*mine, float(stop), *own_s])
+        told = [*mine, float(stop), *self.telemetry.outgoing()]
+        (loss_sum, tokens, stops, *measured), norm = self._gradients.sum(told)
+        self.telemetry.incoming(measured)
         factor = self._step_tokens / max(1.0, tokens) / self._loss_scale.value
         norm *= factor
         self._gradients.scale(factor * min(1.0, self.job.optimizer.grad_clip / (norm + 1e-6)))

@@ -50,7 +50,7 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
     spec = parse(read_json(layout.job(job).spec))
     assert isinstance(spec, TrainJob)
     spec = spec.on(len(nodes))
-    run = Run(spec, layout.job(job), dirs, layout.data, _base_model(layout, spec))
+    run = Run(spec, layout.job(job), dirs, layout.data, _base_model(layout, spec), layout.calibration)
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(HEALTH_CHECK_INTERVAL_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(WORKERS_START_TIMEOUT_S)
     os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"  # as in its own process

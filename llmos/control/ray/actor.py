@@ -63,6 +63,10 @@ class ControlActor:
         """The services, for the gateway's list of models."""
         return self._control.list_services()
 
+    def training(self) -> list[dict[str, Any]]:
+        """The newest metrics of running jobs, for the gateway's own."""
+        return self._control.training()
+
     def first_key(self, name: str) -> Any:
         """A new admin key: only whoever may connect to the Ray cluster can ask for one without having one."""
         return self._control.create_key(name, ("admin",))

@@ -58,6 +58,10 @@ class ControlProxy:
         """The services as the control module lists them."""
         return list(await self._ask("served"))
 
+    async def training(self) -> list[dict[str, Any]]:
+        """The newest metrics of running jobs: ``{id, metrics}`` each."""
+        return list(await self._ask("training", patience_s=0.0))
+
     def _forget_old(self) -> None:
         oldest = time.monotonic() - KEY_GRACE_S
         self._keys = {known: entry for known, entry in self._keys.items() if entry[0] > oldest}

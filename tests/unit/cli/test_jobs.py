@@ -102,17 +102,23 @@ def test_train_takes_exactly_one_job(llmos: Run, job_file: Path, api: FakeApi) -
 def test_jobs_are_listed_newest_first(llmos: Run, api: FakeApi) -> None:
     now = time.time()
     api.add_job(
-        phase="succeeded", step=100, started_at=now - 50, ended_at=now - 10, model="coder@1", metrics={"loss": 2.5}
+        phase="succeeded",
+        step=100,
+        started_at=now - 50,
+        ended_at=now - 10,
+        model="coder@1",
+        metrics={"loss": 2.5, "tokens_per_s": 9600.0},
     )
     api.add_job("other", reason="waits for 2 CPUs\x1b[31m\nand more", created_at=now - 7300)
     result = llmos("jobs")
     assert (result.code, result.err) == (0, "")
     first, second = table(result.out)
     assert first == {
-        **{"ID": "other-2", "PHASE": "queued", "STEP": "0/100", "LOSS": "-", "AGE": "2h 1m", "TOOK": "-"},
-        **{"MODEL": "-", "REASON": "waits for 2 CPUs [31m"},
+        **{"ID": "other-2", "PHASE": "queued", "STEP": "0/100", "LOSS": "-", "TOKENS/S": "-", "AGE": "2h 1m"},
+        **{"TOOK": "-", "MODEL": "-", "REASON": "waits for 2 CPUs [31m"},
     }
     assert (second["ID"], second["LOSS"], second["TOOK"], second["MODEL"]) == ("coder-1", "2.500", "40s", "coder@1")
+    assert second["TOKENS/S"] == "9,600"
     assert [job["id"] for job in json.loads(llmos("jobs", "-o", "json").out)] == ["other-2", "coder-1"]
 
 
@@ -139,6 +145,30 @@ def test_describe_tells_the_story_of_a_job(llmos: Run, api: FakeApi) -> None:
     assert lines[-2:] == [f"{queued} queued waits for 2 CPUs", "and patience"]
     story = json.loads(llmos("describe", "coder", "-o", "json").out)
     assert [event["what"] for event in story["events"]] == ["submitted", "queued"]
+
+
+def test_describe_says_what_the_job_measures_of_itself(llmos: Run, api: FakeApi) -> None:
+    metrics = {
+        **{"tokens_per_s": 9600.0, "mfu": 0.412, "memory_bytes": 4.1e8, "memory_peak_bytes": 5e8, "data_wait_s": 1e-4},
+        **{"comm_wait_s": 0.094, "wait_tp_s": 0.09, "sent_tp_bytes": 1.4e6, "wait_other_s": 0.004, "bubble": 0.2},
+    }
+    directory, files = "/state/jobs/coder-1/attempts/1", ["profile/timeline.svg", "profile/trace-0.json.gz"]
+    api.add_job(phase="succeeded", metrics=metrics, directory=directory, files=files)
+    lines = [" ".join(line.split()) for line in llmos("describe", "coder").out.splitlines()]
+    assert "speed 9,600 tokens/s · MFU 41.2 %" in lines
+    assert "memory 410.0 MB a rank, at most 500.0 MB" in lines
+    assert "data wait 0.1 ms" in lines
+    assert "comm wait 94 ms · tp 90 ms, 1.4 MB; agreement 4 ms" in lines
+    assert "bubble 20.0 % of the pipeline's time" in lines
+    assert f"directory {directory}" in lines and "files profile/timeline.svg profile/trace-0.json.gz" in lines
+
+
+def test_train_can_ask_for_a_profile(llmos: Run, job_file: Path, api: FakeApi) -> None:
+    assert llmos("train", "job.yaml", "--profile").code == 0
+    assert api.jobs[0]["spec"]["profile"] == {"start_step": 5, "steps": 3}
+    job_file.write_text(f"{JOB_YAML}profile: {{start_step: 9}}\n")
+    assert llmos("train", "job.yaml", "--profile").code == 0
+    assert api.jobs[1]["spec"]["profile"]["start_step"] == 9
 
 
 def test_logs_go_to_stdout_as_they_are(llmos: Run, api: FakeApi) -> None:
