@@ -101,7 +101,8 @@ class GradientBuffer:
             self._begin_next()
         for wait in self._waits:
             wait()
-        return self._riders.tolist()
+        summed: list[float] = self._riders.tolist()
+        return summed
 
     def _accumulated(self, parameter: nn.Parameter) -> None:
         if id(parameter) in self._last:
