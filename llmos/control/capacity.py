@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from llmos.control.machine import memory_bytes as machine_memory_bytes
+from llmos.control.translate import bundle
 from llmos.core import capacity
 from llmos.core.capacity import Candidate, Hardware, ModelShape, Training
+from llmos.core.placement import place
+from llmos.core.types import Gang, Node
 from llmos.models import ModelConfig
 from llmos.spec import PRESETS, Mesh, TrainJob
 
@@ -50,14 +54,19 @@ def training_of(job: TrainJob, shape: ModelShape) -> Training:
     )
 
 
-def hardware_of(job: TrainJob) -> Hardware:
-    """What one rank of ``job`` computes on. Without ``resources.memory``, nothing bounds the memory of a CPU's
-    rank; a micro-batch that is to be as large as fits then has this machine's, shared by all ranks."""
+def hardware_of(job: TrainJob, nodes: Iterable[Node] = ()) -> Hardware:
+    """What one rank of ``job`` computes on, and beside how many others: as many as one of ``nodes`` can hold.
+
+    Without ``resources.memory``, nothing bounds the memory of a CPU's rank; a micro-batch that is to be as large as
+    fits then has this machine's, shared by all ranks.
+    """
+    kind = capacity.hardware(ASSUMED_GPU if job.resources.gpus else "CPU")
+    kind = dataclasses.replace(kind, per_node=_ranks_per_node(job, nodes) or kind.per_node)
     if job.resources.gpus:
-        return capacity.hardware(ASSUMED_GPU)
+        return kind
     everything = machine_memory_bytes() / job.placed_mesh.size if job.micro_batch_size == "auto" else math.inf
     memory = job.resources.memory or everything
-    return dataclasses.replace(capacity.hardware("CPU"), memory_bytes=memory)
+    return dataclasses.replace(kind, memory_bytes=memory)
 
 
 def ways(job: TrainJob, shape: ModelShape, kind: Hardware) -> list[Candidate]:
@@ -83,15 +92,16 @@ def ways(job: TrainJob, shape: ModelShape, kind: Hardware) -> list[Candidate]:
     return sorted(found, key=lambda way: way.mesh.dp < way.mesh.size)
 
 
-def placed(job: TrainJob, base_model: Path | None = None) -> TrainJob:
+def placed(job: TrainJob, base_model: Path | None = None, nodes: Iterable[Node] = ()) -> TrainJob:
     """``job`` with the first of its :func:`ways` in the place of ``mesh: auto`` and ``micro_batch_size: auto``.
 
-    Where each rank has a GPU and a copy of the model, ``auto`` stays: the ranks try what fits (train/micro_batch.py).
-    Raises UsageError, ModelError.
+    ``nodes`` are those of the cluster: ranks of a tensor-parallel group share one. Where each rank has a GPU and a copy
+    of the model, ``auto`` stays: the ranks try what fits (train/micro_batch.py). Raises UsageError, ModelError.
     """
     if "auto" not in (job.mesh, job.micro_batch_size):
         return job
-    way = ways(job, model_shape(job, base_model), hardware_of(job))[0]
+    kind = hardware_of(job, nodes if job.mesh == "auto" else ())
+    way = ways(job, model_shape(job, base_model), kind)[0]
     placed = job.model_copy(update={"mesh": spec_mesh(way.mesh)} if job.mesh == "auto" else {})
     if job.micro_batch_size != "auto" or (job.resources.gpus and way.mesh.dp == way.mesh.size):
         return placed
@@ -113,6 +123,13 @@ def _accepted(job: TrainJob, mesh: capacity.Mesh) -> bool:
     workers = job.workers.model_copy(update={"min": 1, "max": max(job.workers.max, mesh.size)})
     named = job.model_copy(update={"mesh": spec_mesh(mesh), "workers": workers})
     return not any(True for rule in job.rules for _ in rule(named))
+
+
+def _ranks_per_node(job: TrainJob, nodes: Iterable[Node]) -> int:
+    """How many ranks of ``job`` the roomiest node holds when nothing else runs there, as far as they are needed."""
+    empty = {node.id: node.total for node in nodes if not node.draining}
+    rank = bundle(job.resources)
+    return next((n for n in range(job.workers.min, 0, -1) if place(Gang((rank,) * n, together=n), empty)), 0)
 
 
 def _device(job: TrainJob) -> str:

@@ -69,7 +69,7 @@ class Control:
         asked = digest(job)
         base = self._registry.get(job.model.ref) if job.model.ref else None
         job = admission.pinned(job, base["ref"]) if base else job
-        job = placed(job, Path(base["path"]) if base else None)
+        job = placed(job, Path(base["path"]) if base else None, self._loop.sight.snapshot.nodes)
         row = self._store.jobs.submit(job, asked, idempotency_key, self._clock())
         self._loop.nudge()
         return self._job(row)

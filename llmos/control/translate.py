@@ -9,12 +9,12 @@ from llmos.spec import Resources as ResourcesSpec
 
 def job_gangs(spec: TrainJob) -> tuple[Gang, ...]:
     """The gangs that the job may run as, the smallest first: a bundle per worker, tensor-parallel ones on one node."""
-    return tuple(Gang((_bundle(spec.resources),) * mesh.size, mesh.tp) for mesh in spec.meshes)
+    return tuple(Gang((bundle(spec.resources),) * mesh.size, mesh.tp) for mesh in spec.meshes)
 
 
 def replica_gang(spec: Service) -> Gang:
     """What one replica holds: one bundle per rank of its mesh."""
-    return Gang((_bundle(spec.resources),) * spec.mesh.size)
+    return Gang((bundle(spec.resources),) * spec.mesh.size)
 
 
 def deployment_digest(spec: Service) -> str:
@@ -22,5 +22,6 @@ def deployment_digest(spec: Service) -> str:
     return digest(spec.model_copy(update={"replicas": Replicas()}))
 
 
-def _bundle(wanted: ResourcesSpec) -> Resources:
+def bundle(wanted: ResourcesSpec) -> Resources:
+    """What one rank holds of its node."""
     return Resources(wanted.cpus, wanted.gpus, wanted.memory or 0)

@@ -10,6 +10,7 @@ import pytest
 from llmos.control import machine
 from llmos.control.capacity import core_mesh, hardware_of, model_shape, placed, training_of, ways
 from llmos.core.capacity import training_memory
+from llmos.core.types import Node, Resources
 from llmos.errors import UsageError
 from llmos.spec import Mesh, TrainJob, parse
 from tests.unit.control.world import World
@@ -107,3 +108,22 @@ def test_the_machines_memory_bounds_what_fits(monkeypatch: pytest.MonkeyPatch) -
     assert 2**28 < machine.memory_bytes() <= psutil.virtual_memory().total
     monkeypatch.setattr(machine, "_text", lambda path: "max" if "limit" in path else "1000")
     assert machine.memory_bytes() == 1000
+
+
+def test_auto_takes_no_tensor_parallel_group_that_no_node_can_hold(world: World) -> None:
+    tight = {"batch_size": 4, "workers": {"min": 4, "max": 4}}
+    memory = {"memory": "80MiB"}  # too little for a whole copy: what is shared is shared by fsdp or tp
+    assert placed(job(**tight, resources=memory)).mesh == Mesh(fsdp=2, tp=2)
+    small, large = ([Node("one", Resources(cpus=1, memory_bytes=2**30)), *more] for more in ([], [_TWO]))
+    assert placed(job(**tight, resources=memory), nodes=small).mesh == Mesh(fsdp=4)
+    assert placed(job(**tight, resources=memory), nodes=large).mesh == Mesh(fsdp=2, tp=2)
+    nowhere = job(**tight, resources={**memory, "cpus": 8})  # until there is a node that holds a rank
+    assert placed(nowhere, nodes=large).mesh == Mesh(fsdp=2, tp=2)
+    world.run(1.0)
+    spec = {"kind": "TrainJob", "name": "a", "model": {"preset": "tiny"}, "data": {"path": str(world.text)}, "steps": 3}
+    for cpus, tp in ((2, 2), (3, 1)):  # of the 4 of its node
+        wanted = {**spec, **tight, "output": {"model": "a"}, "resources": {**memory, "cpus": cpus}}
+        assert world.control.submit_job(wanted)["spec"]["mesh"].get("tp", 1) == tp
+
+
+_TWO = Node("two", Resources(cpus=2, memory_bytes=2**30))

@@ -42,7 +42,7 @@ class World:
         self.text = root / "text.txt"
         self.text.parent.mkdir(parents=True, exist_ok=True)
         self.text.write_text("to be or not to be\n")
-        machines = [Node(f"node-{i}", Resources(cpus=4)) for i in range(nodes)]
+        machines = [Node(f"node-{i}", Resources(cpus=4, memory_bytes=2**33)) for i in range(nodes)]
         self.cluster = SimCluster(machines, self.outcome)
         self.outcomes: dict[str, list[Outcome]] = {}
         self.open()
