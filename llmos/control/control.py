@@ -93,7 +93,7 @@ class Control:
         """Ask a job to end; one that has ended stays as it is."""
         row = self._store.jobs.cancel(job, self._clock())
         self._loop.nudge()
-        return self._job(row)
+        return self._job(row) | job_files(row, self._layout)
 
     def job_events(self, job: str) -> list[View]:
         """What was decided about a job and what happened to it, oldest first: ``{at, subject, what, why}``."""

@@ -20,7 +20,7 @@ from tests.unit.sim.workloads import Workload, play, workloads
 
 
 @pytest.mark.timeout(900)
-@settings(max_examples=5 * settings.default.max_examples)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(workloads)
 def test_plan_keeps_every_property_on_random_workloads(workload: Workload) -> None:
     simulation = play(workload)
@@ -149,9 +149,11 @@ PLANTED = {
     "is moody": ("repeatable", "plan._places", lambda nodes: str(next(ticks))),
     "abandons a lost launch": ("none_starve", "plan._not_ready", _no_restart),
 }
+RARE = ["forgets services", "trusts an old memo", "retries at once", "splits what belongs together", "grows at once"]
+"""Found only after many workloads: others that break the same properties are found at once."""
 
 
-@pytest.mark.parametrize("bug", PLANTED)
+@pytest.mark.parametrize("bug", [pytest.param(bug, marks=pytest.mark.slow) if bug in RARE else bug for bug in PLANTED])
 def test_a_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     property, target, broken = PLANTED[bug]
     monkeypatch.setattr(f"llmos.core.{target}", broken)
