@@ -107,13 +107,9 @@ class Bench:
     def node(self) -> Iterator[Callable[[], None]]:
         """One more node, with 1 CPU; yields how to kill it."""
         directory = Path(tempfile.mkdtemp(prefix="n", dir="/tmp"))  # a socket's path must be short
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", self.address, "--num-cpus", "1"]
-        command += ["--node-ip-address", "127.0.0.1", "--temp-dir", str(directory), "--disable-usage-stats", "--block"]
+        command = [sys.executable, "-m", "benchmarks.loopback_node", self.address, str(directory), "1"]
         with (directory / "log").open("wb") as log:
-            several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # Ray's word for nodes that share a loopback address
-            process = psutil.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, **several}, start_new_session=True, cwd=ROOT
-            )
+            process = psutil.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=ROOT)
         before = len(self.client.status()["nodes"])
         _until(lambda: len(self.client.status()["nodes"]) > before)
 

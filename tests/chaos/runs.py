@@ -19,8 +19,8 @@ from llmos.settings import state_dir
 from llmos.spec import CheckpointPolicy, Workers
 from tests.support import ROOT, nano, processes
 
-STEPS = 400
-EVERY = 40
+STEPS = 200
+EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,11 @@ def job(name: str, workers: int | tuple[int, int], **fields: Any) -> llmos.Train
     fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
     spec = nano(name, fewest, STEPS, checkpoint=CheckpointPolicy(every_steps=EVERY, keep=3), **fields)
     data = llmos.Data(path=(str(ROOT / "llmos" / "core" / "*.py"),), vocab_size=320, log_samples=True)
-    sizes = Workers(min=fewest, max=most, grow_every=3.0)
-    # fp32: in bf16, the order of sums that a mesh makes is seen in the third digit
-    return spec.model_copy(update={"data": data, "batch_size": 12, "workers": sizes, "precision": "fp32"})
+    sizes = Workers(min=fewest, max=most, grow_every=1.0)
+    # fp32: in bf16, the order of sums that a mesh makes is seen in the third digit. Two sequences at a time: a step is
+    # to take long enough for something to happen to it
+    step = {"batch_size": 24, "micro_batch_size": 2, "precision": "fp32"}
+    return spec.model_copy(update={"data": data, "workers": sizes, **step})
 
 
 def history(cluster: llmos.Client, job: str) -> History:
@@ -59,6 +61,12 @@ def history(cluster: llmos.Client, job: str) -> History:
     return History(losses, {step: sorted(samples[step]) for step in sorted(samples) if step in losses})
 
 
+def steps_done(job: str) -> list[int]:
+    """The steps that all attempts of ``job`` together have done, in order: one that was done again is there again."""
+    files = (state_dir(None) / "jobs" / job / "attempts").glob("*/metrics.jsonl")
+    return sorted(json.loads(line)["step"] for file in files for line in file.read_text().splitlines())
+
+
 def until(what: Callable[[], object], timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
@@ -75,12 +83,12 @@ def named(kind: str) -> list[psutil.Process]:
 def extra_node(cluster: llmos.Client, directory: Path) -> Iterator[Callable[[], None]]:
     """One more node with 1 CPU; yields how to kill it."""
     address = json.loads((state_dir(None) / "cluster.json").read_text())["address"]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", address, "--num-cpus", "1", "--block"]
-    command += ["--node-ip-address", "127.0.0.1", "--temp-dir", str(directory), "--disable-usage-stats"]
+    command = [sys.executable, "-m", "benchmarks.loopback_node", address, str(directory), "1"]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(state_dir(None) / "ray_token")}
-    token["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"  # Ray's word for nodes that share a loopback address
     with (directory / "log").open("wb") as log:
-        node = psutil.Popen(command, stdout=log, stderr=log, env={**os.environ, **token}, start_new_session=True)
+        node = psutil.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **token}, start_new_session=True, cwd=ROOT
+        )
     before = len(cluster.status()["nodes"])
 
     def kill() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import llmos
-from tests.chaos.runs import EVERY, STEPS, History, extra_node, history, job, named, until
+from tests.chaos.runs import EVERY, STEPS, History, extra_node, history, job, named, steps_done, until
 
 pytestmark = pytest.mark.slow
 
@@ -35,14 +35,14 @@ def same(mine: History, unbroken: History, *, exactly: bool) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_worker_is_killed_at_a_random_step(cluster: llmos.Client, unbroken: History, seed: int) -> None:
     chance = random.Random(seed)
-    id = begin(cluster, job("killed", workers=2), step=chance.randrange(EVERY + 1, 200))
+    id = begin(cluster, job("killed", workers=2), step=chance.randrange(EVERY + 1, STEPS // 2))
     chance.choice(named("RayTrainWorker")).kill()
     assert finish(cluster, id).attempts == 1  # Ray Train has replaced it
     same(history(cluster, id), unbroken, exactly=True)
 
 
 def test_both_workers_are_killed_at_once(cluster: llmos.Client, unbroken: History) -> None:
-    id = begin(cluster, job("massacre", workers=2), step=100)
+    id = begin(cluster, job("massacre", workers=2), step=EVERY + 10)
     for worker in named("RayTrainWorker"):
         worker.kill()
     finish(cluster, id)
@@ -50,24 +50,20 @@ def test_both_workers_are_killed_at_once(cluster: llmos.Client, unbroken: Histor
 
 
 def test_the_attempt_is_killed(cluster: llmos.Client, unbroken: History) -> None:
-    id = begin(cluster, job("beheaded", workers=2), step=100)
+    id = begin(cluster, job("beheaded", workers=2), step=EVERY + 10)
     named("AttemptActor")[0].kill()
     assert finish(cluster, id).attempts == 2
     same(history(cluster, id), unbroken, exactly=True)
 
 
 def test_a_job_shrinks_for_another_and_grows_again_and_loses_no_step(cluster: llmos.Client, unbroken: History) -> None:
-    id = begin(cluster, job("elastic", workers=(1, 2)), step=60)
+    id = begin(cluster, job("elastic", workers=(1, 2)), step=10)
     assert len(named("RayTrainWorker")) == 2
-    other = begin(cluster, job("newcomer", workers=1), step=20)
+    other = begin(cluster, job("newcomer", workers=1), step=1)
     assert cluster.job(id).attempts == 2
     cluster.cancel(other)
-    done = finish(cluster, id)
-    assert done.attempts == 3
-    logs = list(cluster.logs(id))
-    for number in (2, 3):
-        resumed = next(line for line in logs if "resumed from" in line)
-        assert resumed, number
+    assert finish(cluster, id).attempts == 3
+    assert steps_done(id) == list(range(1, STEPS + 1))  # none twice
     same(history(cluster, id), unbroken, exactly=False)
     why = [event.why for event in cluster.events(id)]
     assert any("shrinks from 2 workers: room for newcomer" in text for text in why), why
@@ -79,7 +75,7 @@ def test_a_node_is_killed(cluster: llmos.Client, unbroken: History) -> None:
         tempfile.TemporaryDirectory(prefix="n", dir="/tmp", ignore_cleanup_errors=True) as directory,
         extra_node(cluster, Path(directory)) as kill,
     ):
-        id = begin(cluster, job("orphaned", workers=(2, 3)), step=60)
+        id = begin(cluster, job("orphaned", workers=(2, 3)), step=EVERY + 10)
         assert len(named("RayTrainWorker")) == 3
         kill()
         assert finish(cluster, id).attempts >= 2
