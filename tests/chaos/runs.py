@@ -17,10 +17,10 @@ import psutil
 import llmos
 from llmos.settings import state_dir
 from llmos.spec import CheckpointPolicy, Workers
-from tests.support import ROOT, nano, processes
+from tests.support import ROOT, nano, processes, words
 
-STEPS = 200
-EVERY = 20
+STEPS = 120
+EVERY = 15
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ def job(name: str, workers: int | tuple[int, int], **fields: Any) -> llmos.Train
     spec = nano(name, fewest, STEPS, checkpoint=CheckpointPolicy(every_steps=EVERY, keep=3), **fields)
     data = llmos.Data(path=(str(ROOT / "llmos" / "core" / "*.py"),), vocab_size=320, log_samples=True)
     sizes = Workers(min=fewest, max=most, grow_every=1.0)
-    # fp32: in bf16, the order of sums that a mesh makes is seen in the third digit. Two sequences at a time: a step is
+    # fp32: in bf16, the order of sums that a mesh makes is seen in the third digit. One sequence at a time: a step is
     # to take long enough for something to happen to it
-    step = {"batch_size": 24, "micro_batch_size": 2, "precision": "fp32"}
+    step = {"batch_size": 12, "micro_batch_size": 1, "precision": "fp32"}
     return spec.model_copy(update={"data": data, "workers": sizes, **step})
 
 
@@ -67,7 +67,7 @@ def steps_done(job: str) -> list[int]:
     return sorted(json.loads(line)["step"] for file in files for line in file.read_text().splitlines())
 
 
-def until(what: Callable[[], object], timeout_s: float = 120.0) -> None:
+def until(what: Callable[[], object], timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline, "gave up waiting"
@@ -76,7 +76,7 @@ def until(what: Callable[[], object], timeout_s: float = 120.0) -> None:
 
 def named(kind: str) -> list[psutil.Process]:
     """The cluster's processes whose title has ``kind`` in it."""
-    return [process for process in processes(Path.home()) if any(kind in word for word in process.cmdline())]
+    return [process for process in processes(Path.home()) if any(kind in word for word in words(process))]
 
 
 @contextmanager
