@@ -34,8 +34,10 @@ if TYPE_CHECKING:
         UsageError,
         WorkerLost,
     )
+    from llmos.functions import train_function
     from llmos.spec import (
         Data,
+        Function,
         Lora,
         Mesh,
         ModelSource,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         Resources,
         Service,
         Source,
+        TrainFunction,
         TrainJob,
         Workers,
     )
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = ("llmos.errors", "llmos.views", "llmos.client", "llmos.spec")  # cheapest import first
+_HOMES = ("llmos.errors", "llmos.views", "llmos.client", "llmos.functions", "llmos.spec")  # cheapest import first
 
 __all__ = [
     "AuthError",
@@ -70,6 +73,7 @@ __all__ = [
     "EngineError",
     "EventView",
     "ForbiddenError",
+    "Function",
     "JobView",
     "KeyView",
     "LlmosError",
@@ -90,6 +94,7 @@ __all__ = [
     "ServiceView",
     "Source",
     "SpecError",
+    "TrainFunction",
     "TrainJob",
     "TrainingError",
     "UsageError",
@@ -97,6 +102,7 @@ __all__ = [
     "Workers",
     "__version__",
     "connect",
+    "train_function",
 ]
 
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from llmos.errors import DeadlineError, TrainingError, UsageError
+from llmos.errors import DeadlineError, UsageError
 from llmos.settings import Connection, connection, normalize_url
 from llmos.transport import Transport
 from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, View
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from llmos.sources import Source
+    from llmos.train.context import Context
 
 POLL_S = 0.5
 
 OnProgress = Callable[[JobView, list[MetricsRow]], None]
 OnService = Callable[[ServiceView], None]
+Loop = Callable[["Context"], object]
 
 
 def connect(url: str | None = None, key: str | None = None) -> Client:
@@ -74,11 +76,11 @@ class Client:
     # Jobs
 
     def submit(self, source: Source, *, idempotency_key: str | None = None) -> JobView:
-        """Submit one TrainJob: a spec, a dict, a file, or YAML text (a string with more than one line).
+        """Submit one job: a spec, a dict, a file, or YAML text (a string with more than one line).
 
         Every retry carries the same ``idempotency_key`` (made up unless given), so one call never makes two jobs.
         """
-        spec = _one(source, "TrainJob")
+        spec = _one(source, "TrainJob", "TrainFunction")
         return JobView(
             self._call("POST", "jobs", body={"spec": spec, "idempotency_key": idempotency_key or uuid.uuid4().hex})
         )
@@ -142,17 +144,24 @@ class Client:
         ``train(name="coder", model={"preset": "tiny"}, data={"path": "src/*.py"}, steps=400, mesh={"dp": 2})``. Without
         ``on_progress`` it prints how it gets on. Ctrl-C leaves the job running. Raises TrainingError when it fails.
         """
-        from llmos.training import Printed, job_of
+        from llmos.training import ended, job_of
 
-        job = self.submit(job_of(source, fields))
-        try:
-            job = self.wait(job.id, on_progress=on_progress or Printed())
-        except KeyboardInterrupt:
-            print(f"job {job.id} goes on: come back with `.wait({job.id!r})`, end it with `.cancel({job.id!r})`")
-            raise
-        if not job.succeeded:
-            raise TrainingError(f"job {job.id} {job.phase}: {job.reason}", hint=f"see `.logs({job.id!r})`")
-        return job
+        return ended(self, self.submit(job_of(source, fields)).id, on_progress)
+
+    def train_function(
+        self, function: Loop, *, wait: bool = True, on_progress: OnProgress | None = None, **fields: Any
+    ) -> JobView:
+        """Have the workers of a job call ``function(context)``, watch it as :meth:`train` does, and return it.
+
+        ``fields`` are a TrainFunction's: ``train_function(loop, workers=2, steps=100)``. ``wait=False`` only submits.
+        """
+        from llmos.functions import packed_job
+        from llmos.training import ended
+
+        packed, spec = packed_job(function, fields)
+        self._call("PUT", "functions", packed.sha256, body={"pickle": packed.base64})
+        job = self.submit(spec)
+        return ended(self, job.id, on_progress) if wait else job
 
     # Services
 
@@ -269,17 +278,15 @@ class Client:
         return self._api.call("POST", f"/v1/{route}", body=body, repeatable=False)
 
 
-def _one(source: Source, kind: str) -> dict[str, Any]:
+def _one(source: Source, *kinds: str) -> dict[str, Any]:
     """The one spec of ``source`` as JSON. Raises UsageError if there are several or it is of another kind."""
     from llmos.sources import specs
     from llmos.spec import to_dict
 
     found = specs(source)
-    if len(found) != 1 or found[0].kind != kind:
-        kinds = ", ".join(spec.kind for spec in found)
-        raise UsageError(
-            f"expected exactly one {kind}, found {kinds}", hint="submit() takes a TrainJob, serve() a Service"
-        )
+    if len(found) != 1 or found[0].kind not in kinds:
+        what = f"expected exactly one {' or '.join(kinds)}, found {', '.join(spec.kind for spec in found)}"
+        raise UsageError(what, hint="submit() takes a TrainJob or TrainFunction, serve() a Service")
     return to_dict(found[0])
 
 

@@ -142,6 +142,10 @@ class Layout:
     def models(self) -> Path:
         return self.root / "models"
 
+    def function(self, sha256: str) -> Path:
+        """A function that a user has sent for jobs to call (0600)."""
+        return self.root / "functions" / sha256
+
     def job(self, id: str) -> JobDirs:
         return JobDirs(self.root / "jobs" / id)
 

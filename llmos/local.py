@@ -22,17 +22,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from llmos.control import attempt, journal
-from llmos.control.admission import train_job
+from llmos.control import admission, attempt, journal
 from llmos.control.capacity import placed
 from llmos.control.registry import Registry
 from llmos.control.store import Store
 from llmos.errors import ConflictError, NotFoundError
 from llmos.files import read_json, write_json
-from llmos.layout import JobDirs, Layout
-from llmos.spec import TrainJob, to_dict
+from llmos.layout import AttemptDirs, JobDirs, Layout
+from llmos.spec import Job, TrainJob, to_dict
 from llmos.train import cause
-from llmos.train.run import Run
+from llmos.train.run import AnyRun, FunctionRun, Run
 from llmos.views import JobView, MetricsRow
 
 POLL_S = 0.2
@@ -45,7 +44,7 @@ Report = Callable[[str], None]
 OnProgress = Callable[[JobView, list[MetricsRow]], None]
 
 
-def train(spec: TrainJob, layout: Layout, on_progress: OnProgress, report: Report) -> JobView:
+def train(spec: Job, layout: Layout, on_progress: OnProgress, report: Report) -> JobView:
     """Train ``spec`` here and return how it ended; ``on_progress`` sees it and its new metrics rows all the while.
 
     Ctrl-C asks the ranks to checkpoint and end: the job comes back ``cancelled``; a second one ends them at once and
@@ -53,15 +52,16 @@ def train(spec: TrainJob, layout: Layout, on_progress: OnProgress, report: Repor
     cluster uses the state directory, ``model``, a version in it. Raises UsageError, NotFoundError or ModelError before
     anything runs, ConflictError when the job is being trained already.
     """
-    base = base_model(spec, layout)
-    job = placed(train_job(to_dict(spec), HERE), base)
+    job = admission.job(to_dict(spec), layout, HERE)
+    base = base_model(job, layout) if isinstance(job, TrainJob) else None
+    job = placed(job, base) if isinstance(job, TrainJob) else job
     layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     dirs = layout.job(job.name)
     with _alone(dirs, job.name):
         number = next_attempt(dirs)
         write_json(dirs.spec, to_dict(job))
         attempt.claim(dirs.attempt(number), SESSION)
-        run = Run(job, dirs, dirs.attempt(number), layout.data, base, layout.calibration)
+        run = _run_of(job, base, layout, dirs.attempt(number))
         process = multiprocessing.get_context("spawn").Process(target=_run, args=(run, number), name="llmos-attempt")
         watch = _Watch(run, number, on_progress)
         process.start()
@@ -88,6 +88,13 @@ def registered(ref: str, layout: Layout) -> Path:
     return layout.model(name, chosen)
 
 
+def _run_of(job: Job, base: Path | None, layout: Layout, dirs: AttemptDirs) -> AnyRun:
+    told = layout.job(job.name), dirs
+    if isinstance(job, TrainJob):
+        return Run(job, *told, layout.data, base, layout.calibration)
+    return FunctionRun.of(job, layout, *told)
+
+
 def next_attempt(dirs: JobDirs) -> int:
     """The number of the attempt that comes next."""
     return next(number for number in itertools.count(1) if not dirs.attempt(number).root.exists())
@@ -96,7 +103,7 @@ def next_attempt(dirs: JobDirs) -> int:
 class _Watch:
     """What is to be seen of a job, and the wishes of whoever watches it."""
 
-    def __init__(self, run: Run, number: int, on_progress: OnProgress) -> None:
+    def __init__(self, run: AnyRun, number: int, on_progress: OnProgress) -> None:
         self._run, self._number, self._on_progress = run, number, on_progress
         self._began_at, self._metrics, self._late = time.time(), dict[str, Any](), ""
         self._step = journal.newest_metrics(run.job_dirs, number - 1).get("step", 0)  # where earlier attempts got
@@ -150,7 +157,7 @@ class _Watch:
         return view
 
 
-def _run(run: Run, number: int) -> None:
+def _run(run: AnyRun, number: int) -> None:
     """The process that trains, rank 0; the other ranks are its children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; who watches decides what it means
     with run.attempt.log.open("ab", buffering=0) as log:  # what is printed past Python, too
@@ -160,7 +167,7 @@ def _run(run: Run, number: int) -> None:
     attempt.finish(run.attempt, attempt.carry_out(run.job_dirs, number, partial(_trained, run)))
 
 
-def _trained(run: Run, secrets: Any) -> Any:
+def _trained(run: AnyRun, secrets: Any) -> Any:
     from llmos.train.local import run_attempt  # loads torch
 
     return run_attempt(run, run.job.placed_mesh.size, secrets)
@@ -187,7 +194,7 @@ def _ended(process: BaseProcess) -> Iterator[None]:
             process.join()
 
 
-def _outcome(run: Run, process: BaseProcess) -> dict[str, Any]:
+def _outcome(run: AnyRun, process: BaseProcess) -> dict[str, Any]:
     """How the attempt ended; a process that was killed could not say."""
     if (result := read_json(run.attempt.result)) is not None:
         return dict(result)
@@ -198,10 +205,10 @@ def _outcome(run: Run, process: BaseProcess) -> dict[str, Any]:
     return {"phase": "failed", "error": why, "step": 0, "metrics": {}}
 
 
-def _register(run: Run, layout: Layout) -> dict[str, str]:
+def _register(run: AnyRun, layout: Layout) -> dict[str, str]:
     """Where the trained model is, and which version it became. A control module has the registry for itself."""
     export = run.job_dirs.export
-    if not export.exists():
+    if not isinstance(run, Run) or not export.exists():
         return {}
     if layout.cluster.exists():
         return {"path": str(export)}

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmos.errors import SpecError, UsageError
-from llmos.spec import Service, Spec, TrainJob, load, load_file, parse
+from llmos.spec import Job, Service, Spec, TrainFunction, TrainJob, load, load_file, parse
 from llmos.spec.data import is_uri
 from llmos.spec.nodes import read as read_yaml
+
+J = TypeVar("J", bound=Job)
 
 Source = Spec | Mapping[str, Any] | Path | str
 
@@ -28,7 +30,7 @@ def specs(source: Source) -> list[Spec]:
     if isinstance(source, str) and "\n" not in source.strip():
         source = Path(source)
     match source:
-        case TrainJob() | Service():
+        case TrainJob() | TrainFunction() | Service():
             return [anchored(source, Path.cwd())]
         case str():
             return [anchored(spec, Path.cwd()) for spec in load(source, source="spec")]
@@ -44,6 +46,11 @@ def anchored(spec: Spec, base: Path) -> Spec:
     """``spec`` with every path of it absolute; relative ones are taken from ``base``."""
     if isinstance(spec, Service):
         return spec
+    if isinstance(spec, TrainFunction):
+        if spec.function.path is None:
+            return spec
+        path = _anchored_path(base, spec.function.path)
+        return spec.model_copy(update={"function": spec.function.model_copy(update={"path": path})})
     update: dict[str, object] = {"data": spec.data.with_paths(partial(_anchored_path, base))}
     if spec.model.config is not None:
         config = str(base / Path(spec.model.config).expanduser())
@@ -55,7 +62,7 @@ def _anchored_path(base: Path, path: str) -> str:
     return path if is_uri(path) else str(base / Path(path).expanduser())
 
 
-def override(spec: TrainJob, settings: Sequence[str]) -> TrainJob:
+def override(spec: J, settings: Sequence[str]) -> J:
     """``spec`` with each ``FIELD=VALUE`` of ``settings`` applied, as in ``optimizer.learning_rate=3e-4``.
 
     Values are YAML. Fields the spec left to their defaults follow the new values. Raises UsageError or SpecError.
@@ -76,7 +83,7 @@ def override(spec: TrainJob, settings: Sequence[str]) -> TrainJob:
             target[parent] = target = dict(inner) if isinstance(inner, Mapping) else {}
         target[last] = _value(field.strip(), text)
     changed = parse(written, source=f"{spec.name} with --set")
-    assert isinstance(changed, TrainJob)
+    assert isinstance(changed, type(spec))
     return changed
 
 

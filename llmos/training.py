@@ -1,4 +1,4 @@
-"""What ``Client.train`` does besides submitting and waiting: a job from keyword arguments, and progress in print."""
+"""What ``Client.train`` does besides submitting: a job from keyword arguments, waiting, and progress in print."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmos.errors import UsageError
+from llmos.errors import TrainingError, UsageError
 from llmos.views import JobView, MetricsRow
 
 if TYPE_CHECKING:
+    from llmos.client import Client, OnProgress
     from llmos.sources import Source
     from llmos.spec import TrainJob
 
@@ -31,17 +32,32 @@ def job_of(source: Source | None, fields: Mapping[str, Any]) -> TrainJob:
         if len(found) != 1 or not isinstance(found[0], TrainJob):
             kinds = ", ".join(spec.kind for spec in found)
             raise UsageError(f"expected exactly one TrainJob, found {kinds}", hint="serve() takes a Service")
-        written |= _plain(found[0])
+        written |= plain(found[0])
     elif "name" in fields:
         written["output"] = {"model": fields["name"]}
-    job = parse(written | {name: _plain(value) for name, value in fields.items()}, source="train()")
+    job = parse(written | {name: plain(value) for name, value in fields.items()}, source="train()")
     assert isinstance(job, TrainJob)
     return job
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A part of a spec as it would be written."""
     return value.model_dump(mode="json", exclude_unset=True) if hasattr(value, "model_dump") else value
+
+
+def ended(cluster: Client, job: str, on_progress: OnProgress | None) -> JobView:
+    """Job ``job`` once it has ended; without ``on_progress``, how it gets on is printed. Ctrl-C leaves it running.
+
+    Raises TrainingError when it fails.
+    """
+    try:
+        view = cluster.wait(job, on_progress=on_progress or Printed())
+    except KeyboardInterrupt:
+        print(f"job {job} goes on: come back with `.wait({job!r})`, end it with `.cancel({job!r})`")
+        raise
+    if not view.succeeded:
+        raise TrainingError(f"job {job} {view.phase}: {view.reason}", hint=f"see `.logs({job!r})`")
+    return view
 
 
 class Printed:

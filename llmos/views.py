@@ -71,9 +71,16 @@ class MetricsRow(View):
     data_wait_s: float
     time_s: float
 
+    @property
+    def shown(self) -> list[str]:
+        """Its loss and speed in words; of a user's own loop, which may have neither, its first two numbers."""
+        parts = [f"loss {'not a number' if self.loss is None else f'{self.loss:.3f}'}"] if "loss" in self else []
+        parts += [f"{self.tokens_per_s:,.0f} tokens/s"] if "tokens_per_s" in self else []
+        others = [name for name, value in self.items() if value is not None and name not in ("step", "time_s")]
+        return parts or [f"{name} {self[name]:.5g}" for name in others[:2]]
+
     def __repr__(self) -> str:
-        loss = "not a number" if self.loss is None else f"{self.loss:.3f}"
-        return f"<step {self.step} · loss {loss} · {self.tokens_per_s:,.0f} tokens/s>"
+        return f"<{' · '.join([f'step {self.step}', *self.shown])}>"
 
 
 class EventView(View):

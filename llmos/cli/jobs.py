@@ -34,7 +34,8 @@ from llmos.errors import UsageError
 
 if TYPE_CHECKING:
     from llmos.client import Client
-    from llmos.spec import Spec, TrainJob
+    from llmos.spec import Job as JobSpec
+    from llmos.spec import Spec
     from llmos.views import JobView
 
 app = typer.Typer()
@@ -49,11 +50,11 @@ Timeout = Annotated[float | None, typer.Option("--timeout", min=0, metavar="SECO
 
 @app.command(rich_help_panel=PANEL)
 def submit(file: File, output: Output = Format.TABLE) -> None:
-    """Submit every spec of a file – TrainJobs are queued, Services are served – and return at once."""
+    """Submit every spec of a file – jobs are queued, Services are served – and return at once."""
     specs, cluster, done = _read(file), client(), []
     try:
         for spec in specs:
-            view = cluster.submit(spec) if spec.kind == "TrainJob" else cluster.serve(spec)
+            view = cluster.serve(spec) if spec.kind == "Service" else cluster.submit(spec)
             done.append((spec.kind, view))
     finally:  # if the second of two is refused, the first is submitted all the same: say so
         if output is Format.JSON:
@@ -87,19 +88,22 @@ def train(
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Submit one TrainJob and watch it until it has ended; with --local, train it on this machine."""
+    """Submit one job and watch it until it has ended; with --local, train it on this machine."""
     from llmos.sources import override
-    from llmos.spec import TrainJob
+    from llmos.spec import Service, TrainJob
 
     specs = _read(file)
-    if len(specs) != 1 or not isinstance(specs[0], TrainJob):
+    if len(specs) != 1 or isinstance(specs[0], Service):
         raise UsageError(
-            f"{file} holds {', '.join(spec.kind for spec in specs)}: expected one TrainJob",
+            f"{file} holds {', '.join(spec.kind for spec in specs)}: expected one job",
             hint=f"for several, use `llmos submit {file}`",
         )
-    settings = [*(settings or []), *(["profile={}"] if profile and specs[0].profile is None else [])]
+    settings = [*(settings or []), *(["profile={}"] if profile and getattr(specs[0], "profile", None) is None else [])]
     spec = override(specs[0], settings) if settings else specs[0]
     if dry_run:
+        if not isinstance(spec, TrainJob):
+            what = f"--dry-run knows what a TrainJob takes: {file} holds a {spec.kind}, whose function decides that"
+            raise UsageError(what, param="--dry-run")
         return estimate.dry_run(spec, output, here)
     ended = local.train(spec) if here else _submitted(client(), spec)
     say_json(ended) if output is Format.JSON else say(_table([ended]))
@@ -184,7 +188,7 @@ def _read(file: str) -> list[Spec]:
     return specs(Path(file))
 
 
-def _submitted(cluster: Client, spec: TrainJob) -> JobView:
+def _submitted(cluster: Client, spec: JobSpec) -> JobView:
     """The job as it ended."""
     job = cluster.submit(spec)
     note(f"job {job.id} is submitted")

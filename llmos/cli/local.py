@@ -13,26 +13,28 @@ from llmos.cli.progress import headline, watching
 from llmos.layout import Layout
 
 if TYPE_CHECKING:
-    from llmos.spec import TrainJob
+    from llmos.spec import Job
     from llmos.views import JobView
 
 INTERRUPTED = 130
 LAST_LINES = 15
 
 
-def train(spec: TrainJob) -> JobView:
+def train(spec: Job) -> JobView:
     """Train ``spec`` here, with the progress of a job on a cluster, and return it once it has succeeded.
 
     Raises typer.Exit with 130 when it was stopped, with 1 when it failed.
     """
     from llmos import local
+    from llmos.spec import TrainJob
 
     layout = Layout(settings.state_dir())
     with watching() as progress:
         job = local.train(spec, layout, progress, note)
     if job.succeeded:
-        register = f"`llmos models import {job.path} --name {spec.output.model}` registers it with the cluster"
-        note(f"the model is in {job.path}" + (f", registered as {job.model}" if job.model else f"\n  {register}"))
+        if isinstance(spec, TrainJob):
+            register = f"`llmos models import {job.path} --name {spec.output.model}` registers it with the cluster"
+            note(f"the model is in {job.path}" + (f", registered as {job.model}" if job.model else f"\n  {register}"))
         return job
     log = layout.job(job.id).attempt(job.attempt).log
     if job.phase == "failed":

@@ -46,10 +46,8 @@ class Pace:
         if not self.rows:
             return ""
         row, eta_s = self.rows[-1], self.eta_s(steps)
-        loss = "not a number" if row.loss is None else f"{row.loss:.3f}"
-        parts = [f"loss {loss}", f"{row.tokens_per_s:,.0f} tokens/s"]
-        parts += [f"MFU {100 * row.mfu:.1f} %"] if "mfu" in row else []
-        return " · ".join([*parts, *([f"ETA {duration(eta_s)}"] if eta_s else [])])
+        mfu = [f"MFU {100 * row.mfu:.1f} %"] if "mfu" in row else []
+        return " · ".join([*row.shown, *mfu, *([f"ETA {duration(eta_s)}"] if eta_s else [])])
 
 
 class Lines:

@@ -7,29 +7,47 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmos.control import functions
 from llmos.errors import LlmosError, NotFoundError, UsageError
+from llmos.layout import Layout
 from llmos.models import ModelConfig
-from llmos.spec import Service, TrainJob, parse
+from llmos.spec import Function, Job, Service, TrainFunction, TrainJob, parse
 from llmos.spec.data import is_uri
 
 HEAD = "on the head node"
 
 
-def train_job(data: Mapping[str, Any], where: str = HEAD) -> TrainJob:
-    """The TrainJob in ``data``, all that it names on this machine there. Raises leaves of ``errors`` that name it.
+def job(data: Mapping[str, Any], layout: Layout, where: str = HEAD) -> Job:
+    """The job in ``data``, all that it names on this machine there. Raises leaves of ``errors`` that name it.
 
     ``where`` is what messages call this machine.
     """
     spec = parse(data)
-    if not isinstance(spec, TrainJob):
-        raise UsageError(f"expected a TrainJob, found a {spec.kind}", hint="PUT it to /services/<name>", param="spec")
+    match spec:
+        case TrainJob():
+            _check_files(spec, where)
+        case TrainFunction():
+            _check_function(spec.function, layout, where)
+        case _:
+            raise UsageError(f"expected a job, found a {spec.kind}", hint="PUT it to /services/<name>", param="spec")
+    return spec
+
+
+def _check_files(spec: TrainJob, where: str) -> None:
     for path in (path for source in spec.data.mixture for path in source.path):
         if not is_uri(path):  # what lies elsewhere is looked for by those who can reach it
             check_there(path, "data.path" if spec.data.path else "data.sources", "text to train on", where)
     if spec.model.config is not None:
         check_there(spec.model.config, "model.config", "a directory with config.json", where)
         ModelConfig.load(spec.model.config)
-    return spec
+
+
+def _check_function(function: Function, layout: Layout, where: str) -> None:
+    if function.sha256 is not None:
+        functions.check(function, layout)
+    elif function.path is not None:
+        module = str(function.call).partition(":")[0].partition(".")[0]
+        check_there(function.path, "function.path", f"the directory of module `{module}`", where)
 
 
 def service(name: str, data: Mapping[str, Any]) -> Service:

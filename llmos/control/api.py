@@ -41,10 +41,14 @@ class _Body(BaseModel):
 
 
 class SubmitJob(_Body):
-    spec: dict[str, Any] = Field(description="a TrainJob")
+    spec: dict[str, Any] = Field(description="a TrainJob or a TrainFunction")
     idempotency_key: str | None = Field(
         default=None, min_length=1, max_length=200, description="the same key again gives the same job"
     )
+
+
+class PutFunction(_Body):
+    pickle: str = Field(description="what cloudpickle made of the function, in base64; its SHA-256 is in the address")
 
 
 class PutService(_Body):
@@ -106,6 +110,10 @@ def _add_job_routes(app: FastAPI, port: ControlPort) -> None:
     @app.post(base, name="submit_job", status_code=201)
     async def submit_job(body: SubmitJob, authorization: Authorization = None) -> Any:
         return await port.call("submit_job", authorization, **body.model_dump())
+
+    @app.put(f"{PREFIX}/functions/{{sha256}}", name="put_function")
+    async def put_function(sha256: Name, body: PutFunction, authorization: Authorization = None) -> Any:
+        return await port.call("put_function", authorization, sha256=sha256, pickle=body.pickle)
 
     @app.get(base, name="list_jobs")
     async def list_jobs(authorization: Authorization = None) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import llmos
-from llmos.control import admission, journal
+from llmos.control import admission, functions, journal
 from llmos.control.auth import Auth
 from llmos.control.capacity import placed
 from llmos.control.describe import job_files, job_view, node_views, service_view
@@ -18,12 +18,12 @@ from llmos.control.registry import Registry
 from llmos.control.store import Store
 from llmos.core.types import JobPhase
 from llmos.layout import Layout
-from llmos.spec import digest
+from llmos.spec import TrainJob, digest
 
 View = dict[str, Any]
 
 SCOPE_OF: Mapping[str, str] = {
-    **dict.fromkeys(("submit_job", "list_jobs", "get_job", "cancel_job"), "submit"),
+    **dict.fromkeys(("submit_job", "put_function", "list_jobs", "get_job", "cancel_job"), "submit"),
     **dict.fromkeys(("job_events", "job_logs", "job_metrics"), "submit"),
     **dict.fromkeys(("list_services", "get_service", "put_service", "delete_service"), "submit"),
     **dict.fromkeys(("list_models", "get_model"), "submit"),
@@ -64,15 +64,20 @@ class Control:
     # Jobs
 
     def submit_job(self, spec: Mapping[str, Any], idempotency_key: str | None = None) -> View:
-        """Accept a TrainJob; durable on return. The same key again gives the same job."""
-        job = admission.train_job(spec)
+        """Accept a TrainJob or TrainFunction; durable on return. The same key again gives the same job."""
+        job = admission.job(spec, self._layout)
         asked = digest(job)
-        base = self._registry.get(job.model.ref) if job.model.ref else None
-        job = admission.pinned(job, base["ref"]) if base else job
-        job = placed(job, Path(base["path"]) if base else None, self._loop.sight.snapshot.nodes)
+        if isinstance(job, TrainJob):
+            base = self._registry.get(job.model.ref) if job.model.ref else None
+            job = admission.pinned(job, base["ref"]) if base else job
+            job = placed(job, Path(base["path"]) if base else None, self._loop.sight.snapshot.nodes)
         row = self._store.jobs.submit(job, asked, idempotency_key, self._clock())
         self._loop.nudge()
         return self._job(row)
+
+    def put_function(self, sha256: str, pickle: str) -> View:
+        """Keep a function (its bytes in base64) for TrainFunctions to name by its SHA-256. It is not looked into."""
+        return functions.keep(self._layout, sha256, pickle)
 
     def list_jobs(self) -> list[View]:
         return [self._job(row) for row in self._store.jobs.all()]

@@ -46,19 +46,22 @@ class Registry:
         """The version that ``name@version`` or ``name`` (its newest) means. Raises NotFoundError."""
         return self._view(self._store.models.find(ref))
 
-    def register(self, job: str) -> str:
+    def register(self, job: str) -> str | None:
         """Make a job's export a version of its output model and return its ``name@version``; again: the same one.
+        None for a job that has no ``output``.
 
         Raises ModelError when the export is missing, not whole, or has no lineage.
         """
         if known := self._store.models.of_job(job):
             return _ref(known)
+        output = self._store.jobs.find(job)["spec"].get("output")
+        if output is None:
+            return None
         export = self._layout.job(job).export
         lineage = _lineage(export)
         if lineage is None:
             raise ModelError(f"job {job} left no model in {export}: expected config.json, weights and lineage.json")
-        name = self._store.jobs.find(job)["spec"]["output"]["model"]
-        return _ref(self._enter(name, export, {**lineage, "job": job}, job=job))
+        return _ref(self._enter(output["model"], export, {**lineage, "job": job}, job=job))
 
     def adopt(self, name: str, export: Path) -> str:
         """Make ``export``, trained without the control module, a version of ``name`` and return its ``name@version``;

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from llmos.core.types import Gang, Resources
-from llmos.spec import Replicas, Service, TrainJob, digest
+from llmos.spec import Job, Replicas, Service, digest
 from llmos.spec import Resources as ResourcesSpec
 
 
-def job_gangs(spec: TrainJob) -> tuple[Gang, ...]:
+def job_gangs(spec: Job) -> tuple[Gang, ...]:
     """The gangs that the job may run as, the smallest first: a bundle per worker, tensor-parallel ones on one node."""
     return tuple(Gang((bundle(spec.resources),) * mesh.size, mesh.tp) for mesh in spec.meshes)
 

@@ -2,10 +2,11 @@
 
 from llmos.spec.base import Mesh, Resources
 from llmos.spec.data import Data, Packing, Source
-from llmos.spec.load import KINDS, Spec, digest, json_schema, load, load_file, parse, to_dict, to_yaml
+from llmos.spec.load import KINDS, Job, Spec, digest, json_schema, load, load_file, parse, to_dict, to_yaml
 from llmos.spec.lora import Lora
 from llmos.spec.presets import PRESETS, Preset
 from llmos.spec.service import Replicas, Service
+from llmos.spec.train_function import Function, TrainFunction
 from llmos.spec.train_job import CheckpointPolicy, ModelSource, Optimizer, Output, TrainJob, Workers
 from llmos.spec.watch import Anomalies, Watchdog
 
@@ -15,6 +16,8 @@ __all__ = [
     "Anomalies",
     "CheckpointPolicy",
     "Data",
+    "Function",
+    "Job",
     "Lora",
     "Mesh",
     "ModelSource",
@@ -27,6 +30,7 @@ __all__ = [
     "Service",
     "Source",
     "Spec",
+    "TrainFunction",
     "TrainJob",
     "Watchdog",
     "Workers",

@@ -15,10 +15,13 @@ from llmos.errors import NotFoundError, SpecError, UsageError
 from llmos.spec.nodes import MAX_CHARACTERS, Dumper, read
 from llmos.spec.problems import Loc, explain, found, nearest
 from llmos.spec.service import Service
+from llmos.spec.train_function import TrainFunction
 from llmos.spec.train_job import TrainJob
 
-Spec = TrainJob | Service
-KINDS: dict[str, type[TrainJob | Service]] = {"TrainJob": TrainJob, "Service": Service}
+Job = TrainJob | TrainFunction
+"""What the queue takes."""
+Spec = Job | Service
+KINDS: dict[str, type[Spec]] = {"TrainJob": TrainJob, "TrainFunction": TrainFunction, "Service": Service}
 
 
 def load(text: str, source: str = "spec.yaml") -> list[Spec]:

@@ -156,7 +156,8 @@ def _sft_has_chats(job: TrainJob) -> Iterator[Conflict]:
             yield ("data",), f"`format: {source.format}` does not go with `objective: {job.objective}`: use {expected}"
 
 
-def _env_or_secret(job: TrainJob) -> Iterator[Conflict]:
+def env_or_secret(job: Any) -> Iterator[Conflict]:
+    """A rule for jobs with ``env`` and ``secrets``."""
     for name in sorted(job.env.keys() & job.secrets.keys()):
         yield ("secrets", name), f"`{name}` is in both `env` and `secrets`: expected one of them"
 
@@ -265,7 +266,7 @@ class TrainJob(Strict):
         mask = self.data.packing.mask
         return mask == "documents" or (mask == "auto" and self.objective == "sft")
 
-    rules = (*RULES, profile_within_steps, _sequence_fits_preset, _lora_has_a_base, _sft_has_chats, _env_or_secret)
+    rules = (*RULES, profile_within_steps, _sequence_fits_preset, _lora_has_a_base, _sft_has_chats, env_or_secret)
 
 
 def _workers_of(mesh: Any) -> Workers:

@@ -26,7 +26,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from llmos.errors import WorkerLost
-from llmos.train.run import Run, ranks_of
+from llmos.train.run import AnyRun, ranks_of
 
 NOTICE_TIMEOUT_S = 20.0
 """How long a rank may take to notice that another one is gone, once Ray Train has replaced it."""
@@ -150,7 +150,7 @@ _listening: list[socket.socket] = []
 """Rank 0's rendezvous socket between ``_listen`` and ``_join``, which run in the same process."""
 
 
-def be_rank(run: Run, secrets: Mapping[str, str]) -> None:
+def be_rank(run: AnyRun, secrets: Mapping[str, str]) -> None:
     """What each worker runs: train as the rank that it is told to be, and again when another one was replaced."""
     from llmos.train.rank import leave, run_rank, say_waiting  # loads torch
 

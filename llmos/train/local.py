@@ -30,7 +30,7 @@ from llmos.train import cause
 from llmos.train.limits import collective_timeout_s
 from llmos.train.loop import train
 from llmos.train.rank import run_rank
-from llmos.train.run import Result, Run
+from llmos.train.run import AnyRun, Result, Run
 
 CHILD_END_TIMEOUT_S = 10.0
 
@@ -52,7 +52,7 @@ def train_on_ranks(run: Run, ranks: int) -> Result:
         return train(run, World.current())
 
 
-def run_attempt(run: Run, ranks: int, secrets: Mapping[str, str]) -> dict[str, Any]:
+def run_attempt(run: AnyRun, ranks: int, secrets: Mapping[str, str]) -> dict[str, Any]:
     """The attempt with ``ranks`` processes, this one included, as ``worker.fit`` runs it on a cluster.
 
     What they write goes to its log, with ``secrets`` (by variable) blacked out. Returns its outcome. Raises leaves of
@@ -95,7 +95,7 @@ def processes() -> ForkServerContext:
 
 
 @contextmanager
-def _group(run: Run, ranks: int, secrets: Collection[str] | None) -> Iterator[None]:
+def _group(run: AnyRun, ranks: int, secrets: Collection[str] | None) -> Iterator[None]:
     """Start the other ranks and join them; end them in the end. With ``secrets`` they write to the attempt's log."""
     context = processes()
     with tempfile.TemporaryDirectory(prefix="llmos-") as directory:
@@ -162,6 +162,7 @@ def _child(
     join(directory, rank, ranks, collective_timeout_s(run.job.watchdog.timeout))
     try:
         if secrets is None:
+            assert isinstance(run, Run)
             with cause.shared(run.attempt.cause):
                 train(run, World.current())
         else:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llmos.errors import LlmosError, TrainingError
-from llmos.files import keep_lines, write_json
+from llmos.files import keep_lines
 from llmos.layout import AttemptDirs
 from llmos.models import Transformer
 from llmos.parallel.world import World
@@ -49,7 +49,7 @@ def train(run: Run, world: World) -> Result:
         if explained := _explained(error, run, world):
             raise explained from error
         raise
-    world.from_first(partial(_write_outcome, run.attempt, result))
+    world.from_first(partial(result.write, run.attempt.outcome))
     return result
 
 
@@ -194,7 +194,3 @@ def _line(row: dict[str, float], steps: int) -> str:
     if "bits_per_byte" in row:
         text += f", validation loss {row['validation_loss']:.4f}, {row['bits_per_byte']:.4f} bits per byte"
     return text
-
-
-def _write_outcome(attempt: AttemptDirs, result: Result) -> None:
-    write_json(attempt.outcome, {"phase": result.phase, "step": result.step, "metrics": result.metrics})

@@ -15,8 +15,9 @@ from llmos.parallel.world import World
 from llmos.redact import Redactor
 from llmos.train import cause
 from llmos.train.loop import train
+from llmos.train.own_loop import call
 from llmos.train.rank_log import rank_log
-from llmos.train.run import Run
+from llmos.train.run import AnyRun, Run
 
 log = logging.getLogger("llmos.train")
 
@@ -43,21 +44,22 @@ def leave() -> None:
     dist.destroy_process_group()
 
 
-def say_waiting(run: Run, secrets: Collection[str]) -> None:
+def say_waiting(run: AnyRun, secrets: Collection[str]) -> None:
     """Say in the attempt's log that this process waits for the replacement of a rank that is gone."""
     with rank_log(run.attempt.log, int(os.environ["RANK"]), secrets):
         log.warning("another rank is gone: waiting for its replacement")
 
 
-def run_rank(run: Run, secrets: Collection[str]) -> None:
-    """Train ``run``; what this rank writes goes to the attempt's log, with ``secrets`` blacked out.
+def run_rank(run: AnyRun, secrets: Collection[str]) -> None:
+    """Train ``run``, or call its function. What this rank writes goes to the attempt's log, with ``secrets`` blacked
+    out.
 
     So they are in what it raises, which Ray writes into logs of its own: leaves of LlmosError, nothing else.
     """
     world = World.current()
     with rank_log(run.attempt.log, world.rank, secrets), cause.shared(run.attempt.cause):
         try:
-            train(run, world)
+            train(run, world) if isinstance(run, Run) else call(run, world)
         except LlmosError as error:
             log.error("error: %s", error)
             raise _redacted(error, secrets) from None

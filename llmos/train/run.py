@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmos.layout import AttemptDirs, JobDirs
-from llmos.spec import TrainJob
+from llmos.files import write_json
+from llmos.layout import AttemptDirs, JobDirs, Layout
+from llmos.spec import TrainFunction, TrainJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,35 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionRun:
+    """Everything a rank needs to call a user's function. ``code`` is the file of one that was sent."""
+
+    job: TrainFunction
+    job_dirs: JobDirs
+    attempt: AttemptDirs
+    code: Path | None = None
+
+    @classmethod
+    def of(cls, job: TrainFunction, layout: Layout, job_dirs: JobDirs, attempt: AttemptDirs) -> FunctionRun:
+        """The run of ``job`` under ``layout``."""
+        sha256 = job.function.sha256
+        return cls(job, job_dirs, attempt, None if sha256 is None else layout.function(sha256))
+
+
+AnyRun = Run | FunctionRun
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """How training ended: done and exported, or stopped on request with a checkpoint."""
 
     phase: Literal["succeeded", "yielded"]
     step: int
     metrics: dict[str, float]
+
+    def write(self, path: Path) -> None:
+        """Write it to ``path`` as JSON: an attempt's outcome."""
+        write_json(path, {"phase": self.phase, "step": self.step, "metrics": self.metrics})
 
 
 def ranks_of(found: Sequence[str], nodes: Sequence[str]) -> list[int]:

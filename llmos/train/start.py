@@ -16,7 +16,7 @@ import torch
 from llmos.errors import DataError, UsageError
 from llmos.models import ModelConfig, Tokenizer, Transformer, weights
 from llmos.parallel.world import World
-from llmos.spec import PRESETS, TrainJob
+from llmos.spec import PRESETS, Job, TrainJob
 from llmos.spec.load import to_dict
 from llmos.train import data, lora
 from llmos.train.data import Corpus
@@ -114,7 +114,7 @@ def recipe(job: TrainJob, corpus: Corpus, model: Transformer) -> dict[str, Any]:
     }
 
 
-def set_process(job: TrainJob) -> None:
+def set_process(job: Job) -> None:
     """Compute with as many threads as the environment says, else as the job reserves: more would fight over cores.
 
     And keep the memory that tensors free for those of the next step.

@@ -27,12 +27,12 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from llmos.errors import ClusterError, LlmosError, OutOfMemoryError, WorkerLost
 from llmos.files import read_json
-from llmos.layout import Layout
-from llmos.spec import TrainJob, parse
+from llmos.layout import AttemptDirs, JobDirs, Layout
+from llmos.spec import Job, Service, TrainJob, parse
 from llmos.train import cause
 from llmos.train.gang import Deaths, Gang, be_rank
 from llmos.train.limits import collective_timeout_s
-from llmos.train.run import Run
+from llmos.train.run import AnyRun, FunctionRun, Run
 
 WORKERS_START_TIMEOUT_S = 60
 HEALTH_CHECK_INTERVAL_S = 1.0
@@ -48,9 +48,9 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
     layout = Layout(Path(state_dir))
     dirs = layout.job(job).attempt(number)
     spec = parse(read_json(layout.job(job).spec))
-    assert isinstance(spec, TrainJob)
+    assert not isinstance(spec, Service)
     spec = spec.on(len(nodes))
-    run = Run(spec, layout.job(job), dirs, layout.data, _base_model(layout, spec), layout.calibration)
+    run = _run(spec, layout, layout.job(job), dirs)
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(HEALTH_CHECK_INTERVAL_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(WORKERS_START_TIMEOUT_S)
     os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"  # as in its own process
@@ -94,7 +94,7 @@ class _Trainer(DataParallelTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
-def _scaling(spec: TrainJob, nodes: Sequence[str]) -> ScalingConfig:
+def _scaling(spec: Job, nodes: Sequence[str]) -> ScalingConfig:
     resources = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus, "memory": spec.resources.memory or 0}
     return ScalingConfig(
         num_workers=len(nodes),
@@ -102,6 +102,12 @@ def _scaling(spec: TrainJob, nodes: Sequence[str]) -> ScalingConfig:
         resources_per_worker={name: amount for name, amount in resources.items() if amount},
         label_selector=[{"ray.io/node-id": node} for node in nodes],
     )
+
+
+def _run(spec: Job, layout: Layout, job_dirs: JobDirs, dirs: AttemptDirs) -> AnyRun:
+    if isinstance(spec, TrainJob):
+        return Run(spec, job_dirs, dirs, layout.data, _base_model(layout, spec), layout.calibration)
+    return FunctionRun.of(spec, layout, job_dirs, dirs)
 
 
 def _base_model(layout: Layout, spec: TrainJob) -> Path | None:

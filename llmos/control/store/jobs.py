@@ -20,7 +20,8 @@ from llmos.core.types import Action, Gang, Job, JobPhase, Verb
 from llmos.errors import ConflictError, NotFoundError
 from llmos.files import write_json
 from llmos.layout import Layout
-from llmos.spec import TrainJob, parse, to_dict
+from llmos.spec import Job as JobSpec
+from llmos.spec import Service, TrainJob, parse, to_dict
 
 _FIELDS = ("attempt", "attempts", "failures", "cancelled", "opened_at", "not_before", "run_s", "placement")
 
@@ -32,7 +33,7 @@ class Jobs:
         self._database = database
         self._layout = layout
 
-    def submit(self, spec: TrainJob, digest: str, idempotency_key: str | None, now: float) -> Row:
+    def submit(self, spec: JobSpec, digest: str, idempotency_key: str | None, now: float) -> Row:
         """Accept ``spec`` (``model.ref`` pinned; ``digest`` is that of what was submitted) and return its row.
 
         Durable on return, together with the job's ``spec.json``. The same key again gives the same job. Raises
@@ -41,13 +42,14 @@ class Jobs:
         with self._database.write() as connection:
             if idempotency_key is not None and (known := _by_key(connection, idempotency_key)):
                 return _same(known, digest, idempotency_key)
-            if spec.model.ref:
-                require(connection, spec.model.ref)
+            if base := _base_model(spec):
+                require(connection, base)
             number = self._next_number(connection, spec.name)
             row = _new(spec, number, now) | {"digest": digest, "idempotency_key": idempotency_key}
             write_json(self._layout.job(row["id"]).spec, row["spec"])
             connection.execute(insert(jobs).values(row))
-            append(connection, now, "job", row["id"], "submitted", f"{spec.steps} steps, for model {spec.output.model}")
+            result = f", for model {spec.output.model}" if isinstance(spec, TrainJob) else ""
+            append(connection, now, "job", row["id"], "submitted", f"{spec.steps} steps{result}")
         return row
 
     def find(self, ref: str) -> Row:
@@ -137,14 +139,18 @@ def _close(connection: Connection, action: Action, now: float) -> None:
     connection.execute(update(attempts).where(this).values(closed_at=now, failed=action.failed, why=action.why))
 
 
-def _new(spec: TrainJob, number: int, now: float) -> dict[str, Any]:
+def _new(spec: JobSpec, number: int, now: float) -> dict[str, Any]:
     job = Job(f"{spec.name}-{number}", Gang(()), now)
     return {
-        **{"id": job.id, "name": spec.name, "number": number, "spec": to_dict(spec), "base_model": spec.model.ref},
+        **{"id": job.id, "name": spec.name, "number": number, "spec": to_dict(spec), "base_model": _base_model(spec)},
         **{"phase": JobPhase.QUEUED, "reason": "", "metrics": {}, "model": None},
         **{"created_at": now, "started_at": None, "ended_at": None},
         **{name: getattr(job, name) for name in _FIELDS},
     }
+
+
+def _base_model(spec: JobSpec) -> str | None:
+    return spec.model.ref if isinstance(spec, TrainJob) else None
 
 
 def _job(row: Row) -> Job:
@@ -158,7 +164,7 @@ def _job(row: Row) -> Job:
 def _asked(spec: str) -> Job:
     """What the scheduler reads of a spec (JSON). Cached: each tick asks for every unfinished job."""
     job = parse(json.loads(spec))
-    assert isinstance(job, TrainJob)
+    assert not isinstance(job, Service)
     gang, *larger = job_gangs(job)
     return Job(
         job.name,

@@ -1,0 +1,68 @@
+"""A user's own loop as a job of a real cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmos
+from llmos.errors import TrainingError
+from llmos.settings import state_dir
+
+
+def counting(steps: int, stop: Path | None = None) -> Callable[[Any], None]:
+    """A loop in which ranks add up what each of them counts; the first attempt asks for its own end after 4 steps."""
+
+    def loop(context: Any) -> None:
+        import torch
+        import torch.distributed as dist
+
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        saved = context.latest()
+        if saved:
+            saved.load(model, optimizer)
+        total = saved.numbers["total"] if saved else 0.0
+        for step in range(saved.step + 1 if saved else 1, steps + 1):
+            model(torch.ones(1, 1)).sum().backward()
+            optimizer.step()
+            counted = torch.tensor(float(context.rank + 1))
+            dist.all_reduce(counted)
+            total += counted.item()
+            if step == 4 and stop and context.rank == 0:
+                stop.touch()
+            context.report(step, total=total, resumed=saved.step if saved else 0)
+            if context.should_save():
+                context.save(step, model, optimizer, total=total)
+            if context.should_stop():
+                return
+        print("rank", context.rank, "of", context.size, "is done")
+
+    return loop
+
+
+def test_a_function_is_a_job_like_any_other(cluster: llmos.Client, capsys: pytest.CaptureFixture[str]) -> None:
+    stop = state_dir(None) / "jobs" / "counting-1" / "attempts" / "1" / "stop"
+    job = cluster.train_function(counting(6, stop), name="counting", workers=2, steps=6, env={"OMP_NUM_THREADS": "1"})
+    assert (job.phase, job.attempts, job.step, job.model) == ("succeeded", 2, 6, None)
+    assert [(row.step, row.total, row.resumed) for row in cluster.metrics(job.id)] == [
+        *((step, 3.0 * step, 0) for step in range(1, 5)),
+        *((step, 3.0 * step, 4) for step in (5, 6)),
+    ]
+    lines = list(cluster.logs(job.id))
+    assert "[rank 0] rank 0 of 2 is done" in lines and "[rank 1] rank 1 of 2 is done" in lines
+    checkpoints = state_dir(None) / "jobs" / job.id / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
+    assert "job counting-1 · succeeded · step 6/6" in capsys.readouterr().out
+
+
+def test_what_a_function_raises_is_the_jobs_reason(cluster: llmos.Client) -> None:
+    def loop(context: Any) -> None:
+        raise ValueError("there is no such thing")
+
+    with pytest.raises(TrainingError, match="ValueError: there is no such thing"):
+        cluster.train_function(loop, name="wrong", steps=1, retries=0)
+    assert any("Traceback" in line for line in cluster.logs("wrong"))
