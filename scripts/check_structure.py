@@ -52,7 +52,7 @@ LEGAL_ONLY_IN = {
         *("tests/ray/", "tests/e2e/", "tests/chaos/"),
         *("benchmarks/ray_train_peer.py", "benchmarks/loopback_node.py"),
     ),
-    "torch": ("llmos/models/", "llmos/parallel/", "llmos/train/", "llmos/infer/", "benchmarks/", "tests/"),
+    "torch": ("llmos/models/", "llmos/parallel/", "llmos/train/", "llmos/infer/", "benchmarks/", "examples/", "tests/"),
     "llmos.cli": ("llmos/cli/", "tests/"),
     "llmos.sim": ("llmos/sim/", "tests/"),
     "deployments": ("deployments/", "tests/"),

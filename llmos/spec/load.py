@@ -115,4 +115,5 @@ def _unknown_kind(kind: object) -> str:
 
 
 def _kinds() -> str:
-    return " or ".join(f"`{kind}`" for kind in KINDS)
+    *others, last = (f"`{kind}`" for kind in KINDS)
+    return f"{', '.join(others)} or {last}"

@@ -88,6 +88,7 @@ class FakeApi:
         return {
             "POST /api/v1/jobs": self.submit,
             "GET /api/v1/jobs": lambda: ok(self.jobs[::-1]),
+            f"PUT /api/v1/functions/{name}": lambda sha256, body: ok({"sha256": sha256}),
             f"GET {job}": self.look,
             f"POST {job}/cancel": self.cancel,
             f"GET {job}/events": lambda _: ok(self.events),

@@ -33,6 +33,16 @@ def test_submit_takes_every_kind_in_one_file(llmos: Run, job_file: Path, api: Fa
     assert list(api.services) == ["chat"]
 
 
+def test_a_function_is_submitted_like_any_job(llmos: Run, job_file: Path, api: FakeApi) -> None:
+    job_file.write_text("kind: TrainFunction\nname: mine\nsteps: 100\nfunction: {call: 'loop:main', path: code}\n")
+    assert table(llmos("submit", "job.yaml").out) == [{"KIND": "TrainFunction", "ID": "mine-1", "PHASE": "queued"}]
+    assert api.jobs[0]["spec"]["function"] == {"call": "loop:main", "path": str(job_file.parent / "code")}
+    assert llmos("train", "job.yaml", "--set", "workers.max=2").code == 0
+    assert api.jobs[1]["spec"]["workers"]["max"] == 2
+    result = llmos("train", "job.yaml", "--dry-run")
+    assert result.code == 2 and "job.yaml holds a TrainFunction, whose function decides that" in result.err
+
+
 def test_submit_reads_stdin_and_prints_json(llmos: Run) -> None:
     result = llmos("submit", "-", "-o", "json", stdin=JOB_YAML)
     assert result.code == 0
@@ -93,7 +103,7 @@ def test_train_takes_exactly_one_job(llmos: Run, job_file: Path, api: FakeApi) -
     result = llmos("train", "job.yaml")
     assert result.code == 2
     assert result.err == (
-        "error: job.yaml holds TrainJob, Service: expected one TrainJob\n  for several, use `llmos submit job.yaml`\n"
+        "error: job.yaml holds TrainJob, Service: expected one job\n  for several, use `llmos submit job.yaml`\n"
     )
     assert llmos("train", "job.yaml", "--set", "steps").code == 2
     assert api.requests == []

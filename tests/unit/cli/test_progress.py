@@ -32,6 +32,15 @@ def test_the_remaining_time_follows_the_newest_rows() -> None:
     assert pace.summary(40) == "loss 4.444 · 9,600 tokens/s"
 
 
+def test_a_loop_of_ones_own_shows_the_numbers_it_reports() -> None:
+    pace = Pace()
+    pace.add([MetricsRow({"step": 1, "reward": 1.5, "entropy": None, "length": 20.0, "depth": 3.0, "time_s": 0.0})])
+    assert pace.summary(10) == "reward 1.5 · length 20"
+    pace.add([MetricsRow({"step": 2, "loss": None, "time_s": 1.0})])
+    assert pace.summary(2) == "loss not a number"
+    assert repr(pace.rows[-1]) == "<step 2 · loss not a number>"
+
+
 def test_a_resumed_job_is_not_thought_to_run_backwards() -> None:
     pace = Pace()
     pace.add(rows(10, 20, 30))

@@ -63,7 +63,7 @@ def test_paths_in_a_file_belong_to_the_file(cluster: Client, tmp_path: Path) -> 
 def test_a_wrong_spec_never_leaves_this_machine(cluster: Client, api: FakeApi) -> None:
     with pytest.raises(SpecError, match=r"line 5: .*did you mean `steps`"):
         cluster.submit(YAML.replace("steps", "stesp"))
-    with pytest.raises(UsageError, match="exactly one TrainJob, found Service"):
+    with pytest.raises(UsageError, match="exactly one TrainJob or TrainFunction, found Service"):
         cluster.submit(Service(name="coder", model="coder@1"))
     with pytest.raises(UsageError, match="exactly one Service, found TrainJob, TrainJob"):
         cluster.serve(f"{YAML}---\n{YAML}")

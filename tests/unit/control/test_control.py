@@ -65,7 +65,7 @@ def test_a_job_that_cannot_be_is_refused_and_leaves_nothing(
 
 
 def test_kinds_go_where_they_belong(world: World) -> None:
-    with pytest.raises(UsageError, match="expected a TrainJob, found a Service"):
+    with pytest.raises(UsageError, match="expected a job, found a Service"):
         world.control.submit_job({"kind": "Service", "name": "s", "model": "m"})
     with pytest.raises(UsageError, match="expected a Service, found a TrainJob"):
         world.control.put_service("coder", world.spec())

@@ -59,15 +59,18 @@ def mesh(sizes: str, **changes: str) -> str:
         ),
         (
             job(kind="trainjob"),
-            "line 1: `kind`: expected `TrainJob` or `Service`, found the text 'trainjob'; did you mean `TrainJob`?",
+            "line 1: `kind`: expected `TrainJob`, `TrainFunction` or `Service`, found the text 'trainjob'; did you mean `TrainJob`?",
         ),
-        (job(kind="[1]"), "line 1: `kind`: expected `TrainJob` or `Service`, found a list"),
-        ("name: x\n", "line 1: `kind` is missing: expected `TrainJob` or `Service`"),
+        (job(kind="[1]"), "line 1: `kind`: expected `TrainJob`, `TrainFunction` or `Service`, found a list"),
+        ("name: x\n", "line 1: `kind` is missing: expected `TrainJob`, `TrainFunction` or `Service`"),
         ("- a\n", "line 1: expected a mapping that begins with `kind:`, found a list"),
-        ("", "line 1: nothing here: expected a document that begins with `kind:` (`TrainJob` or `Service`)"),
+        (
+            "",
+            "line 1: nothing here: expected a document that begins with `kind:` (`TrainJob`, `TrainFunction` or `Service`)",
+        ),
         (
             "# nothing\n---\n---\n",
-            "line 1: nothing here: expected a document that begins with `kind:` (`TrainJob` or `Service`)",
+            "line 1: nothing here: expected a document that begins with `kind:` (`TrainJob`, `TrainFunction` or `Service`)",
         ),
         (job(steps="'400'"), "line 8: `steps`: expected a whole number, found the text '400'"),
         (job(steps="4.5"), "line 8: `steps`: expected a whole number, found `4.5`"),
@@ -308,7 +311,7 @@ kind: Sevrice
         "line 7: `steps`: expected a whole number, found the text 'many'",
         "line 9: `TOKEN` is in both `env` and `secrets`: expected one of them",
         "line 14: `max_batch`: expected more than 0, found `0`",
-        "line 16: `kind`: expected `TrainJob` or `Service`, found the text 'Sevrice'; did you mean `Service`?",
+        "line 16: `kind`: expected `TrainJob`, `TrainFunction` or `Service`, found the text 'Sevrice'; did you mean `Service`?",
     ]
 
 

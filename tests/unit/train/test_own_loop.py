@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ from llmos import functions, local
 from llmos.errors import DataError, UsageError
 from llmos.layout import Layout
 from llmos.parallel.world import World
-from llmos.spec import TrainFunction, parse, to_dict
+from llmos.sources import specs
+from llmos.spec import TrainFunction, parse
 from llmos.train import own_loop
 from llmos.train.context import Context
 from llmos.train.run import FunctionRun, Result
 
 STEPS = 8
+EXAMPLE = Path(__file__).parents[3] / "examples" / "own_loop"
 
 
 def regression(context: Context, stop_after: int = STEPS) -> nn.Module:
@@ -125,7 +126,10 @@ def test_what_a_lost_worker_makes_it_do_again_is_written_once(attempt: Callable[
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (lambda context: (context.report(2), context.report(2)), "report(step=2) after step 2: expected steps to go up"),
+        (
+            lambda context: (context.report(2), context.report(2)),
+            "report(step=2) after step 2: expected steps to go up",
+        ),
         (lambda context: context.report(1, loss="low"), "report(loss=…) is of type str: expected a number"),
         (lambda context: context.report(1, loss=torch.zeros(2)), "expected a number, or a tensor of one"),
         (lambda context: context.save(1, {"w": 1.0}), "`w` of the model is of type float: expected a tensor"),
@@ -168,33 +172,19 @@ def test_a_function_that_is_not_there_or_not_whole_is_said(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_two_ranks_without_a_cluster(tmp_path: Path) -> None:
-    source = """
-    import torch
-    import torch.distributed as dist
-
-    def main(context):
-        w = torch.zeros(2)
-        saved = context.latest()
-        for step in range(1, context.steps + 1):
-            gradient = torch.full((2,), float(context.rank + 1))
-            dist.all_reduce(gradient)
-            w += gradient
-            context.report(step, total=w.sum())
-            if context.should_save():
-                context.save(step, {"w": w}, ranks=context.size)
-        assert context.latest().step == context.steps
-        print("done by", context.rank, context.device)
-    """
-    (tmp_path / "loop_of_two_ranks.py").write_text(textwrap.dedent(source))
-    function = {"call": "loop_of_two_ranks:main", "path": str(tmp_path)}
-    spec = job(function=function, workers={"min": 2, "max": 2}, steps=3, env={"OMP_NUM_THREADS": "1"})
+@pytest.mark.timeout(180)
+def test_the_example_on_two_ranks_without_a_cluster(tmp_path: Path) -> None:
+    (spec,) = specs(EXAMPLE / "job.yaml")
+    assert isinstance(spec, TrainFunction) and spec.function.path == str(EXAMPLE)
     seen: list[float] = []
     layout = Layout(tmp_path / "state")
-    view = local.train(spec, layout, lambda view, rows: seen.extend(row.total for row in rows), seen.append)
-    assert (view.phase, view.step, view.metrics["total"]) == ("succeeded", 3, 18.0), view
-    assert view.spec == to_dict(spec) and view.model is None
-    assert seen == [6.0, 12.0, 18.0]
-    log = layout.job("mine").attempt(1).log.read_text()
-    assert "[rank 0] done by 0 cpu" in log and "[rank 1] done by 1 cpu" in log
-    assert [path.name for path in layout.job("mine").checkpoints.iterdir()] == ["step-00000003"]
+    report = seen.append
+    view = local.train(spec.on(2), layout, lambda view, rows: seen.extend(row.loss for row in rows), report)
+    assert (view.phase, view.step, view.model) == ("succeeded", 200, None), view
+    assert len(seen) == 200 and seen[-1] < seen[0] / 100
+    assert [path.name for path in sorted(layout.job("own-loop").checkpoints.iterdir())] == [
+        "step-00000150",
+        "step-00000200",
+    ]
+    alone = local.train(spec.on(1), Layout(tmp_path / "alone"), lambda view, rows: None, report)
+    assert alone.metrics["loss"] == pytest.approx(seen[-1], rel=1e-3)  # what it learns does not depend on the ranks
