@@ -1,4 +1,4 @@
-"""A loop of one's own, as llmos calls it on every rank: it may be stopped after any step, and goes on on other ranks."""
+"""A loop of one's own, which llmos calls on every rank: it may end after any step, and goes on with other ranks."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmos.errors import UsageError
+from llmos.errors import CheckpointError, UsageError
 from llmos.files import keep_lines
 from llmos.parallel.world import World
 from llmos.train import checkpoint, generators, module_state
@@ -45,10 +45,14 @@ class Saved:
 
     def load(self, model: Model, optimizer: Optimizer | None = None) -> None:
         """Put ``model`` and ``optimizer`` where they were, however many ranks saved them; random number generators,
-        too, on as many ranks. Every rank calls it. Raises CheckpointError for another model."""
+        too, on as many ranks. Every rank calls it. Raises CheckpointError for another model, or for want of an
+        optimizer."""
+        scalars = checkpoint.state(self.path)["optimizer"]
+        if optimizer is not None and not scalars:
+            raise CheckpointError(f"{self.path} was saved without an optimizer", hint="Load the model alone.")
         found = checkpoint.load(self.path, module_state.tensors(model), self.world)
         if optimizer is not None:
-            module_state.load_optimizer(model, optimizer, found.optimizer, found.state["optimizer"])
+            module_state.load_optimizer(model, optimizer, found.optimizer, scalars)
         generators.restore(found.generators, self.world.device)
 
 
@@ -63,7 +67,7 @@ class Context:
     def __init__(self, run: FunctionRun, world: World) -> None:
         self.name, self.steps, self.world = run.job.name, run.job.steps, world
         self._run, self._policy, self._metrics = run, run.job.checkpoint, dict[str, float]()
-        self._step, self._saved_step, self._stop, self._late = 0, 0, False, False
+        self._step, self._stop, self._late = 0, False, False
         self._reported_s = self._saved_s = time.monotonic()
         self._logged_s = float("-inf")
         self._rows: Metrics | None = None

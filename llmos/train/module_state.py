@@ -36,8 +36,10 @@ def tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
 def optimizer_state(model: Any, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of ``optimizer`` over ``model``'s parameters: tensors by ``<parameter>/<what>``, all else as JSON."""
     flat: dict[str, Any] = get_optimizer_state_dict(_module(model), optimizer, options=_FLAT)
-    held = {_slashed(name): value for name, value in flat.items() if isinstance(value, Tensor)}
-    return held, {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
+    held = {name: value for name, value in flat.items() if name.startswith(_STATE) and isinstance(value, Tensor)}
+    rest = {name: value for name, value in flat.items() if name not in held}
+    scalars = {name: value.item() if isinstance(value, Tensor) else value for name, value in rest.items()}
+    return {_slashed(name): value for name, value in held.items()}, scalars
 
 
 def load_optimizer(model: Any, optimizer: Optimizer, held: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ from llmos.errors import SpecError
 from llmos.spec import load, parse, to_dict
 from tests.unit.spec.examples import SERVICE, TRAIN_JOB
 
+KINDS = "`TrainJob`, `TrainFunction` or `Service`"
+
 
 def problems(text: str) -> list[str]:
     with pytest.raises(SpecError) as caught:
@@ -59,18 +61,18 @@ def mesh(sizes: str, **changes: str) -> str:
         ),
         (
             job(kind="trainjob"),
-            "line 1: `kind`: expected `TrainJob`, `TrainFunction` or `Service`, found the text 'trainjob'; did you mean `TrainJob`?",
+            f"line 1: `kind`: expected {KINDS}, found the text 'trainjob'; did you mean `TrainJob`?",
         ),
-        (job(kind="[1]"), "line 1: `kind`: expected `TrainJob`, `TrainFunction` or `Service`, found a list"),
-        ("name: x\n", "line 1: `kind` is missing: expected `TrainJob`, `TrainFunction` or `Service`"),
+        (job(kind="[1]"), f"line 1: `kind`: expected {KINDS}, found a list"),
+        ("name: x\n", f"line 1: `kind` is missing: expected {KINDS}"),
         ("- a\n", "line 1: expected a mapping that begins with `kind:`, found a list"),
         (
             "",
-            "line 1: nothing here: expected a document that begins with `kind:` (`TrainJob`, `TrainFunction` or `Service`)",
+            f"line 1: nothing here: expected a document that begins with `kind:` ({KINDS})",
         ),
         (
             "# nothing\n---\n---\n",
-            "line 1: nothing here: expected a document that begins with `kind:` (`TrainJob`, `TrainFunction` or `Service`)",
+            f"line 1: nothing here: expected a document that begins with `kind:` ({KINDS})",
         ),
         (job(steps="'400'"), "line 8: `steps`: expected a whole number, found the text '400'"),
         (job(steps="4.5"), "line 8: `steps`: expected a whole number, found `4.5`"),
@@ -311,7 +313,7 @@ kind: Sevrice
         "line 7: `steps`: expected a whole number, found the text 'many'",
         "line 9: `TOKEN` is in both `env` and `secrets`: expected one of them",
         "line 14: `max_batch`: expected more than 0, found `0`",
-        "line 16: `kind`: expected `TrainJob`, `TrainFunction` or `Service`, found the text 'Sevrice'; did you mean `Service`?",
+        f"line 16: `kind`: expected {KINDS}, found the text 'Sevrice'; did you mean `Service`?",
     ]
 
 

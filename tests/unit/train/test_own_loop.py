@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from llmos import functions, local
-from llmos.errors import DataError, UsageError
+from llmos.errors import CheckpointError, DataError, UsageError
 from llmos.layout import Layout
 from llmos.parallel.world import World
 from llmos.sources import specs
@@ -128,7 +128,7 @@ def test_what_a_lost_worker_makes_it_do_again_is_written_once(attempt: Callable[
     [
         (
             lambda context: (context.report(2), context.report(2)),
-            "report(step=2) after step 2: expected steps to go up",
+            "after step 2: expected steps to go up",
         ),
         (lambda context: context.report(1, loss="low"), "report(loss=…) is of type str: expected a number"),
         (lambda context: context.report(1, loss=torch.zeros(2)), "expected a number, or a tensor of one"),
@@ -169,6 +169,63 @@ def test_a_function_that_is_not_there_or_not_whole_is_said(tmp_path: Path) -> No
     (tmp_path / "code").write_bytes(unknown)
     with pytest.raises(UsageError, match="cannot be loaded here: ModuleNotFoundError"):
         load(tmp_path / "code", sha256=functions.Packed(unknown).sha256, python="3.12")
+
+
+def test_a_checkpoint_without_an_optimizer_says_so(attempt: Callable[..., Result]) -> None:
+    def loop(context: Context) -> None:
+        model = nn.Linear(3, 1)
+        context.save(1, model)
+        saved = context.latest()
+        assert saved is not None
+        saved.load(model)
+        saved.load(model, torch.optim.SGD(model.parameters()))
+
+    with pytest.raises(CheckpointError, match="was saved without an optimizer"):
+        attempt(loop)
+
+
+SHARDED = """
+import torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+
+def main(context):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    if context.size > 1:
+        fully_shard(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    saved = context.latest()
+    if saved:
+        saved.load(model, optimizer)
+    for step in range(saved.step + 1 if saved else 1, context.steps + 1):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        loss = (model(x) - x[:, :2]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        context.report(step, loss=loss)
+        if context.should_save():
+            context.save(step, model, optimizer)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_what_sharded_ranks_save_one_alone_goes_on_from(tmp_path: Path) -> None:
+    (tmp_path / "sharded_loop.py").write_text(SHARDED)
+    spec = job(function={"call": "sharded_loop:main", "path": str(tmp_path)}, workers={"min": 1, "max": 2})
+
+    def losses(state: str, *turns: tuple[int, int]) -> list[float]:
+        seen: list[float] = []
+        for ranks, steps in turns:
+            turn = spec.on(ranks).model_copy(update={"steps": steps})
+            view = local.train(turn, Layout(tmp_path / state), lambda _, rows: seen.extend(r.loss for r in rows), print)
+            assert view.succeeded, view
+        return seen
+
+    assert losses("both", (2, 4), (1, 8)) == pytest.approx(losses("alone", (1, 8)), rel=1e-5)
 
 
 @pytest.mark.slow
