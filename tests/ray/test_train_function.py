@@ -45,20 +45,34 @@ def counting(steps: int, stop: Path | None = None) -> Callable[[Any], None]:
 
 
 def test_a_function_is_a_job_like_any_other(cluster: llmos.Client, capsys: pytest.CaptureFixture[str]) -> None:
-    stop = state_dir(None) / "jobs" / "counting-1" / "attempts" / "1" / "stop"
-    job = cluster.train_function(counting(6, stop), name="counting", workers=2, steps=6, env={"OMP_NUM_THREADS": "1"})
-    assert (job.phase, job.attempts, job.step, job.model) == ("succeeded", 2, 6, None)
+    job = cluster.train_function(counting(6), name="counting", workers=2, steps=6, env={"OMP_NUM_THREADS": "1"})
+    assert (job.phase, job.attempts, job.step, job.model) == ("succeeded", 1, 6, None)
+    assert [(row.step, row.total) for row in cluster.metrics(job.id)] == [(step, 3.0 * step) for step in range(1, 7)]
+    lines = list(cluster.logs(job.id))
+    assert "[rank 0] rank 0 of 2 is done" in lines and "[rank 1] rank 1 of 2 is done" in lines
+    assert [path.name for path in checkpoints(job.id)] == ["step-00000006"]
+    assert f"job {job.id} · succeeded · step 6/6" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_that_is_asked_to_end_goes_on_in_another_attempt(cluster: llmos.Client) -> None:
+    stop = state_dir(None) / "jobs" / "resumed-1" / "attempts" / "1" / "stop"
+    job = cluster.train_function(counting(6, stop), name="resumed", workers=2, steps=6, env={"OMP_NUM_THREADS": "1"})
+    assert (job.phase, job.attempts, job.step) == ("succeeded", 2, 6)
     assert [(row.step, row.total, row.resumed) for row in cluster.metrics(job.id)] == [
         *((step, 3.0 * step, 0) for step in range(1, 5)),
         *((step, 3.0 * step, 4) for step in (5, 6)),
     ]
-    lines = list(cluster.logs(job.id))
-    assert "[rank 0] rank 0 of 2 is done" in lines and "[rank 1] rank 1 of 2 is done" in lines
-    checkpoints = state_dir(None) / "jobs" / job.id / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
-    assert "job counting-1 · succeeded · step 6/6" in capsys.readouterr().out
+    assert [path.name for path in checkpoints(job.id)] == ["step-00000004", "step-00000006"]
 
 
+def checkpoints(job: str) -> list[Path]:
+    return sorted((state_dir(None) / "jobs" / job / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_what_a_function_raises_is_the_jobs_reason(cluster: llmos.Client) -> None:
     def loop(context: Any) -> None:
         raise ValueError("there is no such thing")
