@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmos.errors import UsageError
@@ -87,7 +88,10 @@ def pack(function: Any) -> Packed:
 def _dumped(function: Loop) -> bytes:
     import cloudpickle
 
-    with _by_value(inspect.getmodule(function), cloudpickle):
+    inner: Any = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    with _by_value(inspect.getmodule(inner), cloudpickle):
         return bytes(cloudpickle.dumps(function))
 
 

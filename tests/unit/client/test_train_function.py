@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,6 +29,10 @@ def helper(context: Any) -> float:
     return float(context)
 
 
+def weighted(context: Any, weight: int, bias: int) -> float:
+    return helper(context) * weight + bias
+
+
 def sent(api: FakeApi) -> tuple[str, bytes]:
     """The address and the bytes of the function that was sent first."""
     request = next(request for request in api.requests if "/functions/" in request.url.path)
@@ -41,9 +46,19 @@ def test_a_function_travels_with_the_code_around_it(cluster: Client, api: FakeAp
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert job.spec["function"] == {"sha256": sha256, "python": version}
     assert (job.spec["workers"]["min"], job.spec["workers"]["max"], job.spec["retries"]) == (2, 2, 0)
+    assert called_elsewhere(content) == "2.0"
+
+
+def test_so_does_one_whose_arguments_are_given(cluster: Client, api: FakeApi) -> None:
+    cluster.train_function(partial(partial(weighted, weight=3), bias=1), name="mine", steps=100, wait=False)
+    assert called_elsewhere(sent(api)[1]) == "13.0"
+
+
+def called_elsewhere(content: bytes) -> str:
+    """What the function makes of 4 in a process that cannot import this module."""
     code = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read())(4))"
-    elsewhere = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True, env={})
-    assert elsewhere.stdout == b"2.0\n"  # where no module of this name can be imported
+    done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True, env={})
+    return done.stdout.decode().strip()
 
 
 def test_it_is_watched_until_it_has_ended(cluster: Client, api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
