@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -40,6 +41,12 @@ def nothing_is_held(cluster: llmos.Client) -> bool:
     return all(node[kind]["cpus"] == 0 for node in cluster.status()["nodes"] for kind in ("used", "foreign"))
 
 
+def scraped(cluster: llmos.Client) -> str:
+    """What Prometheus is told."""
+    headers = {"Authorization": f"Bearer {cluster.connection.key}"}
+    return httpx.get(f"{cluster.connection.url}/metrics", headers=headers).raise_for_status().text
+
+
 @pytest.mark.parametrize(("victim", "attempts"), [("RayTrainWorker", 1), ("AttemptActor", 2)])
 def test_a_job_goes_on_from_its_checkpoint_when_a_process_of_it_is_killed(
     cluster: llmos.Client, victim: str, attempts: int
@@ -71,8 +78,10 @@ def test_a_job_whose_worker_stands_still_goes_on_in_another_attempt(cluster: llm
 def test_a_cancelled_job_gives_everything_back_and_keeps_its_logs(cluster: llmos.Client) -> None:
     job = start(cluster, "cancelled", workers=2, step=10)
     assert listening(Path.home()) <= LOOPBACK
+    assert f'llmos_train_loss{{job="{job}"}}' in scraped(cluster)
     cluster.cancel(job)
     assert cluster.wait(job, timeout_s=30).phase == "cancelled"
+    assert f'job="{job}"' not in scraped(cluster)
     assert any("step 1/" in line for line in cluster.logs(job))
     until(lambda: nothing_is_held(cluster))
     until(lambda: not named("RayTrainWorker"))  # what holds nothing any more may still be on its way out
