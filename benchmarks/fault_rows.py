@@ -106,9 +106,9 @@ class Bench:
     @contextmanager
     def node(self) -> Iterator[Callable[[], None]]:
         """One more node, with 1 CPU; yields how to kill it."""
-        directory = Path(tempfile.mkdtemp(prefix="n", dir="/tmp"))  # a socket's path must be short
-        command = [sys.executable, "-m", "benchmarks.loopback_node", self.address, str(directory), "1"]
-        with (directory / "log").open("wb") as log:
+        temporary = tempfile.TemporaryDirectory(prefix="n", dir="/tmp", ignore_cleanup_errors=True)
+        command = [sys.executable, "-m", "benchmarks.loopback_node", self.address, temporary.name, "1"]
+        with (Path(temporary.name) / "log").open("wb") as log:
             process = psutil.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=ROOT)
         before = len(self.client.status()["nodes"])
         _until(lambda: len(self.client.status()["nodes"]) > before)
@@ -123,6 +123,7 @@ class Bench:
             if process.is_running():
                 kill()
             process.wait()
+            temporary.cleanup()
             _until(lambda: len(self.client.status()["nodes"]) == before)
 
 
