@@ -106,18 +106,18 @@ class Bench:
     @contextmanager
     def node(self) -> Iterator[Callable[[], None]]:
         """One more node, with 1 CPU; yields how to kill it."""
+        before = len(self.client.status()["nodes"])
         temporary = tempfile.TemporaryDirectory(prefix="n", dir="/tmp", ignore_cleanup_errors=True)
         command = [sys.executable, "-m", "benchmarks.loopback_node", self.address, temporary.name, "1"]
         with (Path(temporary.name) / "log").open("wb") as log:
             process = psutil.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=ROOT)
-        before = len(self.client.status()["nodes"])
-        _until(lambda: len(self.client.status()["nodes"]) > before)
 
         def kill() -> None:
             for member in [*process.children(recursive=True), process]:
                 member.send_signal(signal.SIGKILL)
 
         try:
+            _until(lambda: len(self.client.status()["nodes"]) > before)
             yield kill
         finally:
             if process.is_running():

@@ -82,6 +82,7 @@ def named(kind: str) -> list[psutil.Process]:
 @contextmanager
 def extra_node(cluster: llmos.Client, directory: Path) -> Iterator[Callable[[], None]]:
     """One more node with 1 CPU; yields how to kill it."""
+    before = len(cluster.status()["nodes"])
     address = json.loads((state_dir(None) / "cluster.json").read_text())["address"]
     command = [sys.executable, "-m", "benchmarks.loopback_node", address, str(directory), "1"]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(state_dir(None) / "ray_token")}
@@ -89,7 +90,6 @@ def extra_node(cluster: llmos.Client, directory: Path) -> Iterator[Callable[[], 
         node = psutil.Popen(
             command, stdout=log, stderr=log, env={**os.environ, **token}, start_new_session=True, cwd=ROOT
         )
-    before = len(cluster.status()["nodes"])
 
     def kill() -> None:
         for member in [*node.children(recursive=True), node]:
