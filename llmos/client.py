@@ -144,7 +144,7 @@ class Client:
         ``train(name="coder", model={"preset": "tiny"}, data={"path": "src/*.py"}, steps=400, mesh={"dp": 2})``. Without
         ``on_progress`` it prints how it gets on. Ctrl-C leaves the job running. Raises TrainingError when it fails.
         """
-        from llmos.training import ended, job_of
+        from llmos.client_jobs import ended, job_of
 
         return ended(self, self.submit(job_of(source, fields)).id, on_progress)
 
@@ -155,8 +155,8 @@ class Client:
 
         ``fields`` are a TrainFunction's: ``train_function(loop, workers=2, steps=100)``. ``wait=False`` only submits.
         """
+        from llmos.client_jobs import ended
         from llmos.functions import packed_job
-        from llmos.training import ended
 
         packed, spec = packed_job(function, fields)
         self._call("PUT", "functions", packed.sha256, body={"pickle": packed.base64})

@@ -51,8 +51,8 @@ def train_function(
 def packed_job(function: Loop, fields: Mapping[str, Any]) -> tuple[Packed, TrainFunction]:
     """``function`` as bytes, and the job of ``fields`` that calls it: ``workers`` may be a number, ``name`` is the
     function's unless given. Raises UsageError for what cannot be sent, SpecError for fields that are wrong."""
+    from llmos.client_jobs import plain
     from llmos.spec import TrainFunction, parse
-    from llmos.training import plain
 
     packed = pack(function)
     written: dict[str, Any] = {"kind": "TrainFunction", **{name: plain(value) for name, value in fields.items()}}
