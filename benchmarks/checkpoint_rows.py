@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -132,7 +133,7 @@ def _rank(rank: int, root: Path, count: int, results: Any) -> None:
     snapshot = Checkpoint(1, {}, model, state, {})
     empty = {name: distribute_tensor(torch.zeros(MATRIX), mesh, [Shard(1)]) for name in tensors}
     size_bytes = sum(part.data.nbytes for part in checkpoint.share(snapshot, world))
-    content = memoryview(torch.randint(255, (size_bytes,), dtype=torch.uint8).numpy())
+    content = memoryview(np.random.default_rng(0).bytes(size_bytes))
     for number in range(count + 1):
         shutil.rmtree(root / "saved", ignore_errors=True) if world.first else None
         raw = _timed(lambda: _write_raw(root / f"raw{rank}", content)), _timed(lambda: _read_raw(root / f"raw{rank}"))

@@ -15,7 +15,7 @@ TIMEOUT_S = 3600.0
 
 
 def orchestration_pct(options: Options) -> Measured:
-    """What steps under the control module and Ray Train cost more than those of ranks started by hand."""
+    """What steps under the control module and Ray Train cost more than those under torchrun."""
     return _printed("orchestration_pct", options)
 
 
@@ -43,5 +43,4 @@ def _printed(name: str, options: Options) -> Measured:
     """The row that ``python -m benchmarks.fault_rows`` prints."""
     pairs = str(QUICK_PAIRS if options.quick else PAIRS)
     command = [sys.executable, "-m", "benchmarks.fault_rows", name, "--pairs", pairs]
-    row = json.loads(run(command, dict(os.environ), ROOT, TIMEOUT_S).splitlines()[-1])
-    return Measured(row["value"], row["peer_value"], row["ratio"], row["why"], peer=row["peer"])
+    return Measured(**json.loads(run(command, dict(os.environ), ROOT, TIMEOUT_S).splitlines()[-1]))

@@ -33,7 +33,7 @@ def main() -> None:
         num_cpus=int(cpus),
         num_gpus=0,
         object_store_memory=OBJECT_STORE_BYTES,
-        include_log_monitor=False,
+        include_log_monitor=False,  # type: ignore[arg-type]  # declared as a string, meant as a flag
     )
     Node(parameters, head=False, shutdown_at_exit=True, spawn_reaper=True)
     threading.Event().wait()

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from llmos.train.local import join
 
 R = TypeVar("R")
+TIMEOUT_S = 300.0
 
 
 def on_ranks(ranks: int, do: Callable[..., R], *args: Any) -> list[R]:
@@ -38,7 +39,7 @@ def on_ranks(ranks: int, do: Callable[..., R], *args: Any) -> list[R]:
 
 def _on_rank(ranks: int, directory: str, do: Callable[..., R], args: tuple[Any, ...], rank: int) -> R:
     torch.set_num_threads(1)
-    join(directory, rank, ranks)
+    join(directory, rank, ranks, TIMEOUT_S)
     try:
         result = do(*args)
     except Exception as error:

@@ -73,7 +73,8 @@ def _train(config: dict[str, Any]) -> None:
 
 def _report(model: nn.Module, step: int, first: bool) -> None:
     if not first:
-        return ray.train.report({"step": step})
+        ray.train.report({"step": step})
+        return
     whole = getattr(model, "module", model)
     with tempfile.TemporaryDirectory() as directory:
         torch.save({"model": whole.state_dict(), "step": step}, os.path.join(directory, "state.pt"))

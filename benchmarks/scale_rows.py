@@ -21,6 +21,7 @@ import torch.distributed as dist
 from benchmarks.ranks import on_ranks
 from benchmarks.rows import Measured, Options
 from llmos.files import write_json
+from llmos.layout import AttemptDirs
 from llmos.models import ModelConfig, Transformer
 from llmos.parallel.world import World
 from llmos.spec import TrainJob, parse
@@ -89,7 +90,9 @@ def _speeds(
 
 
 def _training(job: TrainJob, corpus: Corpus, checkpoints: Path, world: World) -> Training:
-    return Training(job, Transformer(SHAPE), corpus, checkpoints, world)
+    attempt = AttemptDirs(checkpoints / "attempt")
+    attempt.root.mkdir(parents=True, exist_ok=True)
+    return Training(job, Transformer(SHAPE), corpus, checkpoints, world, attempt)
 
 
 def _text(root: Path) -> Path:
