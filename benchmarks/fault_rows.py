@@ -159,7 +159,8 @@ def _torchrun(one: Bench, number: int) -> float:
     state = one.home / f"torchrun-{number}"
     spec = one.home / "torchrun.yaml"
     spec.write_text(json.dumps(to_dict(nano("by-hand", **_STEADY))))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun += ["--local-addr=127.0.0.1"]
     run([*torchrun, "-m", "benchmarks.torchrun_peer", str(spec), str(state)], dict(os.environ), ROOT, WAIT_S)
     return _step_s(steps_of(sorted(state.glob("jobs/*/attempts/*/metrics.jsonl"))))
 
