@@ -28,9 +28,13 @@ class Linear(nn.Linear):
         self.whole_backward = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.whole_backward and _by_onednn(x, self.weight):
-            return cast(Tensor, _Product.apply(x, self.weight))  # type: ignore[no-untyped-call]
-        return F.linear(x, self.weight)
+        return self.product(x, self.weight)
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x · wᵀ; ``weight`` is this layer's, or a part of it."""
+        if self.whole_backward and _by_onednn(x, weight):
+            return cast(Tensor, _Product.apply(x, weight))  # type: ignore[no-untyped-call]
+        return F.linear(x, weight)
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -228,6 +228,7 @@ _COLLECTIVES: Mapping[str, tuple[str, Callable[..., float]]] = {
         ("_reduce_scatter_base", "reduce_scatter_single"),
         ("fsdp", lambda group, _, whole, *__: _of_scatter(whole, group.size())),
     ),
+    "alltoall_base": ("tp", lambda group, _, whole, *__: _of_scatter(whole, group.size())),
     "send": ("pp", lambda _, tensors, *__: _bytes(tensors)),
     "recv": ("pp", lambda *_: 0.0),
     "_end_coalescing": ("pp", lambda *_: 0.0),  # nccl's sends and receives are waited for together

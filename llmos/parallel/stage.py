@@ -21,7 +21,8 @@ from llmos.models.linear import PRODUCT
 from llmos.models.norm import product_dtype
 from llmos.models.rope import rotations
 from llmos.models.transformer import Rotation
-from llmos.parallel.vocabulary import Vocabulary, whole_sequence
+from llmos.parallel.sequence import whole_sequence
+from llmos.parallel.vocabulary import Vocabulary
 
 Objective = Callable[[Tensor, Tensor, Tensor, float, Vocabulary | None], Tensor]
 """Loss of hidden states [N, D], given the output matrix [V, D], targets [N] (those below 0 do not count), a factor, and
@@ -97,7 +98,7 @@ class Stage(nn.Module):
                 return x
             hidden_BTD = self.model.norm(x)
         if self.vocabulary:
-            hidden_BTD = whole_sequence(hidden_BTD, self.vocabulary.mesh)
+            hidden_BTD = whole_sequence(hidden_BTD, self.vocabulary.mesh.get_group())
         hidden_ND = hidden_BTD.flatten(0, 1).to(dtype)
         return self.objective(hidden_ND, self._output_weight(), targets_BT.flatten(), self.scale, self.vocabulary)
 

@@ -11,20 +11,19 @@ The embedding and the output matrix are split by vocabulary, and so is the loss:
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    PrepareModuleInput,
-    RowwiseParallel,
-    parallelize_module,
-)
+from typing import Any
 
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+from llmos.models.linear import Linear
 from llmos.models.norm import RMSNorm, normalize
+from llmos.parallel.sequence import summed_part, whole_sequence
 from llmos.parallel.stage import Stage
-from llmos.parallel.vocabulary import SEQUENCE, Vocabulary
+from llmos.parallel.vocabulary import Vocabulary
 
 
 def parallelize(stage: Stage, mesh: DeviceMesh) -> None:
@@ -35,7 +34,7 @@ def parallelize(stage: Stage, mesh: DeviceMesh) -> None:
     for layer in stage.layers:
         parallelize_module(layer, mesh, _layer_plan(), src_data_rank=None)
     ends: dict[str, ParallelStyle] = {
-        "model.embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=SEQUENCE),
+        "model.embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "model.norm": _LocalNorm(),
         "lm_head": ColwiseParallel(),
     }
@@ -46,22 +45,64 @@ def parallelize(stage: Stage, mesh: DeviceMesh) -> None:
 
 
 def _layer_plan() -> dict[str, ParallelStyle]:
-    attention_in = PrepareModuleInput(
-        input_layouts=(SEQUENCE, None, None, None), desired_input_layouts=(Replicate(), None, None, None)
-    )
     return {
         "input_layernorm": _LocalNorm(),
-        "self_attn": attention_in,
-        "self_attn.q_proj": ColwiseParallel(),
-        "self_attn.k_proj": ColwiseParallel(),
-        "self_attn.v_proj": ColwiseParallel(),
-        "self_attn.o_proj": RowwiseParallel(output_layouts=SEQUENCE),
+        "self_attn": _WholeSequence(),
+        "self_attn.q_proj": _Columns(),
+        "self_attn.k_proj": _Columns(),
+        "self_attn.v_proj": _Columns(),
+        "self_attn.o_proj": _Rows(),
         "post_attention_layernorm": _LocalNorm(),
-        "mlp": PrepareModuleInput(input_layouts=(SEQUENCE,), desired_input_layouts=(Replicate(),)),
-        "mlp.gate_proj": ColwiseParallel(),
-        "mlp.up_proj": ColwiseParallel(),
-        "mlp.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
+        "mlp": _WholeSequence(),
+        "mlp.gate_proj": _Columns(),
+        "mlp.up_proj": _Columns(),
+        "mlp.down_proj": _Rows(),
     }
+
+
+class _WholeSequence(ParallelStyle):
+    """What reads all of each sequence, of which each rank has a part."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        group = device_mesh.get_group()
+
+        def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return whole_sequence(args[0], group), *args[1:]
+
+        module.register_forward_pre_hook(gather)
+        return module
+
+
+class _Columns(ParallelStyle):
+    """A product with the columns of A that this rank has, of tensors and not of DTensors: see models/linear.py."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        _distribute(module, device_mesh, Shard(0))
+        module.__class__ = _ColumnsLinear
+        return module
+
+
+class _ColumnsLinear(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, _local(self.weight))
+
+
+class _Rows(ParallelStyle):
+    """A product with the rows of B that this rank has: a summand, of which each rank takes its part of the sum."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        _distribute(module, device_mesh, Shard(1))
+        module.__class__ = _RowsLinear
+        assert isinstance(module, _RowsLinear)
+        module.group = device_mesh.get_group()
+        return module
+
+
+class _RowsLinear(Linear):
+    group: ProcessGroup
+
+    def forward(self, x: Tensor) -> Tensor:
+        return summed_part(self.product(x, _local(self.weight)), self.group)
 
 
 class _LocalNorm(ParallelStyle):
@@ -72,14 +113,21 @@ class _LocalNorm(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         assert isinstance(module, RMSNorm)
-        weight = distribute_tensor(module.weight, device_mesh, [Replicate()], src_data_rank=None)
-        module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
+        _distribute(module, device_mesh, Replicate())
         module.__class__ = _PartNorm
         return module
 
 
 class _PartNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        assert isinstance(weight, DTensor)
-        return normalize(x, weight.to_local(grad_placements=[Partial()]), self.eps)
+        return normalize(x, _local(self.weight, [Partial()]), self.eps)
+
+
+def _distribute(module: Any, mesh: DeviceMesh, placement: Placement) -> None:
+    weight = distribute_tensor(module.weight, mesh, [placement], src_data_rank=None)
+    module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
+
+
+def _local(weight: Tensor, grad_placements: list[Placement] | None = None) -> Tensor:
+    assert isinstance(weight, DTensor)
+    return weight.to_local(grad_placements=grad_placements)

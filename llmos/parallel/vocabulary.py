@@ -12,12 +12,8 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from llmos.parallel.meter import counted_as
-
-SEQUENCE = Shard(1)
-"""How tp ranks share hidden states, [B, T, D], between layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +34,3 @@ class Vocabulary:
         with counted_as("tp"):
             dist.all_reduce(values, group=self.mesh.get_group())
         return values
-
-
-def whole_sequence(hidden_BTD: Tensor, mesh: DeviceMesh) -> Tensor:
-    """All ranks' parts of the sequence, [B, T, D]. Each rank's gradient of it is a summand of the gradient."""
-    gathered = DTensor.from_local(hidden_BTD, mesh, [SEQUENCE], run_check=False).redistribute(mesh, [Replicate()])
-    return gathered.to_local(grad_placements=[Partial()])
