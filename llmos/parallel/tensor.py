@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from llmos.models.linear import Linear
 from llmos.models.norm import RMSNorm, normalize
@@ -34,14 +35,13 @@ def parallelize(stage: Stage, mesh: DeviceMesh) -> None:
     for layer in stage.layers:
         parallelize_module(layer, mesh, _layer_plan(), src_data_rank=None)
     ends: dict[str, ParallelStyle] = {
-        "model.embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+        "model.embed_tokens": _VocabularyRows(),
         "model.norm": _LocalNorm(),
-        "lm_head": ColwiseParallel(),
+        "lm_head": _Columns(),
     }
     there = dict(stage.named_modules())
     parallelize_module(stage, mesh, {name: style for name, style in ends.items() if name in there}, src_data_rank=None)
-    rows = -(-stage.config.vocab_size // mesh.size())
-    stage.vocabulary = Vocabulary(rows * mesh.get_local_rank(), mesh)
+    stage.vocabulary = Vocabulary(_first_row(stage.config.vocab_size, mesh), mesh)
 
 
 def _layer_plan() -> dict[str, ParallelStyle]:
@@ -105,6 +105,30 @@ class _RowsLinear(Linear):
         return summed_part(self.product(x, _local(self.weight)), self.group)
 
 
+class _VocabularyRows(ParallelStyle):
+    """The embeddings that this rank has: a summand, as they are 0 for tokens whose rows are another's."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, nn.Embedding)
+        _distribute(module, device_mesh, Shard(0))
+        module.__class__ = _PartEmbedding
+        assert isinstance(module, _PartEmbedding)
+        module.first, module.group = _first_row(module.num_embeddings, device_mesh), device_mesh.get_group()
+        return module
+
+
+class _PartEmbedding(nn.Embedding):
+    first: int
+    group: ProcessGroup
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        weight_RD = _local(self.weight)
+        rows_BT = tokens_BT - self.first
+        others_BT = (rows_BT < 0) | (rows_BT >= len(weight_RD))
+        mine_BTD = F.embedding(rows_BT.masked_fill(others_BT, 0), weight_RD)
+        return summed_part(mine_BTD.masked_fill(others_BT[..., None], 0.0), self.group)
+
+
 class _LocalNorm(ParallelStyle):
     """A norm of this rank's part of the sequence: the weight is whole on every rank, its gradient a summand.
 
@@ -121,6 +145,11 @@ class _LocalNorm(ParallelStyle):
 class _PartNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return normalize(x, _local(self.weight, [Partial()]), self.eps)
+
+
+def _first_row(vocab_size: int, mesh: DeviceMesh) -> int:
+    """The first of the vocabulary's rows that this rank has; the last ranks may have fewer than the others."""
+    return -(-vocab_size // mesh.size()) * mesh.get_local_rank()
 
 
 def _distribute(module: Any, mesh: DeviceMesh, placement: Placement) -> None:

@@ -10,6 +10,11 @@ from llmos.models import linear
 from llmos.models.linear import Linear
 
 
+@pytest.fixture(autouse=True)
+def with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "FASTER", linear.PRODUCT is not None)  # whatever this machine's processor prefers
+
+
 @pytest.fixture
 def layer() -> Linear:
     torch.manual_seed(0)
