@@ -32,12 +32,17 @@ def pip(monkeypatch: pytest.MonkeyPatch, constraints: Path) -> Pip:
         report: dict[str, Any], *, gpu: bool, torch: list[tuple[str, str | None] | None], code: int = 0
     ) -> list[list[str]]:
         installed: list[list[str]] = []
+        compiled: list[int] = []
 
         def answer(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+            if "compileall" in command:  # in pip's stead, which is told not to
+                compiled.append(len(installed))
+                return subprocess.CompletedProcess(command, 1)
             arguments = command[command.index("install") + 1 :]
             if "--dry-run" in arguments:
                 return subprocess.CompletedProcess(command, code, json.dumps(report))
-            installed.append([argument for argument in arguments if argument != "--quiet"])
+            assert arguments[:2] == ["--quiet", "--no-compile"]
+            installed.append(arguments[2:])
             return subprocess.CompletedProcess(command, code)
 
         monkeypatch.setattr(install.subprocess, "run", answer)
@@ -45,6 +50,7 @@ def pip(monkeypatch: pytest.MonkeyPatch, constraints: Path) -> Pip:
         states = iter(torch)
         monkeypatch.setattr(install, "installed_torch", lambda: next(states))
         install.main(["-c", str(constraints), "-e", ".[dev]"])
+        assert compiled == [len(installed)]  # once, behind all
         return installed
 
     return run
