@@ -83,16 +83,17 @@ def test_adapters_take_no_gradients_of_the_weights_they_adapt() -> None:
 
 
 def test_a_micro_batch_that_is_auto_is_the_largest_that_fits_and_the_batch_stays() -> None:
-    auto = {"batch_size": 24, "micro_batch_size": "auto"}
+    bf16 = {"precision": "bf16"}  # `auto` is what this machine's processor is good at
+    auto = {"batch_size": 24, "micro_batch_size": "auto", **bf16}
     roomy, tight = (placed(job(**auto, resources={"memory": size})) for size in ("8GiB", "200MiB"))
     assert (roomy.micro_batch_size, roomy.batch_size) == (24, 24)
     assert (tight.micro_batch_size, tight.batch_size) == (8, 24)
-    larger = job(batch_size=24, micro_batch_size=24, resources={"memory": "200MiB"})
+    larger = job(batch_size=24, micro_batch_size=24, resources={"memory": "200MiB"}, **bf16)
     with pytest.raises(UsageError, match="this does not fit"):
         placed(larger)
     with pytest.raises(UsageError, match="this does not fit"):
         placed(job(**auto, resources={"memory": "30MiB"}))
-    both = placed(job(batch_size="auto", workers={"min": 2, "max": 2}))
+    both = placed(job(batch_size="auto", workers={"min": 2, "max": 2}, **bf16))
     assert (both.batch_size, both.micro_batch_size, both.mesh) == (32, 16, Mesh(dp=2))
     pipeline = placed(job(**auto, mesh={"pp": 2}))
     assert pipeline.micro_batch_size == 12  # two ranks need two
