@@ -83,7 +83,7 @@ def pip_install(arguments: list[str]) -> None:
 
 
 def compile_modules() -> None:
-    """Compile what was installed, on all cores: pip would do it on one, and takes a third of its time for it.
+    """Compile what was installed, on all cores: pip would do it on one.
 
     Files that are no Python of this version (templates, tests of other versions) stay as they are.
     """

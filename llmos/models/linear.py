@@ -2,7 +2,7 @@
 
 On an AMD EPYC with AVX512 oneDNN is 8 to 20 % faster at y = x · wᵀ and at the gradient of x, for 1,024 tokens of 320 to
 864 features on one core (torch 2.13); at the gradient of w MKL is as fast or faster, and stays. On one with AVX2 only,
-MKL is as fast at the first and up to 40 % faster at the second.
+MKL is as fast at the first and up to 47 % faster at the second.
 """
 
 from __future__ import annotations

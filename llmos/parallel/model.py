@@ -37,6 +37,9 @@ def check(config: ModelConfig, mesh: RankMesh, layout: Layout) -> None:
             raise _refused(f"`tp: {mesh.tp}` does not divide the model's {count} {what}")
     if layout.length % mesh.tp:
         raise _refused(f"`tp: {mesh.tp}` does not divide `sequence_length: {layout.length}`, which tp ranks share")
+    rows = -(-config.vocab_size // mesh.tp)
+    if rows * (mesh.tp - 1) >= config.vocab_size:
+        raise _refused(f"`tp: {mesh.tp}` leaves a rank nothing of the vocabulary's {config.vocab_size} tokens")
     stages = mesh.pp * layout.stages_per_rank
     if mesh.pp > 1 and config.num_layers < stages:
         asked = f"{stages} stages (pp {mesh.pp} × {layout.stages_per_rank} a rank)"

@@ -8,6 +8,7 @@ On CPUs the reduce-scatter is an all-to-all and a sum, which sends as many bytes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -24,34 +25,26 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 def whole_sequence(part_BTD: Tensor, group: ProcessGroup) -> Tensor:
     """The sequences [B, T, D] of which each rank has a part, [B, T / tp, D]. Each rank's gradient is a summand."""
-    return cast(Tensor, _Whole.apply(part_BTD, group))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Exchange.apply(part_BTD, group, _gather, _sum))  # type: ignore[no-untyped-call]
 
 
 def summed_part(summand_BTD: Tensor, group: ProcessGroup) -> Tensor:
     """This rank's part, [B, T / tp, D], of the sum of all ranks' ``summand_BTD``."""
-    return cast(Tensor, _Summed.apply(summand_BTD, group))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Exchange.apply(summand_BTD, group, _sum, _gather))  # type: ignore[no-untyped-call]
 
 
-class _Whole(torch.autograd.Function):
+Collective = Callable[[Tensor, ProcessGroup], Tensor]
+
+
+class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _gather(part, group)
-
-    @staticmethod
-    def backward(ctx: Any, *d_whole: Tensor) -> tuple[Tensor, None]:
-        return _sum(d_whole[0], ctx.group), None
-
-
-class _Summed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, summand: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _sum(summand, group)
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, do: Collective, transposed: Collective) -> Tensor:
+        ctx.group, ctx.transposed = group, transposed
+        return do(x, group)
 
     @staticmethod
-    def backward(ctx: Any, *d_part: Tensor) -> tuple[Tensor, None]:
-        return _gather(d_part[0], ctx.group), None
+    def backward(ctx: Any, *d_out: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.transposed(d_out[0], ctx.group), None, None, None
 
 
 def _gather(part_BTD: Tensor, group: ProcessGroup) -> Tensor:

@@ -37,10 +37,11 @@ def parallelize(stage: Stage, mesh: DeviceMesh) -> None:
     ends: dict[str, ParallelStyle] = {
         "model.embed_tokens": _VocabularyRows(),
         "model.norm": _LocalNorm(),
-        "lm_head": _Columns(),
     }
     there = dict(stage.named_modules())
     parallelize_module(stage, mesh, {name: style for name, style in ends.items() if name in there}, src_data_rank=None)
+    if stage.lm_head is not None:
+        _distribute(stage.lm_head, mesh, Shard(0))  # the loss reads it: see Stage
     stage.vocabulary = Vocabulary(_first_row(stage.config.vocab_size, mesh), mesh)
 
 

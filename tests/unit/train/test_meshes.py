@@ -39,7 +39,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, short_trainer_in: TrainerIn) 
     for mesh in MESHES:
         made.add(name_of(mesh), mesh, "shallow")
     made.add("untied", {}, "untied")
-    made.add("untied-zero", {"pp": 2}, "untied", pipeline=LOOPED, activation_checkpointing="full")
+    made.add("untied-zero", {"tp": 2, "pp": 2}, "untied", pipeline=LOOPED, activation_checkpointing="full")
     made.add("selective", {"fsdp": 2}, "shallow", activation_checkpointing="selective", micro_batch_size=1)
     _add_documents(made, "unmasked", {}, mask="none")
     _add_documents(made, "masked", {})
