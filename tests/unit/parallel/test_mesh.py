@@ -87,6 +87,15 @@ def test_what_cannot_be_spread_is_refused_with_the_numbers(
     assert message in caught.value.message and caught.value.param == "mesh"
 
 
+@pytest.mark.parametrize(("tp", "vocab_size"), [(4, 3), (4, 6)])
+def test_a_vocabulary_of_which_a_rank_would_have_nothing_is_refused(tp: int, vocab_size: int) -> None:
+    """Of 6 tokens 4 ranks would have 2, 2, 2 and none."""
+    shape = dataclasses.replace(SHAPE, num_kv_heads=tp)
+    with pytest.raises(UsageError, match=f"`tp: {tp}` leaves a rank nothing of the vocabulary's {vocab_size} tokens"):
+        check(dataclasses.replace(shape, vocab_size=vocab_size), _mesh(tp=tp), LAYOUT)
+    check(dataclasses.replace(shape, vocab_size=7), _mesh(tp=tp), LAYOUT)
+
+
 def test_ranks_that_do_not_make_the_mesh() -> None:
     with pytest.raises(UsageError, match="a mesh of pp 2 × tp 2 needs 4 ranks: found 6"):
         RankMesh(World(0, 6), tp=2, pp=2)
