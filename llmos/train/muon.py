@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmos.parallel.mesh import Line
+from llmos.train.precision import compute_dtype
 
 MOMENTUM = 0.95
 """Jordan's value, and that of Liu et al."""
@@ -53,13 +54,17 @@ class Muon(torch.optim.Optimizer):
         return matrix.grad.lerp(state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM), MOMENTUM)
 
     def _orthogonal(self, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """``matrices`` made orthogonal, bf16: each by one rank, which the others hear from in a sum with zeros."""
+        """``matrices`` made orthogonal, bf16: each by one rank, which the others hear from in a sum with zeros.
+
+        Products are bf16 too where the hardware has it: an emulated one took most of a step.
+        """
+        dtype = compute_dtype("auto", matrices[0].device)
         sizes = [matrix.numel() for matrix in matrices]
         flat = torch.zeros(sum(sizes), dtype=torch.bfloat16, device=matrices[0].device)
         results = [part.view_as(matrix) for part, matrix in zip(flat.split(sizes), matrices, strict=True)]
         for alike in _by_shape(matrices):
             if mine := [alike[i] for i in self._copies.share(len(alike))]:
-                done = orthogonal(torch.stack([matrices[i].bfloat16() for i in mine]))
+                done = orthogonal(torch.stack([matrices[i].to(dtype) for i in mine]))
                 for i, matrix in zip(mine, done, strict=True):
                     results[i].copy_(matrix)
         self._copies.sum(flat)
@@ -67,7 +72,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices_NRC: Tensor) -> Tensor:
-    """``matrices_NRC``, bf16, with their singular values moved towards 1 (the smallest not all the way)."""
+    """``matrices_NRC``, in their type, with their singular values moved towards 1 (the smallest not all the way)."""
     wide = matrices_NRC.shape[1] <= matrices_NRC.shape[2]
     x = matrices_NRC if wide else matrices_NRC.mT
     x = x / (1.01 * x.norm(dim=(1, 2), keepdim=True)).clamp_(min=1e-7)  # 1.01: above 1, rounds diverge
