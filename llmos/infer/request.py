@@ -62,11 +62,25 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt to continue. ``id`` is the caller's, unique among the requests an engine works on."""
+    """One prompt to continue. ``id`` is the caller's, unique among the requests an engine works on.
+
+    ``tenant`` is who asks: waiting requests take turns between tenants, in the ratio of their ``weight``, and a
+    tenant's prompts are found again in the prefix cache only by itself. Requests of a higher ``priority`` go first.
+    ``deadline_s`` counts from submission; an answer that is not complete by then ends with DeadlineError.
+    """
 
     id: str
     prompt_tokens: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    tenant: str = ""
+    priority: int = 0
+    weight: float = 1.0
+    deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("weight", self.weight, 0 < self.weight < math.inf, "above 0")
+        in_time = self.deadline_s is None or 0 < self.deadline_s < math.inf
+        _check("deadline_s", self.deadline_s, in_time, "seconds, above 0")
 
 
 @dataclass(frozen=True, slots=True)

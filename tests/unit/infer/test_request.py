@@ -38,6 +38,13 @@ def test_parameters_that_cannot_be_are_refused_by_name(name: str, value: Any) ->
     assert caught.value.param == name
 
 
+@pytest.mark.parametrize(("name", "value"), [("weight", 0.0), ("weight", float("nan")), ("deadline_s", 0.0)])
+def test_requests_that_cannot_be_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=name) as caught:
+        GenerationRequest("a", (1,), **{name: value})
+    assert caught.value.param == name
+
+
 def test_they_can_be_pickled() -> None:
     event = TokenEvent("a", (1, 2), "x", (TokenLogprob(1, -0.5, ((1, -0.5),)),), "stop", 3, 2)
     asked = GenerationRequest("a", (1, 2, 3), SamplingParams(stop=("x",), seed=2**100))
