@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import httpx
 import psutil
@@ -25,10 +25,14 @@ from llmos.errors import UsageError
 from llmos.files import read_json
 from llmos.layout import Layout
 
+if TYPE_CHECKING:
+    from llmos.parallel.network import Network
+
 GIB = 2**30
 PACKAGES = ("torch", "ray")
 PYTHONS = ((3, 11), (3, 12))
 PORT = 8000
+MEASURE = "llmos.train.measure_network:measure"
 MEMORY_BYTES, DISK_BYTES, SHM_BYTES = (GIB, 4 * GIB), (GIB, 10 * GIB), 2 * GIB
 """Less than the first is too little for anything; less than the second for more than small models."""
 SHM = Path("/dev/shm")  # noqa: S108 - looked at, not written
@@ -174,6 +178,24 @@ def _front_door(layout: Layout) -> Finding:
         found = f"127.0.0.1:{port} does not answer ({type(error).__name__})"
         return Finding("front door", "fail", found, "`llmos down`, then `llmos up`.")
     return Finding("front door", "ok", f"127.0.0.1:{port} answers")
+
+
+def measure_cluster(ranks: int, gpus: int) -> Network:
+    """How fast ``ranks`` workers of the running cluster sum, measured by a job of that many with ``gpus`` each.
+
+    It waits its turn like any other, and Ray places it like any other. Raises TrainingError when it fails.
+    """
+    from llmos.client import connect
+    from llmos.client_jobs import ended
+    from llmos.parallel.network import of_numbers
+    from llmos.spec import TrainFunction, parse
+
+    job = {"kind": "TrainFunction", "name": "doctor-network", "function": {"call": MEASURE}, "steps": 1}
+    job |= {"workers": {"min": ranks, "max": ranks}, "resources": {"gpus": gpus}, "retries": 0}
+    spec = parse(job, source="doctor")
+    assert isinstance(spec, TrainFunction)
+    with connect() as cluster:
+        return of_numbers(ended(cluster, cluster.submit(spec).id, lambda *_: None).metrics)
 
 
 def _existing(path: Path) -> Path:

@@ -10,6 +10,7 @@ import typer
 from llmos import settings
 from llmos.cli.output import Format, Output, columns, note, paint, plain, say, say_json, size
 from llmos.core import capacity
+from llmos.errors import UsageError
 from llmos.files import read_json, write_json
 from llmos.layout import Layout
 
@@ -23,17 +24,26 @@ HEADER = ("SIZE", "TIME", "ALGORITHM", "BUS", "MODEL", "RATIO")
 
 NetworkOption = Annotated[bool, typer.Option("--network", help="measure all-reduce between ranks instead")]
 Ranks = Annotated[int | None, typer.Option("--ranks", help="of --network; default: a GPU each, else 2")]
+Cluster = Annotated[bool, typer.Option("--cluster", help="with --network: a job of `--ranks` workers measures")]
+GpusEach = Annotated[int, typer.Option("--gpus", min=0, help="with --cluster: GPUs of each worker")]
 Save = Annotated[bool, typer.Option("--save", help="with --network: `llmos estimate` goes by what was measured")]
 
 
 @app.command(rich_help_panel="Cluster")
 def doctor(
-    network: NetworkOption = False, ranks: Ranks = None, save: Save = False, output: Output = Format.TABLE
+    network: NetworkOption = False,
+    ranks: Ranks = None,
+    cluster: Cluster = False,
+    gpus: GpusEach = 0,
+    save: Save = False,
+    output: Output = Format.TABLE,
 ) -> None:
     """Look for what this machine lacks, one line each with what to do; exit code 1 if something cannot work."""
     layout = Layout(settings.state_dir())
     if network:
-        return _network(layout, ranks, save, output)
+        return _network(layout, _measured(ranks, cluster, gpus), save, output)
+    if cluster:
+        raise UsageError("`--cluster` measures the network: expected `--network` too", param="--cluster")
     from llmos.doctor import examine
 
     findings = []
@@ -53,15 +63,20 @@ def _line(finding: Finding) -> str:
     return f"{mark}  {finding.name.ljust(15)} {plain(finding.found)}{advice}"
 
 
-def _network(layout: Layout, ranks: int | None, save: bool, output: Format) -> None:
-    from llmos.doctor import ranks_here
-    from llmos.parallel.calibrate import kind_name
+def _measured(ranks: int | None, cluster: bool, gpus_each: int) -> Network:
+    from llmos.doctor import measure_cluster, ranks_here
     from llmos.parallel.gpus import gpus
     from llmos.parallel.network import measure_here
 
-    count = ranks_here(ranks, lambda: len(gpus()))
-    note(f"measuring sums between {count} ranks of this machine; nothing else should run")
-    found, kind = measure_here(count), kind_name()
+    count = ranks_here(ranks, (lambda: 2) if cluster else lambda: len(gpus()))
+    note(f"measuring sums between {count} {'workers' if cluster else 'ranks of this machine'}; nothing else should run")
+    return measure_cluster(count, gpus_each) if cluster else measure_here(count)
+
+
+def _network(layout: Layout, found: Network, save: bool, output: Format) -> None:
+    from llmos.parallel.calibrate import kind_name
+
+    kind = kind_name()
     if output is Format.JSON:
         say_json(network_view(found))
     else:

@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ SIZES = tuple(2**exponent for exponent in range(10, 28, 3))
 """Bytes of the sums, 1 KiB to 32 MiB: from where latency is all to where bandwidth is."""
 LINK_BYTES = 2**22
 REPEATS, WARM_UP = 9, 2
+NCCL = "nccl"
 SLOW = 0.5
 """A link that reaches less than this share of the median link is called slow."""
 
@@ -96,7 +97,7 @@ def measure_here(ranks: int) -> Network:
     """Measure on ``ranks`` processes of this machine: over NCCL where each has a GPU, else gloo on the loopback."""
     with tempfile.TemporaryDirectory(prefix="llmos-network-") as directory:
         multiprocessing.spawn(_rank, (ranks, directory), nprocs=ranks)
-        return loads(Path(directory, "found.json").read_text())
+        return of_numbers(json.loads(Path(directory, "found.json").read_text()))
 
 
 def measure(device: torch.device) -> Network:
@@ -108,36 +109,36 @@ def measure(device: torch.device) -> Network:
     return Network.of(ranks, dist.get_backend(), sums, links)
 
 
-def loads(text: str) -> Network:
-    """The network that :func:`dumps` wrote."""
-    found = json.loads(text)
-    return Network.of(
-        found["ranks"],
-        found["backend"],
-        [Sum(**one) for one in found["sums"]],
-        [Link(**one) for one in found["links"]],
-    )
+def numbers(network: Network) -> dict[str, float]:
+    """What was measured, by name: what a job reports as its metrics, and :func:`of_numbers` reads."""
+    found = {"ranks": float(network.ranks), NCCL: float(network.backend == NCCL)}
+    found |= {f"sum_{one.size_bytes}": one.time_s for one in network.sums}
+    return found | {f"link_{link.a}_{link.b}": link.bandwidth for link in network.links}
 
 
-def dumps(network: Network) -> str:
-    """What was measured, as JSON."""
-    about = {"ranks": network.ranks, "backend": network.backend}
-    sums = [{"size_bytes": one.size_bytes, "time_s": one.time_s} for one in network.sums]
-    links = [{"a": link.a, "b": link.b, "bandwidth": link.bandwidth} for link in network.links]
-    return json.dumps({**about, "sums": sums, "links": links})
+def of_numbers(found: Mapping[str, float]) -> Network:
+    """The network whose :func:`numbers` are among ``found``."""
+    sums, links = [], []
+    for name, value in found.items():
+        match name.split("_"):
+            case ["sum", size_bytes]:
+                sums.append(Sum(int(size_bytes), value))
+            case ["link", a, b]:
+                links.append(Link(int(a), int(b), value))
+    return Network.of(int(found["ranks"]), NCCL if found[NCCL] else "gloo", sums, links)
 
 
 def _rank(rank: int, ranks: int, directory: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    backend = "nccl" if torch.cuda.device_count() >= ranks else "gloo"
-    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-    if backend == "nccl":
+    backend = NCCL if torch.cuda.device_count() >= ranks else "gloo"
+    device = torch.device("cuda", rank) if backend == NCCL else torch.device("cpu")
+    if backend == NCCL:
         torch.cuda.set_device(device)
     dist.init_process_group(backend, store=dist.FileStore(f"{directory}/store", ranks), rank=rank, world_size=ranks)
     found = measure(device)
     if rank == 0:
-        Path(directory, "found.json").write_text(dumps(found))
+        Path(directory, "found.json").write_text(json.dumps(numbers(found)))
     dist.destroy_process_group()
 
 

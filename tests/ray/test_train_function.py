@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import llmos
+from llmos.doctor import measure_cluster
 from llmos.errors import TrainingError
+from llmos.parallel.network import SIZES
 from llmos.settings import state_dir
 
 
@@ -52,6 +54,14 @@ def test_a_function_is_a_job_like_any_other(cluster: llmos.Client, capsys: pytes
     assert "[rank 0] rank 0 of 2 is done" in lines and "[rank 1] rank 1 of 2 is done" in lines
     assert [path.name for path in checkpoints(job.id)] == ["step-00000006"]
     assert f"job {job.id} · succeeded · step 6/6" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_workers_of_the_cluster_measure_their_network(cluster: llmos.Client) -> None:
+    found = measure_cluster(2, 0)
+    assert (found.ranks, found.backend, len(found.links)) == (2, "gloo", 1)
+    assert len(found.sums) == len(SIZES) and found.bandwidth > 0
 
 
 @pytest.mark.slow

@@ -101,3 +101,18 @@ def test_the_network_is_told_against_its_model_and_saved(
     assert [link["slow"] for link in view["links"]] == [False, False, True]
     wrong = llmos("doctor", "--network", "--ranks", "1")
     assert wrong.code == 2 and "`--ranks 1`: expected at least 2" in wrong.err
+
+
+def test_the_network_of_a_cluster_is_measured_by_a_job(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def measure(ranks: int, gpus: int) -> Network:
+        asked.append((ranks, gpus))
+        return Network.of(2, "nccl", [Sum(1000, 1e-4), Sum(10**6, 2e-3)], [Link(0, 1, 1e9)])
+
+    monkeypatch.setattr(doctor, "measure_cluster", measure)
+    told = llmos("doctor", "--network", "--cluster", "--ranks", "4", "--gpus", "1")
+    assert told.code == 0 and asked == [(4, 1)] and "between 4 workers" in told.err
+    assert llmos("doctor", "--network", "--cluster").code == 0 and asked[1] == (2, 0)
+    wrong = llmos("doctor", "--cluster")
+    assert wrong.code == 2 and "`--cluster` measures the network" in wrong.err
