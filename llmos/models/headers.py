@@ -1,0 +1,158 @@
+"""What the safetensors files of a model hold, by their headers alone: read, and compared with what config.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from llmos.errors import ModelError
+from llmos.files import read_json
+from llmos.models.config import ModelConfig
+from llmos.models.packed_layout import words
+from llmos.models.quantization import Quantization
+from llmos.models.transformer import Transformer
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+DERIVED = ".rotary_emb.inv_freq"
+"""Files of 2023 hold this; it follows from config.json."""
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+COPY_AGAIN = "Copy or export the model again."
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of one tensor: ``kind`` is safetensors' name of its type."""
+
+    path: Path
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights in plain floats."""
+        return DTYPES[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a tensor has to be: its shape, and the types it may have."""
+
+    shape: tuple[int, ...]
+    kinds: tuple[str, ...] = tuple(DTYPES)
+
+
+def headers(directory: Path, config: ModelConfig, quantization: Quantization | None = None) -> dict[str, Header]:
+    """Every tensor that ``config`` calls for, with its file in ``directory``; those that follow from others left out.
+
+    Raises ModelError, naming the file or tensor and what was expected, unless exactly those are there, and whole.
+    """
+    found = _found(directory, config)
+    _check(directory, forms(config, quantization), found)
+    return found
+
+
+def forms(config: ModelConfig, quantization: Quantization | None = None) -> dict[str, Form]:
+    """The tensors of a model, by their names in its files."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    needed: dict[str, Form] = {}
+    for name, parameter in model.named_parameters():
+        owner, _, kind = name.rpartition(".")
+        shape = tuple(parameter.shape)
+        if quantization and kind == "weight" and owner in linears and quantization.covers(owner):
+            needed |= _quantized(owner, shape, quantization)
+        else:
+            needed[name] = Form(shape)
+    return needed
+
+
+def _quantized(linear: str, shape: tuple[int, ...], quantization: Quantization) -> dict[str, Form]:
+    rows, columns = shape
+    scale = {f"{linear}.weight_scale": Form((rows, quantization.groups(columns)))}
+    if not quantization.packed:
+        return {f"{linear}.weight": Form(shape, ("I8",)), **scale}
+    packed = Form((rows, words(columns, quantization.bits)), ("I32",))
+    return {f"{linear}.weight_packed": packed, f"{linear}.weight_shape": Form((2,), ("I64", "I32")), **scale}
+
+
+def read(header: Header, name: str) -> Tensor:
+    """The whole tensor ``name``, which ``header`` describes."""
+    with opened(header.path) as file:
+        return cast(Tensor, file.get_tensor(name))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """``path`` open for reading. Whatever is wrong with its content becomes a ModelError."""
+    if not path.exists():
+        pickled = any(path.parent.glob("*.bin")) or any(path.parent.glob("*.pt*"))
+        hint = "Convert its pickled files to safetensors first." if pickled else COPY_AGAIN
+        raise ModelError(f"there is no {path}: expected weights in safetensors files", hint=hint)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        what = f"{path} ({path.stat().st_size:,} bytes) is truncated or corrupt: {error}"
+        raise ModelError(f"{what}; expected a whole safetensors file", hint=COPY_AGAIN) from error
+
+
+def _found(directory: Path, config: ModelConfig) -> dict[str, Header]:
+    """Every tensor in the files of ``directory`` but those that follow from others."""
+    found: dict[str, Header] = {}
+    for path in _paths(directory):
+        with opened(path) as file:
+            for name in file.keys():  # noqa: SIM118  # not a dict
+                part = file.get_slice(name)
+                found[name] = Header(path, tuple(part.get_shape()), part.get_dtype())
+    derived = {name for name in found if name.endswith(DERIVED)}
+    if config.tie_embeddings and _equal(found.get(EMBEDDING), found.get(OUTPUT)):
+        derived.add(OUTPUT)
+    return {name: header for name, header in found.items() if name not in derived}
+
+
+def _paths(directory: Path) -> list[Path]:
+    """The files that hold the weights: those of the index, if there is one."""
+    index = directory / INDEX
+    if not index.exists():
+        return [directory / SINGLE]
+    try:
+        names = {str(name) for name in read_json(index)["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is not an index of weights: expected `weight_map`", hint=COPY_AGAIN) from error
+    if outside := [name for name in names if Path(name).name != name]:
+        raise ModelError(f"{index} names {outside[0]!r}: expected files beside it", hint=COPY_AGAIN)
+    return [directory / name for name in sorted(names)]
+
+
+def _equal(a: Header | None, b: Header | None) -> bool:
+    """Whether both tensors are there and the same: some exports of tied models hold the matrix twice."""
+    return a is not None and b is not None and torch.equal(read(a, EMBEDDING), read(b, OUTPUT))
+
+
+def _check(directory: Path, needed: Mapping[str, Form], found: Mapping[str, Header]) -> None:
+    """Raises ModelError unless ``found`` has each of ``needed``, in its form, and nothing else."""
+    missing = sorted(needed.keys() - found.keys())
+    unexpected = sorted(found.keys() - needed.keys())
+    for what, names in (("lacks", missing), ("has unexpected", unexpected)):
+        if names:
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ModelError(f"{directory} {what} weights: {some}; expected what config.json says", hint=COPY_AGAIN)
+    for name, header in found.items():
+        form = needed[name]
+        if header.shape != form.shape:
+            what = f"{header.path}: {name} has shape {list(header.shape)}"
+            raise ModelError(f"{what}; config.json calls for {list(form.shape)}", hint=COPY_AGAIN)
+        if header.kind not in form.kinds:
+            what = f"{header.path}: {name} has type {header.kind}; expected {', '.join(form.kinds)}"
+            raise ModelError(what, hint="Use the original model, in plain floats.")
