@@ -95,8 +95,6 @@ def combinations_work(job: TrainJob) -> Iterator[Conflict]:
     if job.optimizer.name == "muon" and mesh.fsdp * mesh.tp > 1:
         why = "Muon needs whole matrices, which `fsdp` and `tp` split"
         yield ("optimizer",), f"`optimizer.name: muon` with a mesh of {_split(job)}: {why}; use `dp`, `pp`, or `adamw`"
-    if job.compile and mesh.tp > 1:
-        yield ("compile",), f"`compile: true` with `tp: {mesh.tp}` fails in torch 2.13: use `dp`, `fsdp` and `pp`"
     if mesh.pp > 1 and job.pipeline.schedule == "zero_bubble":
         if job.compile:
             why = "compiled layers cannot split their backward pass (pytorch#161904)"

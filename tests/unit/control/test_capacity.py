@@ -70,8 +70,8 @@ def test_whatever_a_job_may_say_can_be_estimated(precision: str, schedule: str, 
 def test_auto_takes_no_mesh_that_the_job_could_not_name() -> None:
     many = {"workers": {"min": 4, "max": 4}, "batch_size": 16, "resources": {"memory": "120MiB"}}
     assert placed(job(**many)).mesh.tp > 1  # copies do not fit
-    compiled = placed(job(**many, compile=True)).mesh
-    assert compiled.dp < compiled.size == 4 and compiled.tp == 1
+    whole = placed(job(**many, optimizer={"name": "muon"})).mesh
+    assert whole.dp < whole.size == 4 and whole.tp == whole.fsdp == 1
 
 
 def test_adapters_take_no_gradients_of_the_weights_they_adapt() -> None:

@@ -22,6 +22,7 @@ ALONE = [{axis: 2} for axis in ("dp", "fsdp", "tp", "pp")]
 PAIRS = [{a: 2, b: 2} for a, b in itertools.combinations(("dp", "fsdp", "tp", "pp"), 2)]
 FULL = [{"fsdp": 2, "tp": 2, "pp": 2}, {"dp": 2, "tp": 2, "pp": 2}, {"dp": 2, "fsdp": 2, "tp": 2}]
 MESHES = [*ALONE, *PAIRS, *FULL]
+COMPILED = [{"fsdp": 2}, {"tp": 2}]
 LOOPED = {"schedule": "zero_bubble", "stages_per_rank": 2}
 LORA = {"rank": 1, "alpha": 8.0, "targets": ["q_proj", "o_proj", "up_proj", "down_proj"], "save_adapter": True}
 
@@ -133,8 +134,17 @@ def product(tmp_path_factory: pytest.TempPathFactory, short_trainer_in: TrainerI
     for name in ("sgd", "muon"):
         made.add(name, {}, optimizer={"name": name, "warmup_steps": 3})
         made.add(f"{name}-pp2", {"dp": 2, "pp": 2}, optimizer={"name": name, "warmup_steps": 3})
+    for mesh in COMPILED:
+        made.add(f"compiled-{name_of(mesh)}", mesh, compile=True)
     made.train()
     return made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_compiled_layers_compute_the_same(product: Jobs) -> None:
+    for mesh in COMPILED:
+        assert product.losses(f"compiled-{name_of(mesh)}") == pytest.approx(product.losses("one"), rel=1e-5)
 
 
 @pytest.mark.slow
