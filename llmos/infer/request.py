@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from llmos.errors import UsageError
 
 SEED_BITS = 128
 MAX_LOGPROBS = 20
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
+MAX_BIASES, MAX_BIAS, MAX_STOP_TOKENS = 1024, 100.0, 128
+MAX_GRAMMAR_CHARS = 256 * 1024
 FinishReason = str
 """``stop``: a stop string or an end token. ``length``: no more tokens allowed, by the request or by the context."""
+
+
+GrammarKind = Literal["json_schema", "json_object", "choice", "regex", "lark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like; `llmos.infer.grammar` compiles it.
+
+    ``text`` by ``kind``: a JSON schema; nothing, for any JSON object; a JSON list of the texts to choose from; a
+    regular expression (Rust's syntax) for the whole answer; a grammar in Lark's syntax, which may name control tokens.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        fits = len(self.text) <= MAX_GRAMMAR_CHARS
+        _check("grammar", f"{len(self.text)} characters long", fits, f"at most {MAX_GRAMMAR_CHARS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +44,9 @@ class SamplingParams:
     ``top_p`` 1 and ``min_p`` 0 keep every token; ``min_p`` drops those less likely than that share of the likeliest.
     ``repetition_penalty`` counts the prompt too, ``frequency_penalty`` and ``presence_penalty`` only the answer.
     ``seed`` fixes the answer: with None it is drawn. ``logprobs`` is how many alternatives to report for each token;
-    0 reports the token itself, None nothing.
+    0 reports the token itself, None nothing. ``logit_bias`` has (token, what is added to its logit). No end token and
+    none of ``stop_token_ids``, which end an answer too, comes before ``min_tokens``. What obeys a ``grammar`` ends
+    where the grammar does, so neither ``min_tokens`` nor ``ignore_eos`` goes with one.
     """
 
     max_tokens: int | None = None
@@ -37,6 +61,10 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "at least 1")
@@ -53,6 +81,35 @@ class SamplingParams:
         _check("stop", f"{len(self.stop)} strings", fit, expected)
         enough = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
         _check("logprobs", self.logprobs, enough, f"0 to {MAX_LOGPROBS}")
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        fit = len(self.logit_bias) <= MAX_BIASES and all(abs(bias) <= MAX_BIAS for _, bias in self.logit_bias)
+        expected = f"at most {MAX_BIASES} of them, each -{MAX_BIAS:g} to {MAX_BIAS:g}"
+        _check("logit_bias", f"{len(self.logit_bias)} biases", fit, expected)
+        twice = len({token for token, _ in self.logit_bias}) < len(self.logit_bias)
+        _check("logit_bias", "one that names a token twice", not twice, "each token once")
+        fit = len(self.stop_token_ids) <= MAX_STOP_TOKENS
+        _check("stop_token_ids", f"{len(self.stop_token_ids)} tokens", fit, f"at most {MAX_STOP_TOKENS}")
+        longest = math.inf if self.max_tokens is None else self.max_tokens
+        _check("min_tokens", self.min_tokens, 0 <= self.min_tokens <= longest, "0 to `max_tokens`")
+        if self.grammar is not None:
+            _check("min_tokens", self.min_tokens, self.min_tokens == 0, "0 for an answer with a grammar")
+            _check("ignore_eos", self.ignore_eos, not self.ignore_eos, "false for an answer with a grammar")
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises UsageError for a token that a vocabulary of ``size`` tokens does not have."""
+        for name, tokens in (
+            ("logit_bias", [token for token, _ in self.logit_bias]),
+            ("stop_token_ids", list(self.stop_token_ids)),
+        ):
+            unknown = next((token for token in tokens if not 0 <= token < size), None)
+            if unknown is not None:
+                raise UsageError(f"`{name}` names token {unknown}: expected 0 to {size - 1}", param=name)
+
+    def ends(self, model_ends: frozenset[int]) -> frozenset[int]:
+        """The tokens that end this answer; ``model_ends`` end those of the model."""
+        return self.stop_token_ids if self.ignore_eos else self.stop_token_ids | model_ends
 
     @property
     def penalized(self) -> bool:

@@ -31,7 +31,10 @@ not take the line's end along (3.58 bytes): a prompt that ends in ``):`` must en
 
 
 class Tokenizer:
-    """A byte-level BPE. ``bos_id`` is None for models without; ``stop_ids`` end a text or a turn of a chat."""
+    """A byte-level BPE. ``bos_id`` is None for models without; ``stop_ids`` end a text or a turn of a chat.
+
+    ``control_ids`` are the tokens without text.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
         """``settings`` is the content of tokenizer_config.json. Raises ModelError for other kinds of tokenizers."""
@@ -51,6 +54,7 @@ class Tokenizer:
         if eos_id is None:
             raise ModelError("tokenizer_config.json names no `eos_token` of the vocabulary: expected one")
         self.eos_id = eos_id
+        self.control_ids = frozenset(self._control.values())
         self.stop_ids = frozenset({eos_id} | {self._control[end] for end in ENDS_OF_TURN if end in self._control})
         source = _default_template(self._settings.get("chat_template"))
         special = {name: str(self._name_of(name) or "") for name in ("bos_token", "eos_token")}
