@@ -1,0 +1,70 @@
+// The threads of one step: they share out the parts of each phase, and wait for one another between phases.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <sched.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#define PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define PAUSE() asm volatile("yield")
+#else
+#define PAUSE() (void)0
+#endif
+
+class Team {
+  public:
+    explicit Team(int most_phases) : _phases(most_phases), _next(new Counter[most_phases]) {}
+
+    // Before a parallel region, and once inside, by one thread: only there it is known how many came.
+    void begin() {
+        for (int i = 0; i < _phases; ++i) _next[i].value.store(0, std::memory_order_relaxed);
+    }
+    void count(int threads) { _threads = threads; }
+
+    int threads() const { return _threads; }
+    std::atomic<int>& next(int phase) { return _next[phase].value; }
+
+    // Until all threads are here. They spin, for phases are short; with fewer cores than threads they make room.
+    void meet() {
+        unsigned round = _round.value.load(std::memory_order_relaxed);
+        if (_here.value.fetch_add(1, std::memory_order_acq_rel) + 1 == _threads) {
+            _here.value.store(0, std::memory_order_relaxed);
+            _round.value.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; _round.value.load(std::memory_order_acquire) == int(round); ++spins)
+            if (spins < 2000) PAUSE();
+            else sched_yield();
+    }
+
+  private:
+    struct alignas(64) Counter {  // a cache line each
+        std::atomic<int> value{0};
+    };
+    int _threads = 1, _phases;
+    std::unique_ptr<Counter[]> _next;
+    Counter _here, _round;
+};
+
+// One thread of a team. All members call `each` in the same order; who is free takes the next part.
+class Member {
+  public:
+    Member(Team& team, int index) : index(index), _team(team) {}
+
+    const int index;
+    int threads() const { return _team.threads(); }
+
+    template <class Work> void each(int parts, Work&& work) {
+        std::atomic<int>& next = _team.next(_phase++);
+        for (int i = next.fetch_add(1, std::memory_order_relaxed); i < parts;
+             i = next.fetch_add(1, std::memory_order_relaxed))
+            work(i);
+        _team.meet();
+    }
+
+  private:
+    Team& _team;
+    int _phase = 0;
+};
