@@ -39,13 +39,22 @@ test-full: $(VENV)/.installed-dev ## every test, also those that take minutes
 test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA card
 	$(BIN)/python -m pytest tests/gpu
 
+.PHONY: test-vllm
+test-vllm: $(VENV)/.installed-dev ## the tests of vLLM as an engine, in its environment under .bench/ (3.4 GB, made if missing)
+	$(BIN)/python -m benchmarks.peers vllm
+	.bench/vllm/venv/bin/python -m pytest tests/vllm -W default
+
 .PHONY: bench-peers
-bench-peers: $(VENV)/.installed-dev ## .bench/: what training is compared with, each in an environment of its own
+bench-peers: $(VENV)/.installed-dev ## .bench/: what we are compared with, each in an environment of its own
 	$(BIN)/python -m benchmarks.peers
 
 .PHONY: bench-train
 bench-train: $(VENV)/.installed-dev ## every figure of training beside its peer (minutes to hours; QUICK=--quick: minutes)
 	$(BIN)/python -m benchmarks.train $(QUICK)
+
+.PHONY: bench-serve
+bench-serve: $(VENV)/.installed-dev ## every figure of serving beside its peer (QUICK=--quick: at most 8 minutes)
+	$(BIN)/python -m benchmarks.serve $(QUICK)
 
 .PHONY: wheel
 wheel: $(VENV)/.installed-dev ## dist/: the wheel, and what another machine needs to install it

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the ``value`` or the ``ratio`` of a row must be: between ``least`` and ``most``."""
+    """What the ``value``, the ``ratio`` or a figure in ``also`` of a row must be: between ``least`` and ``most``."""
 
     of: str
     least: float = float("-inf")
@@ -56,7 +56,7 @@ class Target:
 
     def met(self, found: Measured) -> bool:
         """Whether ``found`` is so."""
-        number = found.value if self.of == "value" else found.ratio
+        number = {**found.also, "value": found.value, "ratio": found.ratio}.get(self.of)
         return number is not None and self.least <= number <= self.most
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a row's function returns: its number, that of the peer, and how the two compare."""
+    """What a row's function returns: its number, that of the peer, how the two compare, and what else was measured."""
 
     value: float
     peer_value: float | None = None
@@ -74,6 +74,7 @@ class Measured:
     why: str = ""
     peer: str | None = None
     """If it is known only now."""
+    also: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Row:
             "target": " and ".join(map(str, self.targets)),
             "met": found is not None and all(target.met(found) for target in self.targets),
             "why": found.why if found else why,
+            "also": {name: _rounded(number) for name, number in found.also.items()} if found else {},
             "wall_s": round(time.perf_counter() - began, 1),
             "quick": options.quick,
             "commit": commit(),
