@@ -12,9 +12,10 @@ from llmos.errors import UsageError
 from llmos.models import ModelConfig, Transformer
 from llmos.models.linear import Linear
 from llmos.parallel import sharded, tensor
+from llmos.parallel.layers import split_layers
 from llmos.parallel.mesh import RankMesh
 from llmos.parallel.pipeline import Direct, Pipeline
-from llmos.parallel.stage import Numerics, Objective, Stage, split_layers
+from llmos.parallel.stage import Numerics, Objective, Stage
 
 log = logging.getLogger("llmos.train")
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from llmos.errors import UsageError
 from llmos.models import ModelConfig
+from llmos.parallel.layers import split_layers
 from llmos.parallel.mesh import AXES, RankMesh
 from llmos.parallel.model import Layout, check
-from llmos.parallel.stage import split_layers
 from llmos.parallel.world import World
 
 SHAPE = ModelConfig(

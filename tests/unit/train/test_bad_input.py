@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from llmos.models import ModelConfig, Transformer
-from llmos.parallel.stage import split_layers
+from llmos.parallel.layers import split_layers
 from llmos.parallel.world import World
 from llmos.spec import to_dict
 from llmos.train import __main__ as command_line

@@ -19,9 +19,10 @@ from llmos.control.capacity import MICRO_BATCH_TOKENS, PARTS_PER_STAGE, hardware
 from llmos.core.capacity import Mesh, ModelShape, Training, memory, training_memory
 from llmos.models import ModelConfig, Transformer, block_attention, rope
 from llmos.parallel.gradients import Gradients
+from llmos.parallel.layers import split_layers
 from llmos.parallel.mesh import RankMesh
 from llmos.parallel.model import Layout, SpreadModel, _output_cost
-from llmos.parallel.stage import Numerics, split_layers
+from llmos.parallel.stage import Numerics
 from llmos.parallel.world import World
 from llmos.spec import PRESETS, TrainJob, parse
 from llmos.spec import Optimizer as OptimizerSpec
