@@ -148,17 +148,20 @@ class Batching:
                 self._preempt(max(lower, key=lambda entry: entry.rank), preempted)
 
     def _decode(self, preempted: list[Entry]) -> list[Part]:
-        """The next token of those who have read their prompt, first in rank first, and their drafts."""
+        """The next token of those who have read their prompt, and their drafts: of this batch's share of them."""
         ready = [entry for entry in self._running.values() if entry.decoding and not entry.in_flight]
-        ready = ready[: -(-len(self._running) // self._depth)]
-        spare = self._token_budget - len(ready)
-        if len(self._queue) or len(ready) < len(self._running):
+        share = min(len(ready), -(-len(self._running) // self._depth))
+        spare = self._token_budget - share
+        if len(self._queue) or share < len(self._running):
             spare //= 2  # prompts are read too
         parts: list[Part] = []
         taken: set[Entry] = set()
-        for entry in sorted(ready, key=lambda entry: entry.rank):
+        ready[:share] = sorted(ready[:share], key=lambda entry: entry.rank)  # the first in rank get blocks first
+        for entry in ready:
+            if len(parts) == share:
+                break
             if entry.id not in self._running or not self._make_room(entry, taken, preempted):
-                continue
+                continue  # another gets its place
             entry.drafts = self._fitting(entry, spare)
             spare -= len(entry.drafts)
             taken.add(entry)
@@ -194,6 +197,7 @@ class Batching:
                 if first is None or not self._admit(first, now):
                     break
                 entry = first
+            entry.drafts = ()
             parts.append(Part(entry, min(budget, len(entry.tokens) - entry.computed)))
             budget -= parts[-1].count
         return parts

@@ -2,17 +2,17 @@
 
 Pages with reference counts: PagedAttention (Kwon et al., SOSP 2023). A full block is known by a hash of its tokens and
 of all before them, so that equal prefixes are found block by block, and only whole blocks are shared: nobody writes to
-a block that another reads. Blocks that nobody holds stay as long as there is room; the least recently used go first.
+a block that another reads. Blocks that nobody holds stay as long as there is room; see ``idle.py`` for who goes first.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 
 from llmos.errors import UsageError
+from llmos.infer.idle import Idle
 from llmos.infer.step import BLOCK_TOKENS
 
 _DIGEST_BYTES = 32  # nobody finds two prompts with one hash: what is cached for one must not answer another
@@ -34,7 +34,8 @@ class Blocks:
         self._digests: list[bytes | None] = [None] * count
         self._cached: dict[bytes, int] = {}
         self._unused = list(range(count - 1, -1, -1))  # holds nothing anybody could want
-        self._idle: OrderedDict[int, None] = OrderedDict()  # cached, held by nobody; the next to go first
+        self._idle = Idle()  # cached, held by nobody
+        self._again = [False] * count  # cached, and of use to more than one
 
     @property
     def free(self) -> int:
@@ -64,11 +65,12 @@ class Blocks:
     def share(self, block: int) -> None:
         """Hold a cached block once more."""
         if not self._references[block]:
-            del self._idle[block]
+            self._idle.remove(block)
         self._references[block] += 1
+        self._again[block] = True
 
     def drop(self, block: int) -> None:
-        """Hold ``block`` once less. Of two cached blocks that are dropped, the first goes first."""
+        """Hold ``block`` once less. Of two cached blocks of the same use, the one dropped first goes first."""
         assert self._references[block] > 0, f"block {block} is given back by nobody who holds it"
         self._references[block] -= 1
         if self._references[block]:
@@ -76,28 +78,42 @@ class Blocks:
         if self._digests[block] is None:
             self._unused.append(block)
         else:
-            self._idle[block] = None
+            self._idle.add(block, self._again[block])
 
     def find(self, digest: bytes) -> int | None:
         """The block that is cached under ``digest``."""
         return self._cached.get(digest)
 
     def cache(self, block: int, digest: bytes) -> None:
-        """Let others find ``block``, which is full and never written again, unless its equal is there already."""
-        if self._cached.setdefault(digest, block) == block:
-            self._digests[block] = digest
+        """Let others find ``block``, which is full and never written again; if its equal is held by others, only that.
+
+        An equal that nobody holds is replaced: it was lost with the blocks before it, and is now of use again.
+        """
+        equal = self._cached.get(digest)
+        if equal is not None:
+            if self._references[equal]:
+                return
+            self._idle.remove(equal)
+            self._forget(equal)
+            self._unused.append(equal)
+            self._again[block] = True
+        self._cached[digest] = block
+        self._digests[block] = digest
 
     def _take(self) -> int:
         if self._unused:
             block = self._unused.pop()
         else:
-            block, _ = self._idle.popitem(last=False)
-            digest = self._digests[block]
-            assert digest is not None
-            del self._cached[digest]
-            self._digests[block] = None
+            block = self._idle.pop()
+            self._forget(block)
         self._references[block] = 1
         return block
+
+    def _forget(self, block: int) -> None:
+        digest = self._digests[block]
+        assert digest is not None
+        del self._cached[digest]
+        self._digests[block], self._again[block] = None, False
 
 
 class Table:
@@ -155,7 +171,7 @@ class Table:
             self._committed = number + 1
 
     def release(self) -> None:
-        """Give all blocks back. The last goes first: a prefix is of no use without its beginning."""
+        """Give all blocks back, the last first: it goes before the others, which are of use without it."""
         for block in reversed(self.blocks):
             self._pool.drop(block)
         del self.blocks[:]

@@ -41,7 +41,7 @@ class FairQueue:
             yield from tenant.waiting
 
     def add(self, entry: Entry) -> None:
-        tenant = self._tenants.setdefault(entry.tenant, _Tenant())
+        tenant = self._tenant(entry.tenant)
         if not tenant.waiting:
             tenant.used = max(tenant.used, self._floor)
             self._waiting[entry.tenant] = tenant
@@ -75,9 +75,13 @@ class FairQueue:
     def charge(self, entry: Entry, length: int) -> None:
         """The first ``length`` tokens of ``entry`` have been computed; what was paid for before is free."""
         if length > entry.served:
-            tenant = self._tenants.setdefault(entry.tenant, _Tenant())
-            tenant.used += (length - entry.served) / entry.weight
+            self._tenant(entry.tenant).used += (length - entry.served) / entry.weight
             entry.served = length
+
+    def _tenant(self, name: str) -> _Tenant:
+        if name not in self._tenants:
+            self._tenants[name] = _Tenant()
+        return self._tenants[name]
 
 
 def _order(tenant: _Tenant, now: float) -> tuple[float, float, tuple[float, int]]:
