@@ -1,88 +1,57 @@
-"""An engine in this process: a thread decodes, event loops listen."""
+"""Our engine: event loops ask and listen here, tokens become text here; the core computes behind a link."""
 
 from __future__ import annotations
 
 import copy
-import logging
+import itertools
 import math
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmos.errors import CapacityError, ConflictError, ContextLengthError, EngineError, UsageError
-from llmos.infer.batch import Batch
+from llmos.infer.answer import Answer
+from llmos.infer.link import Link, ProcessLink, ThreadLink
+from llmos.infer.messages import CoreRequest, Report
+from llmos.infer.options import EngineOptions
 from llmos.infer.request import GenerationRequest, TokenEvent
-from llmos.infer.sequence import Sequence
-from llmos.infer.ticket import Outcome, Ticket, publish
-from llmos.models import Tokenizer, weights
+from llmos.infer.ticket import News, Ticket, publish
+from llmos.models import Tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CLOSED = "the engine is closed"
-
-_log = logging.getLogger(__name__)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type that ``name`` (``auto``, ``float32`` or ``bfloat16``) stands for. Raises UsageError for others.
-
-    ``auto`` is bfloat16 where the hardware multiplies it: 1.5 times as fast at 16 rows and twice for prompts (5.5 M
-    parameters, one core of an AMD EPYC with AVX512-BF16). Other CPUs emulate it.
-    """
-    if name == "auto":
-        native = device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-        return torch.bfloat16 if native else torch.float32
-    if name not in DTYPES:
-        raise UsageError(f"`dtype` is {name}: expected auto, {' or '.join(DTYPES)}", param="dtype")
-    return DTYPES[name]
 
 
 class LocalEngine:
-    """Generates with the model in ``model_dir``, up to ``max_batch`` requests at once; ``max_queue`` more may wait.
+    """Generates with the model in ``model_dir``; ``options`` are the fields of :class:`EngineOptions`.
 
-    ``context_length`` limits prompt and answer together (default, and at most: the model's). ``threads`` is how many
-    cores one step may use: more than are free make it much slower. Raises ModelError for a directory that holds no
-    model, UsageError for wrong arguments. Call :meth:`close` at the end.
+    Up to ``max_batch`` requests run at once; ``max_queue`` more may wait. With ``process``, the model has a process of
+    its own, which is best for serving; else a thread. Raises ModelError for a directory that holds no model,
+    UsageError for wrong arguments, OutOfMemoryError. Call :meth:`close` at the end.
     """
 
-    def __init__(
-        self,
-        model_dir: str | Path,
-        *,
-        max_batch: int = 16,
-        max_queue: int = 128,
-        context_length: int | None = None,
-        dtype: str = "auto",
-        device: str = "cpu",
-        threads: int = 1,
-    ) -> None:
-        where = torch.device(device)
-        kind = pick_dtype(dtype, where)
-        self.tokenizer = Tokenizer.load(model_dir)
-        model = weights.load_model(model_dir, kind, where).eval()
-        longest = model.config.max_position
-        if context_length is not None and not 2 <= context_length <= longest:
-            what = f"`context_length` is {context_length}: expected 2 to {longest}, the model's own"
-            raise UsageError(what, param="context_length")
-        self.context_length = context_length or longest
-        self._max_batch, self._max_queue, self._threads = max_batch, max_queue, threads
-        self._vocab_size, self._ends = model.config.vocab_size, model.config.eos_token_ids | self.tokenizer.stop_ids
-        self._dtype = str(kind).removeprefix("torch.")
-        self._batch = Batch(model, max_batch, self.context_length)
-        self._wake = threading.Condition()
-        self._waiting: deque[Ticket] = deque()
-        self._running: dict[Sequence, Ticket] = {}
-        self._tickets: dict[str, Ticket] = {}
+    def __init__(self, model_dir: str | Path, *, process: bool = False, max_queue: int = 128, **options: Any) -> None:
+        chosen = EngineOptions(model_dir, **options)
+        self._max_batch, self._max_queue = chosen.max_batch, max_queue
+        self._lock = threading.Lock()
+        self._ids = itertools.count()
+        self._tickets: dict[str, Ticket] = {}  # by the core's id
+        self._asked: dict[str, Ticket] = {}  # by the caller's
         self._error: EngineError | None = None
         self._request_s = 1.0
         self._totals = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
-        self._thread = threading.Thread(target=self._run, name="llmos-engine", daemon=True)
-        self._thread.start()
+        self._link = self._connect(chosen, process)
+        try:
+            self.tokenizer = Tokenizer.load(model_dir)
+        except BaseException:
+            self._link.close()
+            raise
+        ready = self._link.ready()
+        self.context_length, self._vocab_size = ready.context_length, ready.vocab_size
+        self._ends = ready.ends | self.tokenizer.stop_ids
+        self._core = ready.stats
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         """See :class:`llmos.infer.engine.Engine`."""
@@ -95,52 +64,99 @@ class LocalEngine:
 
     async def abort(self, request_id: str) -> None:
         """See :class:`llmos.infer.engine.Engine`."""
-        with self._wake:
-            ticket = self._tickets.get(request_id)
+        with self._lock:
+            ticket = self._asked.get(request_id)
         if ticket is not None:
             self._drop(ticket)
             publish([(ticket, None)])
 
     def stats(self) -> dict[str, Any]:
-        """See :class:`llmos.infer.engine.Engine`."""
-        with self._wake:
+        """See :class:`llmos.infer.engine.Engine`; with what the core says of itself (docs/engine.md)."""
+        with self._lock:
+            running, waiting = self._counts()
             return {
+                **self._core,
                 "healthy": self._error is None,
                 "error": str(self._error) if self._error else None,
-                "running": len(self._running),
-                "waiting": len(self._waiting),
+                "running": running,
+                "waiting": waiting,
                 "max_batch": self._max_batch,
                 "max_queue": self._max_queue,
                 "context_length": self.context_length,
-                "dtype": self._dtype,
                 **self._totals,
             }
 
     def close(self) -> None:
-        """End every request with EngineError and stop the thread. Waits for the step in progress."""
-        with self._wake:
+        """End every request with EngineError, and the core. Waits for the step in progress."""
+        with self._lock:
             self._error = self._error or EngineError(_CLOSED)
-            self._wake.notify()
-        self._thread.join()
+        self._link.close()
+
+    def on_report(self, report: Report) -> None:
+        """Called by the link: make text of what a step brought, and pass it on."""
+        news: list[tuple[Ticket, News]] = []
+        for outcome in report.outcomes:
+            ticket = self._tickets.get(outcome.id)
+            if ticket is None:
+                continue  # nobody listens any more
+            if outcome.error is not None:
+                news.append((ticket, outcome.error))
+                self._settle(ticket)
+                continue
+            event = ticket.answer.take(outcome)
+            news.append((ticket, event))
+            if event.finish_reason:
+                self._settle(ticket)
+                if outcome.reason is None:  # a stop string: the core knows nothing of it
+                    self._link.send(outcome.id)
+        self._core = report.stats
+        for ticket in publish(news):
+            self._drop(ticket)
+
+    def on_end(self, error: EngineError) -> None:
+        """Called by the link: tell everyone."""
+        with self._lock:
+            self._error = error = self._error or error
+            tickets = list(self._tickets.values())
+        for ticket in tickets:
+            self._settle(ticket)
+        publish([(ticket, error) for ticket in tickets])
+
+    def _connect(self, options: EngineOptions, process: bool) -> Link:
+        """The way to the core, which another engine has another one of."""
+        return ProcessLink(options, self) if process else ThreadLink(options, self)
 
     def _submit(self, request: GenerationRequest) -> Ticket:
-        prompt, sampling = request.prompt_tokens, request.sampling
-        self._check(prompt)
-        room = self.context_length - len(prompt)
-        limit = min(room, sampling.max_tokens or room)
-        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        ticket = Ticket(Sequence(request, seed, self.tokenizer.stream(), limit, self._ends))
-        with self._wake:
+        self._check(request.prompt_tokens)
+        request.sampling.check_vocabulary(self._vocab_size)
+        ticket = Ticket(str(next(self._ids)), Answer(request, self.tokenizer.stream()))
+        with self._lock:
             if self._error is not None:
                 raise copy.copy(self._error)
-            if request.id in self._tickets:
+            if request.id in self._asked:
                 raise ConflictError(f"request `{request.id}` is already running: expected an id of its own")
             if len(self._tickets) >= self._max_batch + self._max_queue:
                 raise self._full()
-            self._tickets[ticket.id] = ticket
-            self._waiting.append(ticket)
-            self._wake.notify()
+            self._tickets[ticket.id] = self._asked[request.id] = ticket
+            self._link.send(self._for_core(ticket.id, request))
         return ticket
+
+    def _for_core(self, id: str, request: GenerationRequest) -> CoreRequest:
+        sampling, now = request.sampling, time.monotonic()
+        room = self.context_length - len(request.prompt_tokens)
+        return CoreRequest(
+            id,
+            request.prompt_tokens,
+            sampling,
+            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
+            limit=len(request.prompt_tokens) + min(room, sampling.max_tokens or room),
+            ends=self._ends,
+            arrived=now,
+            tenant=request.tenant,
+            priority=request.priority,
+            weight=request.weight,
+            deadline=None if request.deadline_s is None else now + request.deadline_s,
+        )
 
     def _check(self, prompt: tuple[int, ...]) -> None:
         if not prompt:
@@ -155,62 +171,31 @@ class LocalEngine:
             found = min(prompt) if min(prompt) < 0 else max(prompt)
             raise UsageError(f"token {found} is not one: expected 0 to {self._vocab_size - 1}", param="prompt")
 
+    def _counts(self) -> tuple[int, int]:
+        """How many run, by the core's last report, and how many wait."""
+        running = min(self._core["running"], len(self._tickets))
+        return running, len(self._tickets) - running
+
     def _full(self) -> CapacityError:
-        wait_s = math.ceil(self._request_s * len(self._waiting) / self._max_batch)
-        what = f"{len(self._running)} requests are running and {len(self._waiting)} waiting, as many as may"
-        return CapacityError(what, hint=f"Ask again in {max(1, wait_s)} s.", retry_after_s=max(1, wait_s))
+        running, waiting = self._counts()
+        wait_s = max(1, math.ceil(self._request_s * waiting / self._max_batch))
+        what = f"{running} requests are running and {waiting} waiting, as many as may"
+        return CapacityError(what, hint=f"Ask again in {wait_s} s.", retry_after_s=wait_s)
 
     def _drop(self, ticket: Ticket) -> None:
-        """Nobody listens to ``ticket`` any more: its place in the queue is free now, its row before the next step."""
-        with self._wake:
-            ticket.gone = True
-            self._tickets.pop(ticket.id, None)
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-            self._wake.notify()
+        """Nobody listens to ``ticket`` any more. Nothing happens if it is settled."""
+        if self._settle(ticket):
+            self._link.send(ticket.id)
 
-    def _run(self) -> None:
-        torch.set_num_threads(self._threads)
-        try:
-            with torch.inference_mode():
-                while self._admit():
-                    self._publish([(self._running[s], outcome) for s, outcome in self._batch.step()])
-        except Exception as error:
-            _log.exception("the engine failed")
-            with self._wake:
-                what = f"the engine failed and answers no more: {type(error).__name__}: {error}"
-                self._error = EngineError(what, hint="Restart it; its log has the traceback.")
-        self._publish([(ticket, self._error) for ticket in [*self._running.values(), *self._waiting]])
-        self._waiting.clear()
-
-    def _admit(self) -> bool:
-        """Wait for work; let rows go that nobody listens to, and others in. Returns False when it is over."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._error or self._waiting or self._running)
-            if self._error:
+    def _settle(self, ticket: Ticket) -> bool:
+        """Count ``ticket`` and forget it; False if that was done before."""
+        with self._lock:
+            if self._tickets.pop(ticket.id, None) is None:
                 return False
-            for ticket in [t for t in self._running.values() if t.gone]:
-                self._batch.remove(ticket.sequence)
-                del self._running[ticket.sequence]
-            while self._waiting and not self._batch.full:
-                ticket = self._waiting.popleft()
-                ticket.started = time.monotonic()
-                self._batch.add(ticket.sequence)
-                self._running[ticket.sequence] = ticket
-        return True
-
-    def _publish(self, outcomes: list[tuple[Ticket, Outcome]]) -> None:
-        for ticket, outcome in outcomes:
-            if not isinstance(outcome, TokenEvent) or outcome.finish_reason:
-                self._settle(ticket, outcome)
-        publish(outcomes)
-
-    def _settle(self, ticket: Ticket, last: Outcome) -> None:
-        with self._wake:
-            self._running.pop(ticket.sequence, None)
-            self._tickets.pop(ticket.id, None)
+            request = ticket.answer.request
+            del self._asked[request.id]
             self._totals["requests"] += 1
-            self._totals["prompt_tokens"] += len(ticket.sequence.request.prompt_tokens)
-            self._totals["completion_tokens"] += ticket.sequence.count
-            if isinstance(last, TokenEvent):
-                self._request_s += 0.1 * (time.monotonic() - ticket.started - self._request_s)
+            self._totals["prompt_tokens"] += len(request.prompt_tokens)
+            self._totals["completion_tokens"] += ticket.answer.count
+            self._request_s += 0.1 * (time.monotonic() - ticket.started_s - self._request_s)
+        return True

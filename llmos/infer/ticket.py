@@ -1,28 +1,27 @@
-"""The way from the engine's thread to the event loop of whoever asked."""
+"""The way from a link's thread to the event loop of whoever asked."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 
 from llmos.errors import LlmosError
+from llmos.infer.answer import Answer
 from llmos.infer.request import TokenEvent
-from llmos.infer.sequence import Sequence
 
-Outcome = TokenEvent | LlmosError | None
+News = TokenEvent | LlmosError | None
 """What a request comes to: more tokens, an error, or (None) its abortion."""
 
 
 class Ticket:
-    """A request in the engine and its listener. Made and read in an event loop; the engine's thread calls `publish`."""
+    """A request and its listener; ``id`` is what the core calls it. Made and read in an event loop."""
 
-    def __init__(self, sequence: Sequence) -> None:
-        self.sequence = sequence
-        self.id = sequence.request.id
-        self.started = 0.0
-        self.gone = False
+    def __init__(self, id: str, answer: Answer) -> None:
+        self.id, self.answer = id, answer
+        self.started_s = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._event: TokenEvent | None = None
@@ -44,27 +43,31 @@ class Ticket:
             if self._over:
                 return
 
-    def _take(self, outcome: Outcome) -> None:
-        if isinstance(outcome, TokenEvent):
-            self._event = outcome if self._event is None else self._event.then(outcome)
+    def _take(self, news: News) -> None:
+        if isinstance(news, TokenEvent):
+            self._event = news if self._event is None else self._event.then(news)
         else:
-            self._over, self._error = True, outcome
+            self._over, self._error = True, news
         self._news.set()
 
 
-def publish(outcomes: Iterable[tuple[Ticket, Outcome]]) -> None:
-    """Hand out what happened, in one call per event loop, however many requests it has."""
+def publish(news: Iterable[tuple[Ticket, News]]) -> list[Ticket]:
+    """Hand out what happened, in one call per event loop, however many requests it has.
+
+    Returns the tickets of loops that are closed, and with them everyone who listened.
+    """
     by_loop = defaultdict(list)
-    for ticket, outcome in outcomes:
-        by_loop[ticket._loop].append((ticket, outcome))
+    for ticket, one in news:
+        by_loop[ticket._loop].append((ticket, one))
+    deaf: list[Ticket] = []
     for loop, batch in by_loop.items():
         try:
             loop.call_soon_threadsafe(_deliver, batch)
-        except RuntimeError:  # the loop is closed, and with it everyone who listened
-            for ticket, _ in batch:
-                ticket.gone = True
+        except RuntimeError:
+            deaf += [ticket for ticket, _ in batch]
+    return deaf
 
 
-def _deliver(batch: list[tuple[Ticket, Outcome]]) -> None:
-    for ticket, outcome in batch:
-        ticket._take(outcome)
+def _deliver(batch: list[tuple[Ticket, News]]) -> None:
+    for ticket, one in batch:
+        ticket._take(one)

@@ -34,7 +34,8 @@ def write_model(directory: Path) -> Path:
 
 @asynccontextmanager
 async def running(directory: Path, **options: Any) -> AsyncIterator[LocalEngine]:
-    engine = LocalEngine(directory, **{"dtype": "float32", "max_batch": 4, **options})
+    """In a thread of this process, by plain torch, unless ``options`` say otherwise."""
+    engine = LocalEngine(directory, **{"dtype": "float32", "max_batch": 4, "runner": "torch", "threads": 1, **options})
     try:
         yield engine
     finally:

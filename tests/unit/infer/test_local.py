@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from llmos.errors import CapacityError, ConflictError, EngineError, ModelError, UsageError
-from llmos.infer.local import LocalEngine, pick_dtype
+from llmos.errors import CapacityError, ConflictError, DeadlineError, EngineError, ModelError, UsageError
+from llmos.infer.dtypes import pick_dtype
+from llmos.infer.local import LocalEngine
 from llmos.infer.request import TokenEvent
-from llmos.infer.sequence import Sequence
+from llmos.infer.sampling import Sampler
+from llmos.infer.torch_runner import TorchRunner
 from tests.unit.infer.small import CONTEXT, request, running, whole
 
 LONG = CONTEXT - 3
@@ -29,7 +35,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 def _idle(engine: LocalEngine) -> bool:
     found = engine.stats()
-    return (found["running"], found["waiting"], engine._batch._cache.rows, len(engine._tickets)) == (0, 0, 0, 0)
+    return (found["running"], found["waiting"], found["blocks"] - found["blocks_free"]) == (0, 0, 0)
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(model_dir: Path) -> None:
@@ -86,27 +92,26 @@ async def test_ids_are_unique_among_what_is_running(model_dir: Path) -> None:
 
 
 async def test_one_that_fails_harms_no_other(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = Sequence.take
+    verify = Sampler.verify
 
-    def sometimes(self: Sequence, logits_V: np.ndarray) -> TokenEvent:
-        if self.request.prompt_tokens == (66,) and self.count == 3:
-            logits_V = np.full_like(logits_V, np.nan)
-        if self.request.prompt_tokens == (77,):
-            raise ZeroDivisionError("made up")
-        return take(self, logits_V)
+    def spoiled(self: Sampler, asked: Sequence[tuple[str, Sequence[int]]], logits_LV: Tensor) -> list[Any]:
+        for row, (id, _) in enumerate(asked):
+            state = self._states[id]
+            if state.count == 3 and state.params.seed == 66:
+                logits_LV[row] = math.nan
+        return verify(self, asked, logits_LV)
 
     async with running(model_dir) as engine:
         expected = await whole(engine, request((5,)))
-        monkeypatch.setattr(Sequence, "take", sometimes)
-        good, bad, worse, last = await asyncio.gather(
-            *[whole(engine, request((token,))) for token in (5, 66, 77, 5)], return_exceptions=True
+        monkeypatch.setattr(Sampler, "verify", spoiled)
+        good, bad, last = await asyncio.gather(
+            *[whole(engine, request((5,), seed=seed)) for seed in (1, 66, 2)], return_exceptions=True
         )
         assert isinstance(good, TokenEvent) and isinstance(last, TokenEvent)
         assert good.token_ids == last.token_ids == expected.token_ids
         assert isinstance(bad, EngineError) and "not numbers" in bad.message
-        assert isinstance(worse, EngineError) and "ZeroDivisionError: made up" in worse.message
         assert engine.stats()["healthy"]
-        assert _idle(engine)
+        await _until(lambda: _idle(engine))
 
 
 async def test_an_engine_that_fails_tells_everyone_and_stays_failed(
@@ -114,18 +119,37 @@ async def test_an_engine_that_fails_tells_everyone_and_stays_failed(
 ) -> None:
     async with running(model_dir, max_batch=2) as engine:
         tasks = [asyncio.create_task(whole(engine, request(max_tokens=LONG))) for _ in range(4)]
-        await _until(lambda: engine.stats()["waiting"] == 2)
+        await _until(lambda: engine.stats()["running"] == 2)
 
-        def broken() -> None:
+        def broken(_: object) -> None:
             raise RuntimeError("the device is gone")
 
-        monkeypatch.setattr(engine._batch, "_decode", broken)
+        monkeypatch.setattr(TorchRunner, "finish", broken)
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(r, EngineError) and "the device is gone" in r.message for r in results)
         assert engine.stats()["healthy"] is False
         assert "the device is gone" in engine.stats()["error"]
         with pytest.raises(EngineError, match="answers no more"):
             await whole(engine, request())
+
+
+async def test_a_deadline_ends_the_answer_and_frees_its_blocks(model_dir: Path) -> None:
+    async with running(model_dir) as engine:
+        late = dataclasses.replace(request(max_tokens=LONG), deadline_s=0.05)
+        with pytest.raises(DeadlineError, match="not complete by its deadline"):
+            await whole(engine, late)
+        await _until(lambda: _idle(engine))
+
+
+async def test_a_prompt_is_read_once_for_each_tenant(model_dir: Path) -> None:
+    prompt = tuple(range(3, 103))
+    async with running(model_dir) as engine:
+        expected = (await whole(engine, request(prompt))).token_ids
+        for tenant, cached in (("", 96), ("other", 0), ("other", 96)):
+            before = engine.stats()["prefix_tokens"]
+            found = await whole(engine, dataclasses.replace(request(prompt), tenant=tenant))
+            assert found.token_ids == expected
+            assert engine.stats()["prefix_tokens"] - before == cached
 
 
 async def test_closing_ends_what_runs_and_waits(model_dir: Path) -> None:
@@ -135,7 +159,7 @@ async def test_closing_ends_what_runs_and_waits(model_dir: Path) -> None:
         await asyncio.to_thread(engine.close)
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, EngineError) and "closed" in result.message for result in results)
-        assert not engine._thread.is_alive()
+        assert not any(thread.name.startswith("llmos") for thread in threading.enumerate())
         engine.close()  # closing twice is closing
 
 
@@ -160,7 +184,7 @@ def test_answers_reach_several_event_loops(model_dir: Path) -> None:
     async def leave(engine: LocalEngine) -> None:
         await anext(engine.generate(request(max_tokens=LONG)))
 
-    engine = LocalEngine(model_dir, dtype="float32")
+    engine = LocalEngine(model_dir, dtype="float32", runner="torch", threads=1)
     here = asyncio.run(answers(engine))
     asyncio.run(leave(engine))
     assert asyncio.run(answers(engine)) == here

@@ -22,10 +22,11 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    engine = LocalEngine(write_model(tmp_path_factory.mktemp("model")), dtype="float32", max_batch=4, max_queue=12)
+    directory = write_model(tmp_path_factory.mktemp("model"))
+    engine = LocalEngine(directory, dtype="float32", max_batch=4, max_queue=12, runner="torch", threads=1)
     with listening(standalone(engine, "small", KEY)) as url:
         yield Served(url, engine)
-    assert not engine._thread.is_alive()  # the server closed it
+    assert not engine.stats()["healthy"]  # the server closed it
 
 
 @pytest.fixture

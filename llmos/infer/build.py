@@ -1,0 +1,183 @@
+"""From a directory and options to a core: the type, the memory and the runner, chosen with a reason that is logged."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmos.errors import UsageError
+from llmos.files import read_json
+from llmos.infer import memory
+from llmos.infer.blocks import blocks_for
+from llmos.infer.core import EngineCore, Limits
+from llmos.infer.dtypes import pick_dtype
+from llmos.infer.load import load_shard
+from llmos.infer.messages import Ready
+from llmos.infer.native.build import available
+from llmos.infer.native.runner import NativeRunner
+from llmos.infer.native.threads import candidates, fastest
+from llmos.infer.options import EngineOptions
+from llmos.infer.packed import activation_dtype
+from llmos.infer.shard import Shard
+from llmos.infer.step import BLOCK_TOKENS, Runner
+from llmos.infer.torch_runner import TorchRunner
+from llmos.infer.trial import trial
+from llmos.models import ModelConfig, Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+def build(options: EngineOptions) -> tuple[EngineCore, Ready]:
+    """Load the model. Raises ModelError, UsageError, OutOfMemoryError, and EngineError if the first step fails."""
+    directory, device = Path(options.model_dir), torch.device(options.device)
+    config = ModelConfig.load(directory)
+    context_length = _context_length(options, config)
+    makers = _Makers(options, config, context_length, device, _dtype(options, directory, device))
+    runner, better = makers.choose()
+    limits = Limits(options.max_batch, options.token_budget, context_length, options.prefix_cache)
+    about = {"dtype": str(makers.dtype).removeprefix("torch.")}
+    core = EngineCore(runner, limits, tokenizer=lambda: Tokenizer.load(directory), about=about, better=better)
+    return core, Ready(config.vocab_size, context_length, config.eos_token_ids, core.stats())
+
+
+@dataclass(frozen=True, slots=True)
+class _Makers:
+    """Makes runners for one model."""
+
+    options: EngineOptions
+    config: ModelConfig
+    context_length: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def choose(self) -> tuple[Runner, Future[Runner] | None]:
+        """The runner to begin with, and the better one that is on its way, if there is one."""
+        asked = self.options.runner
+        if asked == "native" and self.device.type != "cpu":
+            raise UsageError(
+                f"`runner` is native, `device` {self.device}: expected cpu, or another runner", param="runner"
+            )
+        if asked == "native" or (asked == "auto" and self.device.type == "cpu" and available()):
+            self._say("native", "asked for" if asked == "native" else "it is compiled for this machine")
+            return self.native(), None
+        if asked == "torch" or self.device.type != "cpu":
+            self._say("torch", "asked for" if asked == "torch" else f"the device is {self.device}")
+            return self.torch(), None
+        self._say("torch", "the native step is being compiled, and takes over when it is there")
+        return self.torch(), _later(self.native)
+
+    def native(self) -> Runner:
+        """The step in C++, compiled now if need be."""
+        shard = self._shard()
+        weights_bytes, itemsize = _size_bytes(shard), self.dtype.itemsize
+        account = memory.account(
+            self.device,
+            weights_bytes=weights_bytes,
+            working_bytes=weights_bytes,  # the packed ones, beside those that they are made from
+            block_bytes=_block_bytes(shard, itemsize),
+            blocks=None,
+            memory_bytes=self._cache_bytes(shard, itemsize),
+            context_length=self.context_length,
+        )
+        _log.info("%s", account)
+        runner = NativeRunner(shard, account.blocks, cache_bits=8 * itemsize, threads=self.options.threads or 1)
+        if self.options.threads is None:
+            runner.threads = runner.calibrate(self._counts())
+        return runner
+
+    def torch(self) -> Runner:
+        """Plain torch."""
+        shard = self._shard()
+        cache_bytes = self._cache_bytes(shard, activation_dtype(self.dtype, self.device).itemsize)
+        runner = TorchRunner(
+            shard,
+            dtype=self.dtype,
+            device=self.device,
+            memory_bytes=cache_bytes,
+            context_length=self.context_length,
+            step_tokens=self.options.token_budget,
+            step_logits=self.options.max_batch,
+        )
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.options.threads or self._measured(runner))
+        return runner
+
+    def _shard(self) -> Shard:
+        memory.check_weights(self.config.num_parameters * self.dtype.itemsize, self.device, 1)
+        return load_shard(self.options.model_dir, self.dtype, device=self.device)
+
+    def _cache_bytes(self, shard: Shard, itemsize: int) -> int:
+        """What was asked for; else a share of what is free, but no more than all who run can use, and as much again.
+
+        (What is beyond that keeps prompts for those who come later.)
+        """
+        if self.options.memory_bytes is not None:
+            return self.options.memory_bytes
+        most = 2 * self.options.max_batch * blocks_for(self.context_length) * _block_bytes(shard, itemsize)
+        share = memory.CPU_SHARE if self.device.type == "cpu" else memory.GPU_SHARE
+        return min(most, int(memory.free_bytes(self.device) * share))
+
+    def _measured(self, runner: Runner) -> int:
+        """The number of threads with which ``runner`` is fastest."""
+        counts = self._counts()
+
+        def run(threads: int) -> None:
+            torch.set_num_threads(threads)
+            for size in (1, BLOCK_TOKENS):
+                runner.start(trial(size))
+                runner.finish()
+
+        best, tried = fastest(run, counts) if len(counts) > 1 else (counts[0], {})
+        _log.info("torch uses %d threads (%s)", best, ", ".join(f"{n}: {s * 1e3:.1f} ms" for n, s in tried.items()))
+        return best
+
+    def _counts(self) -> list[int]:
+        return [count for count in candidates() if count <= (self.options.cores or count)]
+
+    def _say(self, runner: str, reason: str) -> None:
+        _log.info("runner: %s (%s), %s", runner, reason, str(self.dtype).removeprefix("torch."))
+
+
+def _context_length(options: EngineOptions, config: ModelConfig) -> int:
+    longest = config.max_position
+    if options.context_length is not None and options.context_length > longest:
+        what = f"`context_length` is {options.context_length}: expected 2 to {longest}, the model's own"
+        raise UsageError(what, param="context_length")
+    return options.context_length or longest
+
+
+def _dtype(options: EngineOptions, directory: Path, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 for weights that are stored so, for nothing is lost and half as much is read."""
+    found = read_json(directory / "config.json")
+    stored = found.get("dtype", found.get("torch_dtype"))
+    return pick_dtype("bfloat16" if options.dtype == "auto" and stored == "bfloat16" else options.dtype, device)
+
+
+def _block_bytes(shard: Shard, itemsize: int) -> int:
+    return len(shard.layers) * 2 * shard.kv_heads * shard.config.head_dim * BLOCK_TOKENS * itemsize
+
+
+def _size_bytes(shard: Shard) -> int:
+    matrices = [m for layer in shard.layers for m in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+    tensors = [shard.embedding_VD, *(part for m in matrices for part in (m.weight, m.scale))]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _later(make: Callable[[], Runner]) -> Future[Runner]:
+    """What ``make`` gives, from a thread that nobody waits for at the end."""
+    future: Future[Runner] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="llmos-native", daemon=True).start()
+    return future

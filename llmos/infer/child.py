@@ -1,0 +1,99 @@
+"""The process of an engine's core: ``python -m llmos.infer.child FD``, started by :mod:`llmos.infer.link`.
+
+It ends when the process that started it does, and when a step takes much longer than it can: whoever waits for the
+step's tokens is told so by the other side.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from llmos.errors import EngineError, LlmosError
+from llmos.infer.link import BEAT_S, RESTART, failure, serve
+from llmos.infer.messages import Message
+
+if TYPE_CHECKING:
+    from llmos.infer.core import EngineCore
+
+
+class Pipe:
+    """The other side. Two threads send: the core's loop, and one that says that this process is alive."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._connection, self._lock = Connection(descriptor), threading.Lock()
+        self._parent = os.getppid()
+
+    def options(self) -> Any:
+        """The first message."""
+        return self._connection.recv()
+
+    def send(self, message: object) -> None:
+        """Ends this process if nobody is there."""
+        try:
+            with self._lock:
+                self._connection.send(message)
+        except OSError:
+            os._exit(1)
+
+    def receive(self, wait: bool) -> list[Message] | None:
+        """What has come; None to end."""
+        messages: list[Message] = []
+        while (wait and not messages) or self._connection.poll():
+            try:
+                some = self._connection.recv()
+            except (EOFError, OSError):
+                os._exit(1)
+            if some is None:
+                return None
+            messages += some
+        return messages
+
+    def beat(self, core: Future[EngineCore]) -> None:
+        """Say every BEAT_S that this process is alive, for as long as somebody is there and no step hangs."""
+        while os.getppid() == self._parent:
+            self.send(None)
+            time.sleep(BEAT_S)
+            if core.done() and (taken_s := core.result().overdue_s()):
+                what = f"the engine hangs: a step has taken {taken_s:.0f} s, much longer than any before"
+                self.send(EngineError(what, hint=RESTART))
+                break
+        os._exit(1)
+
+
+def main() -> int:
+    """Returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other side, which closes this one
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("llmos").setLevel(logging.INFO)
+    pipe = Pipe(int(sys.argv[1]))
+    built: Future[EngineCore] = Future()
+    threading.Thread(target=pipe.beat, args=[built], name="llmos-beat", daemon=True).start()
+    try:
+        from llmos.infer.build import build  # loads torch, which takes seconds: this process has said that it lives
+
+        core, ready = build(pipe.options())
+    except Exception as error:
+        pipe.send(error if isinstance(error, LlmosError) else failure(error))
+        return 1
+    built.set_result(core)
+    pipe.send(ready)
+    try:
+        serve(core, pipe.receive, pipe.send)
+    except Exception as error:
+        pipe.send(failure(error))
+        return 1
+    finally:
+        core.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

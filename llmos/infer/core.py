@@ -1,0 +1,296 @@
+"""One process's loop over a model: which tokens next, the step, the choice of tokens, who is over.
+
+No event loop, no text, no HTTP: :mod:`llmos.infer.link` brings requests and takes outcomes away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmos.errors import DeadlineError, EngineError, LlmosError
+from llmos.infer.assemble import step_of
+from llmos.infer.batching import Batching
+from llmos.infer.blocks import Blocks
+from llmos.infer.entry import Batch, Entry, Part
+from llmos.infer.grammar import Grammars, Matcher
+from llmos.infer.messages import CoreRequest, Outcome
+from llmos.infer.meter import Meter
+from llmos.infer.sampling import Sampled, Sampler
+from llmos.infer.step import BLOCK_TOKENS, Runner
+from llmos.infer.trial import trial
+from llmos.models import Tokenizer
+
+HANG_S, HANG_TIMES = 12.0, 4.0
+"""A step hangs that takes longer than this, and so many times as long as any before."""
+
+GRAMMAR_S = 0.01
+"""How long an idle core waits for a grammar before it looks for other requests."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a core: sequences that run at once, tokens of a step, tokens of a sequence; and whether prompts are cached."""
+
+    max_running: int
+    token_budget: int
+    context_length: int
+    prefix_cache: bool = True
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that is not over. ``ends`` end its answer. ``begun``: its prompt is being read, or was."""
+
+    ends: frozenset[int]
+    entry: Entry
+    begun: bool = False
+
+
+class EngineCore:
+    """Generates with ``runner``, whose cache it manages. ``better``, if it comes, takes the place of ``runner``.
+
+    ``tokenizer`` is called when the first grammar is compiled, in a thread of its own; ``about`` is part of the stats.
+
+    What concerns one request is its outcome; :meth:`step` raises what concerns all of them, and then it is over.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        tokenizer: Callable[[], Tokenizer],
+        about: Mapping[str, Any] | None = None,
+        better: Future[Runner] | None = None,
+    ) -> None:
+        self._sampler, self._limits, self._better = Sampler(), limits, better
+        self._tokenizer, self._given = tokenizer, dict(about or {})
+        self._grammars: Grammars | None = None
+        self._compiling: dict[str, tuple[CoreRequest, Future[Matcher]]] = {}
+        self._live: dict[str, _Live] = {}
+        self._flight: deque[Batch] = deque()
+        self._news: list[Outcome] = []
+        self._meter = Meter()
+        self._began_s: float | None = None
+        self._slowest_s = 0.0
+        self._use(runner)
+
+    @property
+    def busy(self) -> bool:
+        """Whether :meth:`step` has something to do."""
+        return bool(self._live or self._flight or self._compiling or self._news)
+
+    def add(self, request: CoreRequest) -> None:
+        """Begin with ``request`` in the next step that has room. What is wrong with it becomes its outcome."""
+        grammar = request.sampling.grammar
+        if grammar is None:
+            self._begin(request, None)
+            return
+        if self._grammars is None:
+            self._grammars = Grammars(self._tokenizer, request.ends)
+        self._compiling[request.id] = request, self._grammars.start(grammar)
+
+    def cancel(self, id: str) -> None:
+        """Forget the request: its blocks are free now, or after the step they are used in. None such: nothing."""
+        self._compiling.pop(id, None)
+        if self._live.pop(id, None) is not None:
+            self._batching.cancel(id)
+            self._sampler.remove(id)
+
+    @torch.inference_mode()
+    def step(self) -> list[Outcome]:
+        """Start as many steps as the runner takes, and finish the oldest. Raises what the runner raises."""
+        self._take_compiled()
+        outcomes, self._news = self._news, []
+        if self._better is not None and self._better.done() and not self._flight:
+            self._improve(self._better)
+        self._began_s = began_s = time.monotonic()
+        self._start(outcomes)
+        if self._flight:
+            self._finish(outcomes)
+            self._slowest_s = max(self._slowest_s, time.monotonic() - began_s)
+        self._began_s = None
+        return outcomes
+
+    def overdue_s(self) -> float | None:
+        """How long the step in progress has taken, if that is so long that it hangs. For another thread to ask."""
+        began_s = self._began_s
+        taken_s = 0.0 if began_s is None else time.monotonic() - began_s
+        return taken_s if taken_s > max(HANG_S, HANG_TIMES * self._slowest_s) else None
+
+    def stats(self) -> dict[str, Any]:
+        """How it is doing, JSON-able."""
+        return {
+            "running": len(self._batching.running),
+            "waiting": len(self._live) + len(self._compiling) - len(self._batching.running),
+            "blocks": self._blocks.count,
+            "blocks_free": self._blocks.free,
+            **self._meter.stats(),
+            **self._about,
+        }
+
+    def close(self) -> None:
+        """End the runner."""
+        if self._grammars is not None:
+            self._grammars.close()
+        self._runner.close()
+
+    def _begin(self, request: CoreRequest, matcher: Matcher | None) -> None:
+        entry = Entry(
+            request.id,
+            list(request.prompt),
+            len(request.prompt),
+            limit=request.limit,
+            tenant=request.tenant,
+            weight=request.weight,
+            priority=request.priority,
+            arrived=request.arrived,
+            deadline=request.deadline,
+        )
+        try:
+            self._batching.add(entry)
+        except LlmosError as error:
+            self._news.append(Outcome(request.id, error=error))
+            return
+        ends = request.sampling.ends(request.ends)
+        self._sampler.add(request.id, request.sampling, request.seed, request.prompt, ends, matcher)
+        self._live[request.id] = _Live(ends, entry)
+
+    def _take_compiled(self) -> None:
+        """Begin with those whose grammar is ready; wait a moment for one if there is nothing else to do."""
+        if not self._compiling:
+            return
+        if not (self._live or self._flight or self._news):
+            wait([future for _, future in self._compiling.values()], GRAMMAR_S, FIRST_COMPLETED)
+        for request, future in [one for one in self._compiling.values() if one[1].done()]:
+            del self._compiling[request.id]
+            error = future.exception()
+            if error is None:
+                self._begin(request, future.result())
+            else:
+                self._news.append(Outcome(request.id, error=_of_request(error)))
+
+    def _use(self, runner: Runner) -> None:
+        """Go on with ``runner``, whose cache is empty."""
+        self._runner, self._about = runner, {**runner.stats(), **self._given}
+        limits = self._limits
+        self._blocks = Blocks(runner.blocks, limits.prefix_cache)
+        self._batching = Batching(
+            self._blocks,
+            max_running=limits.max_running,
+            token_budget=limits.token_budget,
+            context_length=limits.context_length,
+            depth=runner.depth,
+        )
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """A step of one block, to do now what is only done once, and to know how long steps may take."""
+        began_s = time.monotonic()
+        self._runner.start(trial(BLOCK_TOKENS))
+        self._runner.finish()
+        self._slowest_s = (time.monotonic() - began_s) * self._limits.token_budget / BLOCK_TOKENS
+
+    def _improve(self, better: Future[Runner]) -> None:
+        """Use the better runner. Those who run are read again, with the answers they have."""
+        self._better = None
+        try:
+            runner = better.result()
+        except LlmosError as error:
+            _log.warning("the engine stays with what it has: %s", error)
+            return
+        old = self._runner
+        self._use(runner)
+        old.close()
+        for live in self._live.values():
+            live.entry = dataclasses.replace(live.entry, computed=0, table=None, drafts=())
+            self._batching.add(live.entry)
+        _log.info("the engine goes on with %s", self._about["runner"])
+
+    def _start(self, outcomes: list[Outcome]) -> None:
+        while len(self._flight) < self._runner.depth:
+            batch = self._batching.next_batch(time.monotonic())
+            self._meter.preempted(len(batch.preempted))
+            for entry in batch.expired:
+                outcomes.append(Outcome(entry.id, error=_late(entry)))
+                self.cancel(entry.id)
+            if not batch.parts:
+                return
+            for part in batch.parts:
+                live = self._live[part.entry.id]
+                if not live.begun:
+                    live.begun = True
+                    self._meter.began(part.entry.prompt, part.entry.computed)
+            self._runner.start(step_of(batch))
+            self._flight.append(batch)
+
+    def _finish(self, outcomes: list[Outcome]) -> None:
+        """Choose the tokens after the oldest step."""
+        batch = self._flight.popleft()
+        wanted, logits_LV = self._alive(batch, self._runner.finish())
+        drafts = sum(len(part.entry.drafts) for part in wanted)
+        new = self._chosen(wanted, logits_LV) if wanted else []
+        for outcome in new:
+            if outcome.error is not None:
+                self.cancel(outcome.id)  # before its batch is settled: nothing of it is kept
+        got = {outcome.id: outcome.tokens for outcome in new if outcome.error is None}
+        self._batching.settle(batch, got)
+        for outcome in new:
+            if outcome.reason is not None:
+                self.cancel(outcome.id)
+        tokens = sum(map(len, got.values()))
+        self._meter.stepped(tokens, drafts, tokens - len(got))
+        outcomes += new
+
+    def _alive(self, batch: Batch, logits_LV: Tensor) -> tuple[list[Part], Tensor]:
+        """The parts whose next token is wanted and that were not cancelled since, and their logits."""
+        rows: list[int] = []
+        parts: list[Part] = []
+        row = 0
+        for part in batch.parts:
+            if part.logits and part.entry.id in self._live:
+                parts.append(part)
+                rows += range(row, row + part.logits)
+            row += part.logits
+        return parts, logits_LV if len(rows) == row else logits_LV[rows]
+
+    def _chosen(self, parts: list[Part], logits_LV: Tensor) -> list[Outcome]:
+        """What each of ``parts`` gets."""
+        found = self._sampler.verify([(part.entry.id, part.entry.drafts) for part in parts], logits_LV)
+        return [self._outcome(part.entry, one) for part, one in zip(parts, found, strict=True)]
+
+    def _outcome(self, entry: Entry, found: Sampled | LlmosError) -> Outcome:
+        """The tokens up to the end of the answer, if it is among them."""
+        if isinstance(found, LlmosError):
+            return Outcome(entry.id, error=found)
+        ends, room = self._live[entry.id].ends, entry.limit - len(entry.tokens)
+        for count, token in enumerate(found.tokens, 1):
+            if token in ends or count == room:
+                reason = "stop" if token in ends else "length"
+                return Outcome(entry.id, found.tokens[:count], found.logprobs[:count], reason)
+        return Outcome(entry.id, found.tokens, found.logprobs)
+
+
+def _late(entry: Entry) -> DeadlineError:
+    got = len(entry.tokens) - entry.prompt
+    what = f"the answer was not complete by its deadline: {got} of {entry.limit - entry.prompt} tokens were made"
+    return DeadlineError(what, hint="Allow more time, or ask for fewer tokens.")
+
+
+def _of_request(error: BaseException) -> LlmosError:
+    if isinstance(error, LlmosError):
+        return error
+    _log.error("a request failed", exc_info=error)
+    return EngineError(f"the request failed: {type(error).__name__}: {error}", hint="See the log.")
