@@ -23,6 +23,11 @@ Floats = NDArray[np.float32]
 CHUNK = 64
 """Tokens of a vocabulary that are looked at together, to find those worth looking at one by one."""
 
+MANY = 4096
+"""With more candidates, the whole row is looked at again, by chunks."""
+
+_ONES = np.ones(CHUNK, dtype=np.float32)
+
 
 def draw(logits_LV: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
     """A token for each row; ``uniforms`` are in [0, 1). ``logits_LV`` (float32, finite maxima) is overwritten.
@@ -69,11 +74,14 @@ def _cuts(params: SamplingParams, vocabulary: int) -> bool:
 def _draw(p_V: Floats, params: SamplingParams, uniform: float) -> int:
     bound = _bound(p_V, params)
     if bound == 0 and not _cuts(params, len(p_V)):
-        return _inverse(p_V, uniform)
+        return _find_in_row(p_V, uniform)
     tokens = np.flatnonzero(p_V >= bound)
     p_C = p_V[tokens]
     if _cuts(params, len(p_V)):
-        kept = p_C >= _least(p_C, params)
+        least = _least_of_top_k(p_C, params) if params.top_k else _least_of_top_p(p_C, params.top_p)
+        if len(tokens) > MANY:
+            return _find_in_row(p_V * (p_V >= least), uniform)
+        kept = p_C >= least
         tokens, p_C = tokens[kept], p_C[kept]
     return int(tokens[_find(p_C, uniform)])
 
@@ -84,7 +92,7 @@ def _bound(p_V: Floats, params: SamplingParams) -> float:
     Tokens below (1 - top-p) / V have less than 1 - top-p together, so the others have enough. The k-th of the chunks'
     maxima is at most the k-th of all.
     """
-    bound = params.min_p * float(p_V.max())
+    bound = params.min_p * float(p_V.max()) if params.min_p else 0.0
     chunks = len(p_V) // CHUNK
     if 0 < params.top_k <= chunks:
         maxima = p_V[: chunks * CHUNK].reshape(chunks, CHUNK).max(axis=1)
@@ -94,28 +102,41 @@ def _bound(p_V: Floats, params: SamplingParams) -> float:
     return bound
 
 
-def _least(p_C: Floats, params: SamplingParams) -> float:
-    """How likely a candidate must be to pass top-k, and then top-p."""
-    kept = np.sort(p_C)[::-1][: params.top_k or None]
+def _least_of_top_k(p_C: Floats, params: SamplingParams) -> float:
+    """How likely a candidate must be to be of the top k, and of their top-p."""
+    kept = np.sort(p_C)[::-1][: params.top_k]
     if params.top_p < 1:
         sums = kept.cumsum(dtype=np.float64)
-        total = sums[-1] if params.top_k else 1.0  # all tokens, of which the candidates are a part
-        kept = kept[: np.searchsorted(sums, params.top_p * total) + 1]
+        kept = kept[: np.searchsorted(sums, params.top_p * sums[-1]) + 1]
     return float(kept[-1])
 
 
-def _inverse(p_V: Floats, uniform: float) -> int:
+def _least_of_top_p(p_C: Floats, top_p: float) -> float:
+    """How likely a candidate must be to be one of the fewest that have ``top_p`` together.
+
+    Candidates are counted in bins of nearly the same probability (the bits of a float32 grow with it), and only the bin
+    in which the sum gets there is sorted.
+    """
+    bins = p_C.view(np.int32) >> 16  # the exponent, and 7 bits of the fraction
+    bins -= bins.min()
+    sums = np.bincount(bins, weights=p_C)[::-1].cumsum()
+    crossing = min(int(np.searchsorted(sums, top_p)), len(sums) - 1)
+    before = float(sums[crossing - 1]) if crossing else 0.0
+    inside = np.sort(p_C[bins == len(sums) - 1 - crossing])[::-1]
+    return float(inside[: np.searchsorted(inside.cumsum(dtype=np.float64), top_p - before) + 1][-1])
+
+
+def _find_in_row(p_V: Floats, uniform: float) -> int:
     """The token at ``uniform`` of the cumulative distribution: first its chunk, then its place there."""
     chunks = len(p_V) // CHUNK
-    sums = np.append(p_V[: chunks * CHUNK].reshape(chunks, CHUNK).sum(axis=1), p_V[chunks * CHUNK :].sum())
-    sums = sums.cumsum(dtype=np.float64)
-    at = uniform * sums[-1]
-    chunk = int(np.searchsorted(sums[:-1], at, side="right"))
-    start = chunk * CHUNK
-    inside = p_V[start : start + CHUNK].cumsum(dtype=np.float64)
-    found = int(np.searchsorted(inside, at - (sums[chunk - 1] if chunk else 0.0), side="right"))
-    # A chunk's sum in float32 can be above that of its tokens: then its last possible token is meant.
-    return start + min(found, int(np.flatnonzero(p_V[start : start + CHUNK])[-1]))
+    sums = p_V[: chunks * CHUNK].reshape(chunks, CHUNK) @ _ONES
+    sums = np.append(sums, p_V[chunks * CHUNK :].sum()).cumsum(dtype=np.float64)
+    at = min(uniform * sums[-1], np.nextafter(sums[-1], 0))
+    chunk = int(np.searchsorted(sums, at, side="right"))
+    inside = p_V[chunk * CHUNK :][:CHUNK]
+    found = np.searchsorted(inside.cumsum(dtype=np.float64), at - (sums[chunk - 1] if chunk else 0), side="right")
+    # A chunk's sum, rounded to float32, may be above that of its tokens: then its last possible token is meant.
+    return chunk * CHUNK + int(min(found, np.flatnonzero(inside)[-1]))
 
 
 def _find(p_C: Floats, uniform: float) -> int:
