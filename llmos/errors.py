@@ -11,6 +11,7 @@
     ├── CapacityError              429  exit 1   no room now; ``retry_after_s`` says when to ask again
     ├── DataError                  422  exit 1   a corpus, file or text that cannot be used
     ├── ModelError                 422  exit 1   a model directory that is missing something, corrupt or unsupported
+    │   └── UnsupportedModelError  422  exit 1   a model that is whole, of a kind that llmos does not compute itself
     ├── CheckpointError            500  exit 1   a checkpoint that does not verify
     ├── ClusterError               503  exit 1   the Ray cluster or the control module cannot be reached or started
     ├── WorkerLost                 503  exit 1   a process that did part of the work is gone
@@ -120,6 +121,9 @@ class DataError(LlmosError):
 
 class ModelError(LlmosError):
     http_status = 422
+
+
+class UnsupportedModelError(ModelError): ...
 
 
 class CheckpointError(LlmosError): ...

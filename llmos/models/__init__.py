@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmos.models import weights
     from llmos.models.cache import KVCache
-    from llmos.models.config import ModelConfig, RopeScaling
+    from llmos.models.config import ModelConfig
     from llmos.models.tokenizer import StreamDecoder, Tokenizer, train_bpe
     from llmos.models.transformer import Transformer
 
-__all__ = ["KVCache", "ModelConfig", "RopeScaling", "StreamDecoder", "Tokenizer", "Transformer", "train_bpe", "weights"]
+__all__ = ["KVCache", "ModelConfig", "StreamDecoder", "Tokenizer", "Transformer", "train_bpe", "weights"]
 
 _HOMES = {
     "KVCache": "cache",
     "ModelConfig": "config",
-    "RopeScaling": "config",
     "StreamDecoder": "tokenizer",
     "Tokenizer": "tokenizer",
     "Transformer": "transformer",

@@ -35,7 +35,7 @@ class KVCache:
         shape = (config.num_layers, max_rows, config.num_kv_heads, max_length + 1, config.head_dim)
         self.keys_LBKSD = torch.zeros(shape, dtype=dtype, device=device)
         self.values_LBKSD = torch.zeros(shape, dtype=dtype, device=device)
-        self.max_rows, self.max_length = max_rows, max_length
+        self.max_rows, self.max_length, self.window = max_rows, max_length, config.sliding_window
         self.lengths: list[int] = []
 
     @property
@@ -91,7 +91,10 @@ class Step:
         self.from_start = not any(before)
         self._seen = max(after)
         self._index = torch.arange(len(counts), device=device)[:, None]
-        visible_BTS = torch.arange(self._seen, device=device) <= self.positions_BT[..., None]
+        slots_S = torch.arange(self._seen, device=device)
+        visible_BTS = slots_S <= self.positions_BT[..., None]
+        if cache.window is not None:
+            visible_BTS &= slots_S > self.positions_BT.masked_fill(padding_BT, 0)[..., None] - cache.window
         self.mask_B1TS = torch.where(visible_BTS, 0.0, -torch.inf)[:, None].to(cache.keys_LBKSD.dtype)
         """What attention adds to its scores: -inf where a token does not see a slot."""
 

@@ -20,18 +20,19 @@ FASTER = PRODUCT is not None and torch.backends.cpu.get_cpu_capability() == "AVX
 
 
 class Linear(nn.Linear):
-    """y = x · wᵀ, without bias.
+    """y = x · wᵀ, plus a bias if there is one.
 
     ``whole_backward`` says that the gradients of x and w are computed together, as they are but in schedules that put
     off the latter: here each of them would then be computed twice.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias)
         self.whole_backward = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, self.weight)
+        y = self.product(x, self.weight)
+        return y if self.bias is None else y + self.bias
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """x · wᵀ; ``weight`` is this layer's, or a part of it."""

@@ -32,17 +32,19 @@ class Attention(nn.Module):
         super().__init__()
         self._layer, self._head_dim = layer, config.head_dim
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, q_size)
-        self.k_proj = Linear(config.hidden_size, kv_size)
-        self.v_proj = Linear(config.hidden_size, kv_size)
+        self.q_proj = Linear(config.hidden_size, q_size, config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, kv_size, config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, kv_size, config.attention_bias)
         self.o_proj = Linear(q_size, config.hidden_size)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(
-        self, x_BTD: Tensor, rotation: Rotation, step: Step | None, documents_BT: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation, step: Step | None, first_BT: Tensor | None = None) -> Tensor:
         heads = (*x_BTD.shape[:2], -1, self._head_dim)
-        q_BTHD = rotate(self.q_proj(x_BTD).view(heads), rotation)
-        k_BTKD = rotate(self.k_proj(x_BTD).view(heads), rotation)
+        q_BTHD, k_BTKD = self.q_proj(x_BTD).view(heads), self.k_proj(x_BTD).view(heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
+        q_BTHD, k_BTKD = rotate(q_BTHD, rotation), rotate(k_BTKD, rotation)
         v_BTKD = self.v_proj(x_BTD).view(heads)
         q_BHTD, k_BKTD, v_BKTD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
         mask_B1TS = None
@@ -50,19 +52,19 @@ class Attention(nn.Module):
             k_BKSD, v_BKSD = step.append(self._layer, k_BTKD, v_BTKD)
             if not step.from_start:
                 k_BKTD, v_BKTD, mask_B1TS = k_BKSD, v_BKSD, step.mask_B1TS
-        out_BHTD = _attend(q_BHTD, k_BKTD, v_BKTD, mask_B1TS, documents_BT)
+        out_BHTD = _attend(q_BHTD, k_BKTD, v_BKTD, mask_B1TS, first_BT)
         return cast(Tensor, self.o_proj(out_BHTD.transpose(1, 2).flatten(2)))
 
 
 def _attend(
-    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | None, documents_BT: Tensor | None
+    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | None, first_BT: Tensor | None
 ) -> Tensor:
-    """Attention under ``mask_B1TS``; without one, causal over as many keys as queries, within ``documents_BT``."""
+    """Attention under ``mask_B1TS``; without one, causal over as many keys as queries, from ``first_BT`` on."""
     if mask_B1TS is None:
         if q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= MAX_TOKENS:
-            return block_attention(q_BHTD, k_BKSD, v_BKSD, documents_BT)
-        if documents_BT is not None:
-            mask_B1TT = _document_mask(documents_BT)
+            return block_attention(q_BHTD, k_BKSD, v_BKSD, first_BT)
+        if first_BT is not None:
+            mask_B1TT = _mask_from(first_BT)
             return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TT, enable_gqa=True)
         return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=True)
     if q_BHTD.shape[2] > 1:
@@ -73,10 +75,19 @@ def _attend(
     return F.scaled_dot_product_attention(shared_BKGD, k_BKSD, v_BKSD, attn_mask=mask_B1TS).view_as(q_BHTD)
 
 
-def _document_mask(documents_BT: Tensor) -> Tensor:
-    """Which keys each token sees: from the beginning of its document to itself, bool, shape [B, 1, T, T]."""
-    at_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
-    return ((at_T >= documents_BT[..., None]) & (at_T <= at_T[:, None]))[:, None]
+def first_visible(config: ModelConfig, documents_BT: Tensor | None, tokens_BT: Tensor) -> Tensor | None:
+    """The first token that each of ``tokens_BT`` sees, of its document or its window, [B or 1, T]; None: of its row."""
+    window, length = config.sliding_window, tokens_BT.shape[1]
+    if window is None or window >= length:
+        return documents_BT
+    first_1T = torch.arange(1 - window, length - window + 1, device=tokens_BT.device).clamp_(min=0)[None]
+    return first_1T if documents_BT is None else torch.maximum(first_1T, documents_BT)
+
+
+def _mask_from(first_BT: Tensor) -> Tensor:
+    """Which keys each token sees: from its first one to itself, bool, shape [B, 1, T, T]."""
+    at_T = torch.arange(first_BT.shape[1], device=first_BT.device)
+    return ((at_T >= first_BT[..., None]) & (at_T <= at_T[:, None]))[:, None]
 
 
 class MLP(nn.Module):
@@ -106,10 +117,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x_BTD: Tensor, rotation: Rotation, step: Step | None, documents_BT: Tensor | None = None
-    ) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, step, documents_BT)
+    def forward(self, x_BTD: Tensor, rotation: Rotation, step: Step | None, first_BT: Tensor | None = None) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, step, first_BT)
         return cast(Tensor, x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)))
 
 
@@ -149,12 +158,13 @@ class Transformer(nn.Module):
         """Draw new weights: normal with std 0.02, and those that write to the residual stream smaller.
 
         Their number grows with depth, so each is scaled by 1 / √(2 · layers), which keeps the stream's variance at the
-        same order (GPT-2: Radford et al. 2019, section 2.3). Norms start at 1.
+        same order (GPT-2: Radford et al. 2019, section 2.3). Norms start at 1,
+        biases at 0.
         """
         smaller = INIT_STD / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
             else:
                 std = smaller if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD
                 parameter.normal_(std=std, generator=generator)
@@ -178,8 +188,9 @@ class Transformer(nn.Module):
         x_BTD = self.model.embed_tokens(tokens_BT)
         cos, sin = rotations(self.config, positions)
         rotation = cos.to(product_dtype(x_BTD)), sin.to(product_dtype(x_BTD))
+        first_BT = first_visible(self.config, documents_BT, tokens_BT)
         for layer in self.model.layers:
-            x_BTD = layer(x_BTD, rotation, cache, documents_BT)
+            x_BTD = layer(x_BTD, rotation, cache, first_BT)
         if cache is not None:
             cache.finish()
         return cast(Tensor, self.model.norm(x_BTD))

@@ -20,7 +20,7 @@ from llmos.models import Transformer
 from llmos.models.linear import PRODUCT
 from llmos.models.norm import product_dtype
 from llmos.models.rope import rotations
-from llmos.models.transformer import Rotation
+from llmos.models.transformer import Rotation, first_visible
 from llmos.parallel.sequence import whole_sequence
 from llmos.parallel.vocabulary import Vocabulary
 
@@ -92,8 +92,9 @@ class Stage(nn.Module):
             positions = torch.arange(targets_BT.shape[1], device=x.device)
             positions = positions if documents_BT is None else positions - documents_BT
             cos, sin = (part.to(product_dtype(x)) for part in rotations(self.config, positions))
+            first_BT = first_visible(self.config, documents_BT, targets_BT)
             for layer in self.layers:
-                x = self._run(layer, x, (cos, sin), documents_BT)
+                x = self._run(layer, x, (cos, sin), first_BT)
             if self.model.norm is None:
                 return x
             hidden_BTD = self.model.norm(x)
@@ -107,9 +108,9 @@ class Stage(nn.Module):
         assert matrix is not None
         return matrix.weight.to_local() if isinstance(matrix.weight, DTensor) else matrix.weight
 
-    def _run(self, layer: nn.Module, x_BTD: Tensor, rotation: Rotation, documents_BT: Tensor | None) -> Tensor:
+    def _run(self, layer: nn.Module, x_BTD: Tensor, rotation: Rotation, first_BT: Tensor | None) -> Tensor:
         recompute = self.numerics.recompute
-        told = (x_BTD, rotation, None, documents_BT)
+        told = (x_BTD, rotation, None, first_BT)
         if recompute == "none" or not torch.is_grad_enabled():
             return cast(Tensor, layer(*told))
         contexts: dict[str, Any] = {}

@@ -33,16 +33,21 @@ def parallelize(stage: Stage, mesh: DeviceMesh) -> None:
     No rank sends anything: all must hold the same weights.
     """
     for layer in stage.layers:
-        parallelize_module(layer, mesh, _layer_plan(), src_data_rank=None)
+        parallelize_module(layer, mesh, _of(layer, _layer_plan()), src_data_rank=None)
     ends: dict[str, ParallelStyle] = {
         "model.embed_tokens": _VocabularyRows(),
         "model.norm": _LocalNorm(),
     }
-    there = dict(stage.named_modules())
-    parallelize_module(stage, mesh, {name: style for name, style in ends.items() if name in there}, src_data_rank=None)
+    parallelize_module(stage, mesh, _of(stage, ends), src_data_rank=None)
     if stage.lm_head is not None:
         _distribute(stage.lm_head, mesh, Shard(0))  # the loss reads it: see Stage
     stage.vocabulary = Vocabulary(_first_row(stage.config.vocab_size, mesh), mesh)
+
+
+def _of(module: nn.Module, plan: dict[str, ParallelStyle]) -> dict[str, ParallelStyle]:
+    """What of ``plan`` is there: a stage may have no ends, and not every family has norms of heads."""
+    there = dict(module.named_modules())
+    return {name: style for name, style in plan.items() if name in there}
 
 
 def _layer_plan() -> dict[str, ParallelStyle]:
@@ -52,6 +57,8 @@ def _layer_plan() -> dict[str, ParallelStyle]:
         "self_attn.q_proj": _Columns(),
         "self_attn.k_proj": _Columns(),
         "self_attn.v_proj": _Columns(),
+        "self_attn.q_norm": _LocalNorm(),
+        "self_attn.k_norm": _LocalNorm(),
         "self_attn.o_proj": _Rows(),
         "post_attention_layernorm": _LocalNorm(),
         "mlp": _WholeSequence(),
@@ -79,13 +86,16 @@ class _Columns(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         _distribute(module, device_mesh, Shard(0))
+        if module.bias is not None:
+            _distribute(module, device_mesh, Shard(0), "bias")
         module.__class__ = _ColumnsLinear
         return module
 
 
 class _ColumnsLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, _local(self.weight))
+        y = self.product(x, _local(self.weight))
+        return y if self.bias is None else y + _local(self.bias)
 
 
 class _Rows(ParallelStyle):
@@ -131,7 +141,8 @@ class _PartEmbedding(nn.Embedding):
 
 
 class _LocalNorm(ParallelStyle):
-    """A norm of this rank's part of the sequence: the weight is whole on every rank, its gradient a summand.
+    """A norm of this rank's part of the sequence, or of its heads: the weight is whole on every rank, its gradient a
+    summand.
 
     The sum over ranks is left to the end of a step (:mod:`llmos.parallel.gradients`), where it is one collective.
     """
@@ -153,9 +164,10 @@ def _first_row(vocab_size: int, mesh: DeviceMesh) -> int:
     return -(-vocab_size // mesh.size()) * mesh.get_local_rank()
 
 
-def _distribute(module: Any, mesh: DeviceMesh, placement: Placement) -> None:
-    weight = distribute_tensor(module.weight, mesh, [placement], src_data_rank=None)
-    module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
+def _distribute(module: Any, mesh: DeviceMesh, placement: Placement, name: str = "weight") -> None:
+    whole = getattr(module, name)
+    part = distribute_tensor(whole, mesh, [placement], src_data_rank=None)
+    setattr(module, name, nn.Parameter(part, requires_grad=whole.requires_grad))
 
 
 def _local(weight: Tensor, grad_placements: list[Placement] | None = None) -> Tensor:

@@ -25,6 +25,7 @@ class LoraLinear(nn.Linear):
         with torch.device("meta"):
             super().__init__(base.in_features, base.out_features, bias=False)
         self.weight = nn.Parameter(base.weight.detach(), requires_grad=False)
+        self.bias = base.bias
         self.scale = spec.alpha / spec.rank
         # as nn.Linear, and the reference code; on the CPU, so that every kind of device gets the same
         drawn = nn.init.kaiming_uniform_(torch.empty(spec.rank, base.in_features), a=math.sqrt(5))
@@ -32,7 +33,7 @@ class LoraLinear(nn.Linear):
         self.lora_B = nn.Parameter(self.weight.new_zeros(base.out_features, spec.rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
+        return F.linear(x, self.weight, self.bias) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
 
     @torch.no_grad()
     def merged(self) -> Tensor:

@@ -16,7 +16,8 @@ from llmos.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A dense decoder of the Llama family: SwiGLU feed-forward, grouped-query attention, RMS norms, no biases."""
+    """A dense decoder: SwiGLU feed-forward, grouped-query attention, RMS norms; ``attention_bias`` on q, k and v, and
+    ``qk_norm`` of their heads, where a family has them."""
 
     vocab_size: int
     hidden_size: int
@@ -27,6 +28,8 @@ class ModelShape:
     head_dim: int
     max_position: int = 8192
     tie_embeddings: bool = False
+    attention_bias: bool = False
+    qk_norm: bool = False
 
     @classmethod
     def of(cls, source: Any, **changes: Any) -> ModelShape:
@@ -52,8 +55,10 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """All weights of a layer: its matrices and its two norms."""
-        return self.layer_products + 2 * self.hidden_size
+        """All weights of a layer: its matrices, its norms and biases."""
+        small = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+        small += self.query_size + 2 * self.kv_size if self.attention_bias else 0
+        return self.layer_products + small
 
     @property
     def vocabulary_parameters(self) -> int:

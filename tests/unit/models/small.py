@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from llmos.models import ModelConfig, RopeScaling, Transformer
+from llmos.models import ModelConfig, Transformer
+from llmos.models.rope_config import Llama3Scaling
 
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=32)
+SCALING = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=32)
 SMALL = ModelConfig(
     vocab_size=97,
     hidden_size=64,
