@@ -15,7 +15,7 @@ settings.register_profile("full", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 # started in the background of a script, pytest and its children would ignore Ctrl-C, which some tests press
 signal.signal(signal.SIGINT, signal.default_int_handler)
-TIMEOUT_S = {"ray": 180, "e2e": 600, "chaos": 600, "gpu": 300}  # tests/unit: the default in pyproject.toml
+TIMEOUT_S = {"ray": 180, "e2e": 600, "chaos": 600, "gpu": 300, "vllm": 600}  # tests/unit: the default in pyproject.toml
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
