@@ -58,12 +58,13 @@ class Speculation:
         self._steps = StepCost()
         self._everyone = _Record(right=1.0, tried=2.0)
         self._records: dict[str, _Record] = {}
-        self._draft_s = 0.0
+        self._draft_s = self._making_s = 0.0
         self._proposals = self._drafted = self._accepted = self._unasked = self._asked = 0
 
     def propose(self, running: Sequence[tuple[str, Sequence[int]]]) -> dict[str, tuple[int, ...]]:
         """Drafts for those of ``running`` (id, tokens) for whom they pay."""
         self._proposals += 1
+        self._making_s = 0.0
         if self._proposals % RETRY_STEPS == 0 or not self._steps.known:
             return {}
         asked = [Ask(id, tokens, count) for id, tokens in running if (count := self._worth(id, len(running)))]
@@ -73,13 +74,16 @@ class Speculation:
             return {}
         began_s = self._clock()
         found = {ask.id: drafts for ask, drafts in zip(asked, self._drafter.draft(asked), strict=True) if drafts}
+        self._making_s = self._clock() - began_s
         if made := sum(map(len, found.values())):
-            self._draft_s += (1 - _MEMORY) * ((self._clock() - began_s) / made - self._draft_s)
+            self._draft_s += (1 - _MEMORY) * (self._making_s / made - self._draft_s)
         return found
 
     def settle(self, id: str, drafts: int, accepted: int) -> None:
         """A step of the request is over, in which so many of its drafts were right: the next one was not."""
-        record = self._records.setdefault(id, _Record())
+        record = self._records.get(id)
+        if record is None:
+            return  # it is over, or was never asked for
         record.since = 0 if drafts else record.since + 1
         if drafts:
             tried = accepted + (accepted < drafts)
@@ -89,8 +93,8 @@ class Speculation:
             self._accepted += accepted
 
     def stepped(self, tokens: int, duration_s: float) -> None:
-        """A step that read no prompt took so long for so many tokens, drafts included."""
-        self._steps.add(tokens, duration_s)
+        """A step that read no prompt took so long for so many tokens, drafts and their making included."""
+        self._steps.add(tokens, max(0.0, duration_s - self._making_s))
 
     def remove(self, id: str) -> None:
         """Forget the request; nothing happens if there is none."""

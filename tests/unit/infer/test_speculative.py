@@ -75,11 +75,11 @@ class World:
         for step in range(steps):
             if step == steps // 2:
                 began_s, tokens = self.now_s, 0
+            step_began_s = self.now_s
             drafts = self.speculation.propose([(id, ()) for id in ids])
             counts.append(sum(map(len, drafts.values())))
-            step_s = self.base_s + self.token_s * (running + counts[-1])
-            self.now_s += step_s
-            self.speculation.stepped(running + counts[-1], step_s)
+            self.now_s += self.base_s + self.token_s * (running + counts[-1])
+            self.speculation.stepped(running + counts[-1], self.now_s - step_began_s)
             for id in ids:
                 made = len(drafts.get(id, ()))
                 accepted = next((k for k in range(made) if self._chance() >= self.right), made)
@@ -130,6 +130,8 @@ def test_the_numbers_of_drafts_and_what_was_accepted() -> None:
     }
     for _ in range(2):
         world.speculation.remove("0")
+    world.speculation.settle("0", 4, 4)  # of a step that was on its way
+    assert world.speculation.stats()["drafts"] == 36
     world.speculation.close()
     assert world.removed == ["0", "all"]
 
