@@ -37,7 +37,7 @@ class Batching:
         self._blocks, self._max_running, self._token_budget = blocks, max_running, token_budget
         self._context_length, self._depth = context_length, depth
         self._entries: dict[str, Entry] = {}
-        self._running: dict[str, Entry] = {}  # who waited longest for a token first
+        self._running: dict[str, Entry] = {}
         self._queue = FairQueue()
         self._added = 0
         self._next_deadline = float("inf")  # or earlier
@@ -92,7 +92,6 @@ class Batching:
             entry = part.entry
             entry.in_flight = True
             self._queue.charge(entry, min(entry.computed + part.count, len(entry.tokens)))
-            self._running[entry.id] = self._running.pop(entry.id)
         return Batch(tuple(parts), tuple(preempted), expired)
 
     def settle(self, batch: Batch, tokens: Mapping[str, Sequence[int]]) -> None:
@@ -226,7 +225,7 @@ class Batching:
     def _preempt(self, entry: Entry, preempted: list[Entry]) -> None:
         """Take the blocks of ``entry``; it waits, and computes again what is not cached by then."""
         self._stop(entry)
-        entry.computed, entry.drafts = 0, ()
+        entry.computed = 0
         self._queue.add(entry)
         preempted.append(entry)
 

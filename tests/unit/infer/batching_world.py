@@ -43,7 +43,7 @@ class World:
         self.batching = Batching(
             self.blocks, max_running=max_running, token_budget=token_budget, context_length=500, depth=depth
         )
-        self.now = 0.0
+        self.now, self.step_s = 0.0, 1.0
         self.asked: dict[str, Asked] = {}
         self.done: list[str] = []
         self.expired: list[Entry] = []
@@ -61,8 +61,8 @@ class World:
         return entry
 
     def step(self) -> Batch:
-        """One more second: start a batch; settle the oldest if the pipeline is full, or has nothing to start."""
-        self.now += 1.0
+        """``step_s`` later: start a batch; settle the oldest if the pipeline is full, or has nothing to start."""
+        self.now += self.step_s
         busy = {part.entry.id for batch in self.flight for part in batch.parts}
         batch = self.batching.next_batch(self.now)
         self._check(batch, busy)
