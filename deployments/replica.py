@@ -24,7 +24,7 @@ class Replica:
 
     def __init__(self, service: Service, model_dir: str) -> None:
         keep_on_loopback()
-        self._engine = LocalEngine(
+        self._engine = _engine_class(service)(
             model_dir,
             max_batch=service.max_batch,
             max_queue=service.max_queue,
@@ -52,6 +52,14 @@ class Replica:
     def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.close()
+
+
+def _engine_class(service: Service) -> type[LocalEngine]:
+    if service.engine == "llmos":
+        return LocalEngine
+    from llmos.infer.vllm import VllmEngine  # with torch, which this process otherwise does without
+
+    return VllmEngine
 
 
 def build(service: Service, model_dir: str, digest: str, replicas: int) -> serve.Application:

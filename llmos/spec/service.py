@@ -45,7 +45,9 @@ class Service(Strict):
     mesh: Mesh = Mesh()
     replicas: Replicas = Replicas()
     resources: Resources = Resources()
-    engine: Literal["llmos"] = "llmos"
+    engine: Literal["llmos", "vllm"] = Field(
+        default="llmos", description="what generates: our own engine, or vLLM, an extra that must be installed"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_batch: PositiveInt = Field(default=16, description="sequences generated at once by a replica")
     max_queue: PositiveInt = Field(default=128, description="requests that may wait at a replica; more are refused")
