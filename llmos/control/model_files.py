@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from llmos.errors import ModelError
 from llmos.files import read_json, sync_directory
 from llmos.models import ModelConfig, Tokenizer
+from llmos.models.quantization import Quantization
 
 KNOWN = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -21,6 +23,8 @@ KNOWN = (
     *("LICENSE", "LICENSE.*"),
 )
 _DTYPES = ("F32", "BF16", "F16")
+_QUANTIZED = ("I8", "I32", "I64")
+_WHOLE = ".weight_shape"
 _COPY_AGAIN = "Copy or export the model again."
 
 
@@ -56,7 +60,10 @@ def inspect(directory: Path) -> ModelConfig:
         pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
         hint = "Convert its pickled files to safetensors first." if pickled else _COPY_AGAIN
         raise ModelError(f"there is no {directory / missing[0]}: expected weights in safetensors files", hint=hint)
-    shapes = {name: shape for file in weights for name, shape in _shapes(directory / file).items()}
+    quantization = Quantization.load(directory)
+    shapes = {name: shape for file in weights for name, shape in _shapes(directory / file, quantization).items()}
+    if quantization is not None:
+        shapes = _unpacked(directory, shapes, quantization)
     found = sum(prod(shape) for name, shape in shapes.items() if not _derived(name, config))
     if found != config.num_parameters:
         expected = f"config.json calls for {config.num_parameters:,}"
@@ -86,21 +93,45 @@ def _weight_files(directory: Path) -> list[str]:
         raise ModelError(f"{index} is not an index of weights: expected `weight_map`", hint=_COPY_AGAIN) from error
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by tensor. Only the header is read; the library refuses a file that is shorter than it says."""
+def _shapes(path: Path, quantization: Quantization | None) -> dict[str, tuple[int, ...]]:
+    """Shape by tensor; of a packed matrix also the one it stands for, by ``weight_shape``.
+
+    Only headers and those shapes are read; the library refuses a file that is shorter than it says.
+    """
     try:
         with safe_open(path, framework="np") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
             kinds = {name: part.get_dtype() for name, part in parts.items()}
             shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+            if quantization is not None:
+                shapes |= {name: tuple(file.get_tensor(name).tolist()) for name in shapes if name.endswith(_WHOLE)}
     except (SafetensorError, OSError) as error:
         what = f"{path} ({path.stat().st_size:,} bytes) is truncated or corrupt: {error}"
         raise ModelError(f"{what}; expected a whole safetensors file", hint=_COPY_AGAIN) from error
+    allowed = _DTYPES if quantization is None else (*_DTYPES, *_QUANTIZED)
     for name, kind in kinds.items():
-        if kind not in _DTYPES:
-            what = f"{path}: {name} has type {kind}; expected {', '.join(_DTYPES)}"
-            raise ModelError(what, hint="Quantized weights are not supported: use the original model.")
+        if kind not in allowed:
+            what = f"{path}: {name} has type {kind}; expected {', '.join(allowed)}"
+            raise ModelError(what, hint="Use the original model, in plain floats.")
     return shapes
+
+
+def _unpacked(
+    directory: Path, shapes: Mapping[str, tuple[int, ...]], quantization: Quantization
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights that quantized ones stand for; scales stand for none."""
+    found = dict[str, tuple[int, ...]]()
+    for name, shape in shapes.items():
+        matrix, _, part = name.rpartition(".")
+        if part == "weight_packed":
+            found[matrix] = shapes.get(f"{matrix}{_WHOLE}", (0, 0))
+            rows, columns = found[matrix]
+            if shape != (rows, -(-columns * quantization.bits // 32)):
+                what = f"{directory}: {name} has shape {list(shape)}, which does not hold {rows} × {columns} values"
+                raise ModelError(f"{what} of {quantization.bits} bits in words of 32", hint=_COPY_AGAIN)
+        elif part not in ("weight_shape", "weight_scale"):
+            found[name] = shape
+    return found
 
 
 def _derived(name: str, config: ModelConfig) -> bool:

@@ -11,9 +11,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llmos.errors import ModelError
+from llmos.files import read_json
 
 PACKED, PLAIN = "pack-quantized", "int-quantized"
 """Formats: values packed into int32 (``weight_packed``, ``weight_shape``), or int8 as they are (``weight``)."""
@@ -34,6 +36,10 @@ class Quantization:
     packed: bool = True
     ignore: tuple[str, ...] = (OUTPUT,)
 
+    def __str__(self) -> str:
+        """``int4 in groups of 128``, ``int8 by channel``."""
+        return f"int{self.bits} " + (f"in groups of {self.group}" if self.group else "by channel")
+
     def covers(self, linear: str) -> bool:
         """Whether the linear of that name (``model.layers.0.mlp.down_proj``) is quantized."""
         return not any(_matches(pattern, linear) for pattern in self.ignore)
@@ -44,6 +50,18 @@ class Quantization:
             what = f"groups of {self.group} columns do not divide rows of {columns}"
             raise ModelError(what, hint="Quantize it with a group size that divides them.", param="group_size")
         return columns // self.group if self.group else 1
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Quantization | None:
+        """Of the model in ``directory``; None for weights in plain floats. Raises ModelError as :meth:`from_hf`."""
+        path = Path(directory) / "config.json"
+        try:
+            found = read_json(path)
+            return cls.from_hf(found.get("quantization_config") if isinstance(found, dict) else None)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error.message}", hint=error.hint, param=error.param) from error
+        except (ValueError, OSError) as error:
+            raise ModelError(f"{path} cannot be read: {error}", hint="Copy the model again.") from error
 
     @classmethod
     def from_hf(cls, found: object) -> Quantization | None:

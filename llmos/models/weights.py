@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmos.errors import ModelError
 from llmos.files import sync_directory, write_json
 from llmos.models.config import ModelConfig
 from llmos.models.digest import digest as digest
@@ -20,6 +21,7 @@ from llmos.models.headers import INDEX, SINGLE, opened
 from llmos.models.headers import Header as Header
 from llmos.models.headers import headers as headers
 from llmos.models.headers import read as read
+from llmos.models.quantization import Quantization
 from llmos.models.transformer import Transformer
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -32,10 +34,13 @@ def load_model(
     """The model in ``directory``, on ``device``, in ``dtype`` (default: that of its files).
 
     Raises ModelError, naming the file and what was expected, unless exactly the weights that config.json calls for are
-    there, whole.
+    there, whole, in plain floats.
     """
     directory = Path(directory)
     config = ModelConfig.load(directory)
+    if (quantization := Quantization.load(directory)) is not None:
+        what = f"{directory} has quantized weights ({quantization}): expected plain floats"
+        raise ModelError(what, hint="Only the inference engine reads them; here, use the original model.")
     with torch.device("meta"):
         model = Transformer(config)
     found = headers(directory, config)
@@ -65,10 +70,12 @@ def save_weights(
     read: Callable[[Iterable[str]], Mapping[str, Tensor]],
     directory: str | Path,
     dtype: torch.dtype | None = None,
+    quantization: Quantization | None = None,
 ) -> None:
     """:func:`save_model` for weights that need not be in memory: ``read`` is asked for those of one file at a time.
 
-    ``forms`` has the shape and type of each; their content does not matter.
+    ``forms`` has the shape and type of each; their content does not matter. ``quantization`` is what has become of
+    them; the first of ``forms`` is in plain floats all the same.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -82,7 +89,8 @@ def save_weights(
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         write_json(directory / INDEX, {"metadata": {"total_size": _size(stored)}, "weight_map": weight_map})
     kind = str(next(iter(stored.values())).dtype).removeprefix("torch.")
-    write_json(directory / "config.json", {**config.to_hf(), "torch_dtype": kind})
+    how = {} if quantization is None else {"quantization_config": quantization.to_hf()}
+    write_json(directory / "config.json", {**config.to_hf(), "torch_dtype": kind, **how})
     for path in directory.glob(SINGLE.replace(".", "*.")):
         if path.name not in names:
             path.unlink()

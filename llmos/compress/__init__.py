@@ -1,0 +1,1 @@
+"""Making models smaller, in layouts that others read too."""
