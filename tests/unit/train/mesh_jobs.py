@@ -36,7 +36,13 @@ SHAPE = {
     "head_dim": 8,
     "max_position": 64,
 }
-SHAPES = {"shallow": {"num_layers": 2}, "tied": {"num_layers": 4}, "untied": {"num_layers": 4, "tie_embeddings": False}}
+SHAPES: dict[str, dict[str, Any]] = {
+    "shallow": {"num_layers": 2},
+    "tied": {"num_layers": 4},
+    "untied": {"num_layers": 4, "tie_embeddings": False},
+    "qwen2": {"num_layers": 2, "architecture": "qwen2", "attention_bias": True, "sliding_window": 7},
+    "qwen3": {"num_layers": 2, "architecture": "qwen3", "qk_norm": True},
+}
 
 TrainerIn = Callable[[Path], Any]
 

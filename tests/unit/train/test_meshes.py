@@ -193,3 +193,21 @@ def documents(tmp_path_factory: pytest.TempPathFactory, short_trainer_in: Traine
 def test_masked_documents_equal_one_process_on_every_mesh(documents: Jobs) -> None:
     for name in (*map(name_of, MESHES), "gpipe", "zero_bubble"):
         documents.check_equal(f"masked-{name}", "masked")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_other_families_equal_one_process(
+    tmp_path_factory: pytest.TempPathFactory, short_trainer_in: TrainerIn
+) -> None:
+    made = Jobs(tmp_path_factory.mktemp("families"), short_trainer_in)
+    meshes = [{"tp": 2}, {"fsdp": 2, "tp": 2, "pp": 2}]
+    for family in ("qwen2", "qwen3"):
+        made.add(family, {}, family)
+        for mesh in meshes:
+            made.add(f"{family}-{name_of(mesh)}", mesh, family)
+        made.add(f"{family}-zero", {"tp": 2, "pp": 2}, family, pipeline={"schedule": "zero_bubble"}, micro_batch_size=1)
+    made.train()
+    for family in ("qwen2", "qwen3"):
+        for name in (*map(name_of, meshes), "zero"):
+            made.check_equal(f"{family}-{name}", family)
