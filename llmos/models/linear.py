@@ -31,14 +31,14 @@ class Linear(nn.Linear):
         self.whole_backward = True
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.product(x, self.weight)
-        return y if self.bias is None else y + self.bias
+        return self.product(x, self.weight, self.bias)
 
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x · wᵀ; ``weight`` is this layer's, or a part of it."""
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x · wᵀ + b; ``weight`` and ``bias`` are this layer's, or a part of them."""
         if self.whole_backward and _by_onednn(x, weight):
-            return cast(Tensor, _Product.apply(x, weight))  # type: ignore[no-untyped-call]
-        return F.linear(x, weight)
+            y = cast(Tensor, _Product.apply(x, weight))  # type: ignore[no-untyped-call]
+            return y if bias is None else y + bias
+        return F.linear(x, weight, bias)
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:

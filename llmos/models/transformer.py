@@ -158,8 +158,7 @@ class Transformer(nn.Module):
         """Draw new weights: normal with std 0.02, and those that write to the residual stream smaller.
 
         Their number grows with depth, so each is scaled by 1 / √(2 · layers), which keeps the stream's variance at the
-        same order (GPT-2: Radford et al. 2019, section 2.3). Norms start at 1,
-        biases at 0.
+        same order (GPT-2: Radford et al. 2019, section 2.3). Norms start at 1, biases at 0.
         """
         smaller = INIT_STD / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():

@@ -94,8 +94,7 @@ class _Columns(ParallelStyle):
 
 class _ColumnsLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
-        y = self.product(x, _local(self.weight))
-        return y if self.bias is None else y + _local(self.bias)
+        return self.product(x, _local(self.weight), None if self.bias is None else _local(self.bias))
 
 
 class _Rows(ParallelStyle):

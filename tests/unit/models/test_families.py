@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from llmos.models import KVCache, Transformer, weights
+from llmos.models import KVCache, ModelConfig, Transformer, weights
 from llmos.models.transformer import first_visible
 from tests.unit.models.families import NAMES, WINDOW, family_config, write_family
 
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
 
 
 def test_a_window_and_a_document_end_what_is_seen() -> None:
-    config = weights.ModelConfig.from_hf(family_config("mistral").to_dict())
+    config = ModelConfig.from_hf(family_config("mistral").to_dict())
     tokens_1T = torch.zeros(1, 3 * WINDOW, dtype=torch.long)
     alone = first_visible(config, None, tokens_1T)
     assert alone is not None and alone[0, WINDOW - 1] == 0 and alone[0, WINDOW] == 1
@@ -77,7 +77,7 @@ def test_a_window_and_a_document_end_what_is_seen() -> None:
 
 
 def test_new_biases_are_zero_and_new_norms_one() -> None:
-    config = weights.ModelConfig.from_hf(family_config("qwen2").to_dict())
+    config = ModelConfig.from_hf(family_config("qwen2").to_dict())
     biases = [p for name, p in Transformer(config).named_parameters() if name.endswith(".bias")]
     assert len(biases) == 3 * config.num_layers and not any(bias.any() for bias in biases)
 
