@@ -1,0 +1,148 @@
+"""A rank: a process that computes its part of a model for an engine in another. ``python -m llmos.infer.rank``.
+
+It is told where to meet by the first line of its input (JSON), and ends when the engine's process does. Ranks talk to
+one another by torch.distributed: partial sums within a tp group, hidden states along the stages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from llmos.errors import EngineError, LlmosError, WorkerLost
+from llmos.infer.stage import Part, Stage, make_stage
+from llmos.infer.wire import BEAT, Channel, Kind, Meeting, State, unpacked
+from llmos.parallel.world import others_alive
+
+BEAT_S = 1.0
+_LONGEST = timedelta(days=1)
+"""A collective: whoever hangs is found by the engine's process, which ends all ranks."""
+
+
+class Pulse:
+    """What this rank is doing, said every BEAT_S by a thread; it ends the process when nobody hears it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel, self._state, self._since_s = channel, State.LOADING, time.monotonic()
+        threading.Thread(target=self._beat, name="llmos-pulse", daemon=True).start()
+
+    def at(self, state: State) -> None:
+        """From now on, until the next call."""
+        self._state, self._since_s = state, time.monotonic()
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                self._channel.send(Kind.BEAT, BEAT.pack(self._state, time.monotonic() - self._since_s))
+            except OSError:
+                os._exit(1)
+            time.sleep(BEAT_S)
+
+
+class Rank:
+    """The loop: a step comes, hidden states come from the stage before, and go to the next, or logits to the engine."""
+
+    def __init__(self, part: Part, stage: Stage, channel: Channel, pulse: Pulse, device: torch.device) -> None:
+        self._part, self._stage, self._channel, self._pulse = part, stage, channel, pulse
+        self._device, self._sent = device, list[tuple[dist.Work, Tensor]]()
+        groups = [dist.new_group([stage * part.tp + t for t in range(part.tp)]) for stage in range(part.pp)]
+        self._group = groups[part.stage]
+
+    def serve(self, hidden_size: int) -> None:
+        """Until the engine says that it is over. Raises EOFError when it is gone, WorkerLost for another rank."""
+        while True:
+            self._pulse.at(State.IDLE)
+            kind, body = self._channel.receive()
+            if kind is Kind.END:
+                return
+            step, hidden_ND = unpacked(body), None
+            if self._part.stage > 0:
+                hidden_ND = torch.empty((len(step.tokens_N), hidden_size), device=self._device)
+                self._receive(hidden_ND)
+            self._pulse.at(State.COMPUTING)
+            out = self._stage.run(step, hidden_ND, self._total if self._part.tp > 1 else None)
+            if self._part.stage + 1 < self._part.pp:
+                self._pass_on(out)
+            else:
+                self._channel.send(Kind.LOGITS, memoryview(out.contiguous().cpu().numpy().data).cast("B"))
+
+    def _total(self, part: Tensor) -> None:
+        self._pulse.at(State.WAITING)
+        with others_alive():
+            dist.all_reduce(part, group=self._group)
+        self._pulse.at(State.COMPUTING)
+
+    def _receive(self, hidden_ND: Tensor) -> None:
+        self._pulse.at(State.WAITING)
+        with others_alive():
+            dist.recv(hidden_ND, self._part.rank - self._part.tp)
+
+    def _pass_on(self, hidden_ND: Tensor) -> None:
+        """Without waiting until the next stage takes it: it may have steps before this one."""
+        self._pulse.at(State.WAITING)
+        with others_alive():
+            while len(self._sent) >= self._part.pp:
+                self._sent.pop(0)[0].wait()
+            hidden_ND = hidden_ND.contiguous()
+            work = dist.isend(hidden_ND, self._part.rank + self._part.tp)
+            assert work is not None
+            self._sent.append((work, hidden_ND))
+
+
+def serve(meeting: Meeting, number: int) -> None:
+    """Be rank ``number`` until the engine's process ends it. Errors go there."""
+    channel = Channel.join(meeting, number)
+    pulse = Pulse(channel)
+    try:
+        told = channel.receive_json()
+        part = Part(**told["part"])
+        torch.set_num_threads(part.threads)
+        device = _device(part.device, number)
+        stage = make_stage(part, device)
+        _join(told["store"], part, device)
+        channel.send_json(Kind.READY, {"blocks": stage.blocks, "rows": stage.vocab_size, "stats": stage.stats()})
+        Rank(part, stage, channel, pulse, device).serve(told["hidden_size"])
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(1)  # the engine's process is gone: nobody is left to tell
+    except Exception as error:
+        if not isinstance(error, LlmosError):
+            error = EngineError(f"{type(error).__name__}: {error}", hint="The rank's own output has the traceback.")
+        channel.send_json(Kind.ERROR, {"lost": isinstance(error, WorkerLost), "error": error.to_json()})
+        raise
+
+
+def _device(kind: str, number: int) -> torch.device:
+    """The card of this rank, where there are cards: an actor may see its own only."""
+    if torch.device(kind).type == "cpu":
+        return torch.device("cpu")
+    device = torch.device(kind, number % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _join(store: list[object], part: Part, device: torch.device) -> None:
+    host, port = store
+    size = part.tp * part.pp
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    there = dist.TCPStore(str(host), int(str(port)), is_master=False, timeout=timedelta(minutes=5))
+    dist.init_process_group(backend, store=there, rank=part.rank, world_size=size, timeout=_LONGEST)
+
+
+def main() -> None:
+    """The first line of the input says where to meet."""
+    told = json.loads(sys.stdin.readline())
+    number = int(told.pop("number"))
+    serve(Meeting(**{**told, "secret": bytes.fromhex(told["secret"])}), number)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # without waiting for other ranks at the end
