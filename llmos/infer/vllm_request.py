@@ -75,7 +75,7 @@ def sampling_for(request: CoreRequest) -> Any:
         frequency_penalty=asked.frequency_penalty,
         presence_penalty=asked.presence_penalty,
         seed=None if asked.seed is None else int.from_bytes(seed, "big"),
-        stop_token_ids=sorted(request.ends | asked.stop_token_ids),
+        stop_token_ids=sorted(asked.ends(request.ends)),
         ignore_eos=asked.ignore_eos,
         min_tokens=asked.min_tokens,
         logit_bias=dict(asked.logit_bias) or None,

@@ -83,12 +83,10 @@ async def test_end_tokens_end_the_answer_and_have_no_text(engine: LocalEngine) -
     full = await whole(engine, request(max_tokens=12))
     end = full.token_ids[5]
     first = full.token_ids.index(end)
-    ended = await whole(engine, request(max_tokens=12, ignore_eos=False, stop_token_ids=frozenset({end})))
+    ended = await whole(engine, request(max_tokens=12, stop_token_ids=frozenset({end})))
     assert ended.token_ids == full.token_ids[: first + 1] and ended.finish_reason == "stop"
     assert ended.text == engine.tokenizer.decode(full.token_ids[:first])
-    later = await whole(
-        engine, request(max_tokens=12, ignore_eos=False, stop_token_ids=frozenset({end}), min_tokens=12)
-    )
+    later = await whole(engine, request(max_tokens=12, stop_token_ids=frozenset({end}), min_tokens=12))
     assert later.completion_tokens == 12 and end not in later.token_ids[:11]
 
 
