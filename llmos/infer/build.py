@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,15 +16,20 @@ from llmos.files import read_json
 from llmos.infer import memory
 from llmos.infer.blocks import blocks_for
 from llmos.infer.core import EngineCore, Limits
+from llmos.infer.draft_model import DraftModel
 from llmos.infer.dtypes import pick_dtype
 from llmos.infer.load import load_shard
+from llmos.infer.lookup import PromptLookup
 from llmos.infer.messages import Ready
 from llmos.infer.native.build import available
 from llmos.infer.native.runner import NativeRunner
 from llmos.infer.native.threads import candidates, fastest
 from llmos.infer.options import EngineOptions
 from llmos.infer.packed import activation_dtype
+from llmos.infer.ranks import RanksRunner
+from llmos.infer.sampling import Sampler
 from llmos.infer.shard import Shard
+from llmos.infer.speculative import Speculation
 from llmos.infer.step import BLOCK_TOKENS, Runner
 from llmos.infer.torch_runner import TorchRunner
 from llmos.infer.trial import trial
@@ -35,15 +40,27 @@ _log = logging.getLogger(__name__)
 
 def build(options: EngineOptions) -> tuple[EngineCore, Ready]:
     """Load the model. Raises ModelError, UsageError, OutOfMemoryError, and EngineError if the first step fails."""
-    directory, device = Path(options.model_dir), torch.device(options.device)
-    config = ModelConfig.load(directory)
-    context_length = _context_length(options, config)
-    makers = _Makers(options, config, context_length, device, _dtype(options, directory, device))
+    makers = _Makers.of(options)
     runner, better = makers.choose()
-    limits = Limits(options.max_batch, options.token_budget, context_length, options.prefix_cache)
-    about = {"dtype": str(makers.dtype).removeprefix("torch.")}
-    core = EngineCore(runner, limits, tokenizer=lambda: Tokenizer.load(directory), about=about, better=better)
-    return core, Ready(config.vocab_size, context_length, config.eos_token_ids, core.stats())
+    core = EngineCore(
+        runner,
+        Limits(options.max_batch, options.token_budget, makers.context_length, options.prefix_cache),
+        tokenizer=lambda: Tokenizer.load(options.model_dir),
+        about={"dtype": str(makers.dtype).removeprefix("torch.")},
+        speculation=_speculation(makers) if options.speculative else None,
+        better=better,
+    )
+    return core, Ready(runner.vocab_size, makers.context_length, makers.config.eos_token_ids, core.stats())
+
+
+def _speculation(makers: _Makers) -> Callable[[Sampler], Speculation]:
+    options = makers.options
+    if options.draft is None:
+        return lambda _: Speculation(PromptLookup(), options.speculative)
+    alone = replace(options, model_dir=options.draft, context_length=makers.context_length, tp=1, pp=1, draft=None)
+    draft = _Makers.of(alone)
+    runner = draft.native() if draft.native_at_once else draft.torch()
+    return lambda sampler: Speculation(DraftModel(runner, sampler, makers.config.vocab_size), options.speculative)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +73,28 @@ class _Makers:
     device: torch.device
     dtype: torch.dtype
 
+    @classmethod
+    def of(cls, options: EngineOptions) -> _Makers:
+        """Raises ModelError, and UsageError for options that do not go with the model."""
+        directory, device = Path(options.model_dir), torch.device(options.device)
+        config = ModelConfig.load(directory)
+        return cls(options, config, _context_length(options, config), device, _dtype(options, directory, device))
+
+    @property
+    def native_at_once(self) -> bool:
+        """Whether the native step is what computes, and need not be waited for."""
+        asked = self.options.runner
+        return asked == "native" or (asked == "auto" and self.device.type == "cpu" and available())
+
     def choose(self) -> tuple[Runner, Future[Runner] | None]:
         """The runner to begin with, and the better one that is on its way, if there is one."""
         asked = self.options.runner
         if asked == "native" and self.device.type != "cpu":
-            raise UsageError(
-                f"`runner` is native, `device` {self.device}: expected cpu, or another runner", param="runner"
-            )
-        if asked == "native" or (asked == "auto" and self.device.type == "cpu" and available()):
+            raise UsageError(f"`runner` is native and `device` {self.device}: expected cpu", param="runner")
+        if self.options.tp * self.options.pp > 1:
+            self._say("ranks", f"tp {self.options.tp} × pp {self.options.pp} was asked for")
+            return self.ranks(), None
+        if self.native_at_once:
             self._say("native", "asked for" if asked == "native" else "it is compiled for this machine")
             return self.native(), None
         if asked == "torch" or self.device.type != "cpu":
@@ -71,6 +102,23 @@ class _Makers:
             return self.torch(), None
         self._say("torch", "the native step is being compiled, and takes over when it is there")
         return self.torch(), _later(self.native)
+
+    def ranks(self) -> Runner:
+        """Several processes on this machine, which share its cores."""
+        options, count = self.options, self.options.tp * self.options.pp
+        return RanksRunner(
+            options.model_dir,
+            tp=options.tp,
+            pp=options.pp,
+            dtype=self.dtype,
+            device=options.device,
+            runner=options.runner,
+            threads=options.threads or max(1, self._counts()[-1] // count),
+            memory_bytes=self._cache_bytes(self.dtype.itemsize) if self.device.type == "cpu" else options.memory_bytes,
+            context_length=self.context_length,
+            step_tokens=options.token_budget,
+            step_logits=options.max_batch,
+        )
 
     def native(self) -> Runner:
         """The step in C++, compiled now if need be."""
@@ -80,9 +128,9 @@ class _Makers:
             self.device,
             weights_bytes=weights_bytes,
             working_bytes=weights_bytes,  # the packed ones, beside those that they are made from
-            block_bytes=_block_bytes(shard, itemsize),
+            block_bytes=self._block_bytes(itemsize),
             blocks=None,
-            memory_bytes=self._cache_bytes(shard, itemsize),
+            memory_bytes=self._cache_bytes(itemsize),
             context_length=self.context_length,
         )
         _log.info("%s", account)
@@ -94,7 +142,7 @@ class _Makers:
     def torch(self) -> Runner:
         """Plain torch."""
         shard = self._shard()
-        cache_bytes = self._cache_bytes(shard, activation_dtype(self.dtype, self.device).itemsize)
+        cache_bytes = self._cache_bytes(activation_dtype(self.dtype, self.device).itemsize)
         runner = TorchRunner(
             shard,
             dtype=self.dtype,
@@ -112,16 +160,20 @@ class _Makers:
         memory.check_weights(self.config.num_parameters * self.dtype.itemsize, self.device, 1)
         return load_shard(self.options.model_dir, self.dtype, device=self.device)
 
-    def _cache_bytes(self, shard: Shard, itemsize: int) -> int:
+    def _cache_bytes(self, itemsize: int) -> int:
         """What was asked for; else a share of what is free, but no more than all who run can use, and as much again.
 
         (What is beyond that keeps prompts for those who come later.)
         """
         if self.options.memory_bytes is not None:
             return self.options.memory_bytes
-        most = 2 * self.options.max_batch * blocks_for(self.context_length) * _block_bytes(shard, itemsize)
+        most = 2 * self.options.max_batch * blocks_for(self.context_length) * self._block_bytes(itemsize)
         share = memory.CPU_SHARE if self.device.type == "cpu" else memory.GPU_SHARE
         return min(most, int(memory.free_bytes(self.device) * share))
+
+    def _block_bytes(self, itemsize: int) -> int:
+        config = self.config
+        return config.num_layers * 2 * config.num_kv_heads * config.head_dim * BLOCK_TOKENS * itemsize
 
     def _measured(self, runner: Runner) -> int:
         """The number of threads with which ``runner`` is fastest."""
@@ -157,10 +209,6 @@ def _dtype(options: EngineOptions, directory: Path, device: torch.device) -> tor
     found = read_json(directory / "config.json")
     stored = found.get("dtype", found.get("torch_dtype"))
     return pick_dtype("bfloat16" if options.dtype == "auto" and stored == "bfloat16" else options.dtype, device)
-
-
-def _block_bytes(shard: Shard, itemsize: int) -> int:
-    return len(shard.layers) * 2 * shard.kv_heads * shard.config.head_dim * BLOCK_TOKENS * itemsize
 
 
 def _size_bytes(shard: Shard) -> int:

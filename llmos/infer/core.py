@@ -9,23 +9,25 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmos.errors import DeadlineError, EngineError, LlmosError
+from llmos.errors import DeadlineError, LlmosError
 from llmos.infer.assemble import step_of
 from llmos.infer.batching import Batching
 from llmos.infer.blocks import Blocks
+from llmos.infer.compiling import Compiling
 from llmos.infer.entry import Batch, Entry, Part
-from llmos.infer.grammar import Grammars, Matcher
+from llmos.infer.grammar import Matcher
 from llmos.infer.messages import CoreRequest, Outcome
 from llmos.infer.meter import Meter
 from llmos.infer.sampling import Sampled, Sampler
+from llmos.infer.speculative import Speculation
 from llmos.infer.step import BLOCK_TOKENS, Runner
 from llmos.infer.trial import trial
 from llmos.models import Tokenizer
@@ -62,6 +64,7 @@ class EngineCore:
     """Generates with ``runner``, whose cache it manages. ``better``, if it comes, takes the place of ``runner``.
 
     ``tokenizer`` is called when the first grammar is compiled, in a thread of its own; ``about`` is part of the stats.
+    A ``speculation`` is made for the core's sampler.
 
     What concerns one request is its outcome; :meth:`step` raises what concerns all of them, and then it is over.
     """
@@ -74,11 +77,12 @@ class EngineCore:
         tokenizer: Callable[[], Tokenizer],
         about: Mapping[str, Any] | None = None,
         better: Future[Runner] | None = None,
+        speculation: Callable[[Sampler], Speculation] | None = None,
     ) -> None:
         self._sampler, self._limits, self._better = Sampler(), limits, better
-        self._tokenizer, self._given = tokenizer, dict(about or {})
-        self._grammars: Grammars | None = None
-        self._compiling: dict[str, tuple[CoreRequest, Future[Matcher]]] = {}
+        self._speculation = None if speculation is None else speculation(self._sampler)
+        self._given = dict(about or {})
+        self._compiling = Compiling(tokenizer)
         self._live: dict[str, _Live] = {}
         self._flight: deque[Batch] = deque()
         self._news: list[Outcome] = []
@@ -94,20 +98,19 @@ class EngineCore:
 
     def add(self, request: CoreRequest) -> None:
         """Begin with ``request`` in the next step that has room. What is wrong with it becomes its outcome."""
-        grammar = request.sampling.grammar
-        if grammar is None:
+        if request.sampling.grammar is None:
             self._begin(request, None)
-            return
-        if self._grammars is None:
-            self._grammars = Grammars(self._tokenizer, request.ends)
-        self._compiling[request.id] = request, self._grammars.start(grammar)
+        else:
+            self._compiling.add(request)
 
     def cancel(self, id: str) -> None:
         """Forget the request: its blocks are free now, or after the step they are used in. None such: nothing."""
-        self._compiling.pop(id, None)
+        self._compiling.remove(id)
         if self._live.pop(id, None) is not None:
             self._batching.cancel(id)
             self._sampler.remove(id)
+            if self._speculation is not None:
+                self._speculation.remove(id)
 
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
@@ -138,13 +141,15 @@ class EngineCore:
             "blocks": self._blocks.count,
             "blocks_free": self._blocks.free,
             **self._meter.stats(),
+            **({} if self._speculation is None else self._speculation.stats()),
             **self._about,
         }
 
     def close(self) -> None:
         """End the runner."""
-        if self._grammars is not None:
-            self._grammars.close()
+        self._compiling.close()
+        if self._speculation is not None:
+            self._speculation.close()
         self._runner.close()
 
     def _begin(self, request: CoreRequest, matcher: Matcher | None) -> None:
@@ -169,21 +174,16 @@ class EngineCore:
         self._live[request.id] = _Live(ends, entry)
 
     def _take_compiled(self) -> None:
-        """Begin with those whose grammar is ready; wait a moment for one if there is nothing else to do."""
-        if not self._compiling:
-            return
-        if not (self._live or self._flight or self._news):
-            wait([future for _, future in self._compiling.values()], GRAMMAR_S, FIRST_COMPLETED)
-        for request, future in [one for one in self._compiling.values() if one[1].done()]:
-            del self._compiling[request.id]
-            error = future.exception()
-            if error is None:
-                self._begin(request, future.result())
+        """Begin with those whose grammar is ready."""
+        idle = not (self._live or self._flight or self._news)
+        for request, matcher in self._compiling.take(GRAMMAR_S if idle else 0.0):
+            if isinstance(matcher, LlmosError):
+                self._news.append(Outcome(request.id, error=matcher))
             else:
-                self._news.append(Outcome(request.id, error=_of_request(error)))
+                self._begin(request, matcher)
 
     def _use(self, runner: Runner) -> None:
-        """Go on with ``runner``, whose cache is empty."""
+        """Go on with ``runner``, whose cache is empty, after a first step: it shows how long others may take."""
         self._runner, self._about = runner, {**runner.stats(), **self._given}
         limits = self._limits
         self._blocks = Blocks(runner.blocks, limits.prefix_cache)
@@ -194,10 +194,6 @@ class EngineCore:
             context_length=limits.context_length,
             depth=runner.depth,
         )
-        self._warm_up()
-
-    def _warm_up(self) -> None:
-        """A step of one block, to do now what is only done once, and to know how long steps may take."""
         began_s = time.monotonic()
         self._runner.start(trial(BLOCK_TOKENS))
         self._runner.finish()
@@ -221,6 +217,8 @@ class EngineCore:
 
     def _start(self, outcomes: list[Outcome]) -> None:
         while len(self._flight) < self._runner.depth:
+            if self._speculation is not None:
+                self._draft(self._speculation)
             batch = self._batching.next_batch(time.monotonic())
             self._meter.preempted(len(batch.preempted))
             for entry in batch.expired:
@@ -236,23 +234,36 @@ class EngineCore:
             self._runner.start(step_of(batch))
             self._flight.append(batch)
 
+    def _draft(self, speculation: Speculation) -> None:
+        ready = [entry for entry in self._batching.running if entry.decoding and not entry.in_flight]
+        drafts = speculation.propose([(entry.id, entry.tokens) for entry in ready])
+        for entry in ready:
+            entry.drafts = drafts.get(entry.id, ())
+
     def _finish(self, outcomes: list[Outcome]) -> None:
         """Choose the tokens after the oldest step."""
         batch = self._flight.popleft()
         wanted, logits_LV = self._alive(batch, self._runner.finish())
-        drafts = sum(len(part.entry.drafts) for part in wanted)
         new = self._chosen(wanted, logits_LV) if wanted else []
         for outcome in new:
             if outcome.error is not None:
                 self.cancel(outcome.id)  # before its batch is settled: nothing of it is kept
         got = {outcome.id: outcome.tokens for outcome in new if outcome.error is None}
+        if self._speculation is not None:
+            self._learn(self._speculation, batch, got)
         self._batching.settle(batch, got)
         for outcome in new:
             if outcome.reason is not None:
                 self.cancel(outcome.id)
-        tokens = sum(map(len, got.values()))
-        self._meter.stepped(tokens, drafts, tokens - len(got))
+        self._meter.stepped(sum(map(len, got.values())))
         outcomes += new
+
+    def _learn(self, speculation: Speculation, batch: Batch, got: Mapping[str, Sequence[int]]) -> None:
+        for part in batch.parts:
+            if (tokens := got.get(part.entry.id)) is not None:
+                speculation.settle(part.entry.id, len(part.entry.drafts), len(tokens) - 1)
+        if all(part.logits == part.count for part in batch.parts) and self._began_s is not None:
+            speculation.stepped(sum(part.count for part in batch.parts), time.monotonic() - self._began_s)
 
     def _alive(self, batch: Batch, logits_LV: Tensor) -> tuple[list[Part], Tensor]:
         """The parts whose next token is wanted and that were not cancelled since, and their logits."""
@@ -287,10 +298,3 @@ def _late(entry: Entry) -> DeadlineError:
     got = len(entry.tokens) - entry.prompt
     what = f"the answer was not complete by its deadline: {got} of {entry.limit - entry.prompt} tokens were made"
     return DeadlineError(what, hint="Allow more time, or ask for fewer tokens.")
-
-
-def _of_request(error: BaseException) -> LlmosError:
-    if isinstance(error, LlmosError):
-        return error
-    _log.error("a request failed", exc_info=error)
-    return EngineError(f"the request failed: {type(error).__name__}: {error}", hint="See the log.")

@@ -19,7 +19,6 @@ class Meter:
         self._clock = clock
         self._steps = self._tokens = self._preemptions = 0
         self._prompt_tokens = self._prefix_tokens = 0
-        self._drafts = self._accepted = 0
         self._marks: deque[tuple[float, int]] = deque()  # (time in s, tokens by then)
 
     def began(self, prompt: int, cached: int) -> None:
@@ -31,12 +30,10 @@ class Meter:
         """So many had to give their blocks back."""
         self._preemptions += count
 
-    def stepped(self, tokens: int, drafts: int, accepted: int) -> None:
-        """A step is over: ``tokens`` were chosen; so many were guessed before, and so many guesses were right."""
+    def stepped(self, tokens: int) -> None:
+        """A step is over, and so many tokens were chosen."""
         self._steps += 1
         self._tokens += tokens
-        self._drafts += drafts
-        self._accepted += accepted
         now = self._clock()
         if not self._marks or now - self._marks[-1][0] >= _MARK_S:
             self._marks.append((now, self._tokens))
@@ -44,14 +41,13 @@ class Meter:
                 self._marks.popleft()
 
     def stats(self) -> dict[str, Any]:
-        """JSON-able. Shares are of all prompt tokens and of all guesses; None where there were none."""
+        """JSON-able. ``prefix_hit_rate`` is of all tokens of prompts; None before the first."""
         return {
             "steps": self._steps,
             "tokens_per_s": round(self._rate(), 1),
             "preemptions": self._preemptions,
             "prefix_tokens": self._prefix_tokens,
-            "prefix_hit_rate": _share(self._prefix_tokens, self._prompt_tokens),
-            "speculation_acceptance": _share(self._accepted, self._drafts),
+            "prefix_hit_rate": self._prefix_tokens / self._prompt_tokens if self._prompt_tokens else None,
         }
 
     def _rate(self) -> float:
@@ -60,7 +56,3 @@ class Meter:
         if not marks or now == marks[0][0]:
             return 0.0
         return (self._tokens - marks[0][1]) / (now - marks[0][0])
-
-
-def _share(part: int, whole: int) -> float | None:
-    return round(part / whole, 4) if whole else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,9 +30,13 @@ def answer(prompt: Sequence[int], count: int) -> list[int]:
 
 
 class PageRunner:
-    """Writes tokens where keys and values would be, and reads them back; ``broken`` is raised, ``nan_at`` spoils."""
+    """Writes tokens where keys and values would be, and ``follow`` gets what is read back.
 
-    def __init__(self, blocks: int = 64, depth: int = 1) -> None:
+    ``broken`` is raised; after the token ``nan_after``, logits are no numbers.
+    """
+
+    def __init__(self, blocks: int = 64, depth: int = 1, follow: Callable[[Sequence[int]], int] = following) -> None:
+        self.follow = follow
         self.vocab_size, self.blocks, self.depth = VOCAB, blocks, depth
         self.pages = np.full((blocks, BLOCK_TOKENS), -1)
         self.started: deque[Step] = deque()
@@ -56,7 +60,7 @@ class PageRunner:
                 at = int(step.positions_N[n])
                 self.pages[step.blocks_SM[s, at // BLOCK_TOKENS], at % BLOCK_TOKENS] = step.tokens_N[n]
                 seen = self.pages[step.blocks_SM[s, : at // BLOCK_TOKENS + 1]].ravel()[: at + 1]
-                logits_NV[n, following(seen)] = 9.0
+                logits_NV[n, self.follow(seen)] = 9.0
                 if step.tokens_N[n] == self.nan_after:
                     logits_NV[n, 3] = math.nan
         return logits_NV[torch.from_numpy(step.logits_at_L).long()]

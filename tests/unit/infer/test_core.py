@@ -14,10 +14,12 @@ import pytest
 from llmos.errors import ContextLengthError, DeadlineError, EngineError, UsageError
 from llmos.infer import core as core_module
 from llmos.infer.core import EngineCore, Limits
+from llmos.infer.lookup import PromptLookup
 from llmos.infer.messages import CoreRequest, Outcome
 from llmos.infer.request import Grammar, SamplingParams
+from llmos.infer.speculative import Speculation, StepCost
 from llmos.models import Tokenizer
-from tests.unit.infer.fakes import PageRunner, answer
+from tests.unit.infer.fakes import PageRunner, answer, following
 
 _ids = map(str, itertools.count())
 
@@ -226,3 +228,26 @@ def test_a_step_that_takes_too_long_is_known(monkeypatch: pytest.MonkeyPatch) ->
     core.step()
     assert seen[0] is None and seen[1] == pytest.approx(core_module.HANG_S + 1, abs=0.5)
     assert core.overdue_s() is None
+
+
+def test_drafts_change_no_token_and_save_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two answers, one repeats its prompt, which lookup foresees."""
+    monkeypatch.setattr(StepCost, "per_token_s", 0.0)  # then drafts always pay
+    monkeypatch.setattr(StepCost, "seconds", lambda *_: 1.0)
+    repeats, other = tuple(range(50, 60)) * 3, (1, 2, 3)
+    steps = []
+    for speculation in (None, lambda _: Speculation(PromptLookup(), 4)):
+        runner = PageRunner(
+            follow=lambda tokens: int(tokens[-10]) if tokens[0] == 50 and len(tokens) > 29 else following(tokens)
+        )
+        core = _core(runner, speculation=speculation)
+        asked = [_request(repeats, 60), _request(other, 15)]
+        for request in asked:
+            core.add(request)
+        found = _run(core)
+        assert _tokens(found[asked[0].id]) == list(repeats) * 2
+        assert _tokens(found[asked[1].id]) == answer(other, 15)
+        assert core.stats()["blocks_free"] == 64
+        steps.append(runner.steps)
+    assert core.stats()["drafts_accepted"] > 40
+    assert steps[1] < steps[0] / 2
