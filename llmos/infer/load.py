@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from llmos.errors import ModelError
-from llmos.files import read_json
 from llmos.infer.shard import LayerShard, Matrix, Shard
 from llmos.infer.split import FEATURES, Split, aligned, split
 from llmos.models.config import ModelConfig
@@ -51,7 +50,7 @@ def load_shard(
     """
     directory = Path(directory)
     config = ModelConfig.load(directory)
-    quantization = Quantization.from_hf(read_json(directory / "config.json").get("quantization_config"))
+    quantization = Quantization.load(directory)
     found = headers(directory, config, quantization)
     quantum = max(FEATURES, quantization.group) if quantization else FEATURES
     with ExitStack() as stack:

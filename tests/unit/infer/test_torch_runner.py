@@ -19,6 +19,7 @@ from llmos.infer.step import BLOCK_TOKENS, Step
 from llmos.infer.torch_runner import TorchRunner
 from llmos.models import Transformer, weights
 from llmos.models.quantization import Quantization
+from llmos.models.rope_config import YarnScaling
 from tests.unit.infer.quantized import write_quantized
 from tests.unit.infer.steps import BLOCKS, Script, computed, expected, worst
 from tests.unit.models.small import make
@@ -44,6 +45,10 @@ def save(tmp_path: Path) -> Save:
         {},
         {"tie_embeddings": False, "num_kv_heads": 8},
         {"num_heads": 3, "num_kv_heads": 1, "head_dim": 32},
+        {"architecture": "qwen2", "attention_bias": True},
+        {"architecture": "qwen3", "qk_norm": True},
+        {"architecture": "mistral", "sliding_window": 20},
+        {"rope_scaling": YarnScaling(factor=4.0, original_max_position=32)},
     ],
     ids=str,
 )
