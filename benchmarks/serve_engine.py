@@ -13,6 +13,9 @@ from benchmarks.serve_load import NEW_TOKENS, Load, Prompt
 from llmos.infer.local import LocalEngine
 from llmos.infer.request import GenerationRequest, SamplingParams
 
+CACHE_BYTES = 1 << 30
+"""For the key-value cache, as vLLM gets it: several engines are in memory at once."""
+
 _ids = itertools.count()
 
 
@@ -20,7 +23,7 @@ class InProcess:
     """A :class:`benchmarks.serve_contenders.Contender`. ``options`` are LocalEngine's; its core has a process."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
-        self.engine = LocalEngine(directory, process=True, **options)
+        self.engine = LocalEngine(directory, process=True, **{"memory_bytes": CACHE_BYTES, **options})
         self.answers: list[tuple[int, ...]] = []
 
     def run(self, asked: Sequence[Prompt], concurrency: int, new: int = NEW_TOKENS) -> Load:

@@ -63,14 +63,14 @@ def spec_decode(options: Options) -> Measured:
             for engine, found in zip(both, rates, strict=True):
                 found.append(engine.run(asked, 1, new=128).rate)
         same = both[0].answers == both[1].answers
-        accepted = both[0].engine.stats().get("acceptance_rate")
+        accepted = both[0].engine.stats().get("draft_acceptance")
     finally:
         _close(both)
     if not same:
         raise RuntimeError("the answers differ with guessed tokens: expected the same")
     with_it, without = map(statistics.median, rates)
     ratio = statistics.median(fast / slow for fast, slow in zip(*rates, strict=True))
-    also = {} if accepted is None else {"acceptance_rate": float(accepted)}
+    also = {} if accepted is None else {"draft_acceptance": float(accepted)}
     why = f"{len(asked)} beginnings of files, 128 tokens each, one at a time, {_LOOKED_UP} guessed; same text"
     return Measured(with_it, without, ratio, why, also=also)
 
