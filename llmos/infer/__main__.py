@@ -1,7 +1,7 @@
 """A model without a cluster.
 
-    python -m llmos.infer MODEL_DIR PROMPT [--chat]      print the answer as it comes
-    python -m llmos.infer MODEL_DIR --serve              OpenAI's API on http://127.0.0.1:8000/v1
+    python -m llmos.infer MODEL_DIR --prompt TEXT [--chat]      print the answer as it comes
+    python -m llmos.infer MODEL_DIR --serve                     OpenAI's API on http://127.0.0.1:8000/v1
 
 The server asks for the key in ``LLMOS_API_KEY``; without one it makes a key and prints it, once.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import secrets
 import sys
@@ -19,30 +20,34 @@ import uvicorn
 
 from llmos.errors import LlmosError, UsageError
 from llmos.infer.local import LocalEngine
+from llmos.infer.options import DTYPES, RUNNERS
 from llmos.infer.request import GenerationRequest, SamplingParams
 from llmos.serving import standalone
 from llmos.settings import ENV_KEY
 
 _SHUTDOWN_S = 5
+_OPTIONS = (
+    *("context_length", "dtype", "device", "runner", "threads", "max_batch", "token_budget"),
+    *("tp", "pp", "speculative", "draft"),
+)
+"""Arguments that are the engine's."""
 
 
 def main() -> int:
     """Returns the exit code: 0, or that of the error, which goes to stderr."""
     args = _arguments()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llmos").setLevel(logging.INFO)
     try:
-        if args.serve == (args.prompt is not None):
+        prompts = [prompt for prompt in (args.prompt, args.text) if prompt is not None]
+        if len(prompts) + args.serve != 1:
             raise UsageError("expected a prompt, or `--serve` and no prompt")
-        engine = LocalEngine(
-            args.model_dir,
-            context_length=args.context_length,
-            dtype=args.dtype,
-            device=args.device,
-            threads=args.threads,
-        )
+        chosen = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
+        engine = LocalEngine(args.model_dir, process=args.serve, **chosen)
         if args.serve:
             _serve(args, engine)
         else:
-            asyncio.run(_print(args, engine))
+            asyncio.run(_print(args, prompts[0], engine))
             engine.close()
     except LlmosError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,12 +57,12 @@ def main() -> int:
     return 0
 
 
-async def _print(args: argparse.Namespace, engine: LocalEngine) -> None:
+async def _print(args: argparse.Namespace, prompt: str, engine: LocalEngine) -> None:
     tokenizer = engine.tokenizer
     if args.chat:
-        tokens = tokenizer.encode_chat([{"role": "user", "content": args.prompt}])
+        tokens = tokenizer.encode_chat([{"role": "user", "content": prompt}])
     else:
-        tokens = tokenizer.encode(args.prompt, add_special_tokens=True)
+        tokens = tokenizer.encode(prompt, add_special_tokens=True)
     params = SamplingParams(args.max_tokens, args.temperature, top_p=args.top_p, seed=args.seed)
     async for event in engine.generate(GenerationRequest("cli", tuple(tokens), params)):
         print(event.text, end="", flush=True)
@@ -78,16 +83,24 @@ def _serve(args: argparse.Namespace, engine: LocalEngine) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m llmos.infer", description="Generate with a model, without a cluster.")
     parser.add_argument("model_dir", help="a model in the Hugging Face layout")
-    parser.add_argument("prompt", nargs="?", help="the text to continue")
+    parser.add_argument("text", nargs="?", help="the prompt, without --prompt")
+    parser.add_argument("--prompt", help="the text to continue")
     parser.add_argument("--chat", action="store_true", help="the prompt is a message in a chat")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--seed", type=int, help="same seed, same answer")
     parser.add_argument("--context-length", type=int, help="tokens of prompt and answer (default: the model's)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="CPU cores to compute with")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: auto)")
+    parser.add_argument("--device", help="cpu (default), cuda, cuda:1 …")
+    parser.add_argument("--runner", choices=RUNNERS, help="what computes (default: auto)")
+    parser.add_argument("--threads", type=int, help="CPU cores to compute with (default: as many as make it fastest)")
+    parser.add_argument("--max-batch", type=int, help="sequences at once")
+    parser.add_argument("--token-budget", type=int, help="tokens of a step, prompts' included")
+    parser.add_argument("--tp", type=int, help="processes that share each layer")
+    parser.add_argument("--pp", type=int, help="processes that share the layers")
+    parser.add_argument("--speculative", type=int, help="tokens to guess in each step (default: none)")
+    parser.add_argument("--draft", help="a smaller model that guesses (default: looked up in the text)")
     parser.add_argument("--serve", action="store_true", help="answer HTTP requests instead of a prompt")
     parser.add_argument("--name", help="the model's name in requests (default: the directory's)")
     parser.add_argument("--host", default="127.0.0.1")

@@ -17,9 +17,10 @@ from tests.unit.infer.small import CONTEXT, request, running, whole
 PROMPTS = [(5, 6, 7), (300,), tuple(range(40, 90)), (9, 8), (17,) * 20, (100, 200, 300, 31, 32)]
 
 
-async def test_greedy_tokens_are_those_of_transformers(model_dir: Path) -> None:
+@pytest.mark.parametrize("runner", ["torch", "native"])
+async def test_greedy_tokens_are_those_of_transformers(model_dir: Path, runner: str) -> None:
     theirs = transformers.LlamaForCausalLM.from_pretrained(model_dir).eval()
-    async with running(model_dir) as engine:
+    async with running(model_dir, runner=runner) as engine:
         answers = await asyncio.gather(*[whole(engine, request(p, ignore_eos=False, max_tokens=64)) for p in PROMPTS])
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         inputs = torch.tensor([prompt])

@@ -23,17 +23,20 @@ async def _expected(model_dir: Path, chat: bool) -> str:
         return (await whole(engine, request(tuple(tokens), max_tokens=9, ignore_eos=False))).text
 
 
-@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("more", [["def step("], ["--prompt", "def step("], ["--prompt", "def step(", "--chat"]])
 def test_prints_the_answer(
-    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], chat: bool
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
-    expected = asyncio.run(_expected(model_dir, chat))
-    options = ["--max-tokens", 9, "--temperature", 0, "--dtype", "float32", *(["--chat"] if chat else [])]
-    assert _run(monkeypatch, model_dir, "def step(", *options) == 0
+    expected = asyncio.run(_expected(model_dir, "--chat" in more))
+    options = ["--max-tokens", 9, "--temperature", 0, "--dtype", "float32", "--runner", "torch", "--threads", 1]
+    assert _run(monkeypatch, model_dir, *more, *options) == 0
     assert capsys.readouterr().out == expected + "\n"
 
 
-@pytest.mark.parametrize(("extra", "code", "message"), [([], 2, "expected a prompt"), (["x"], 1, "there is no")])
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [([], 2, "expected a prompt"), (["x", "--prompt", "y"], 2, "expected a prompt"), (["x"], 1, "there is no")],
+)
 def test_errors(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
