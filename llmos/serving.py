@@ -15,14 +15,16 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from llmos.errors import AuthError
+from llmos.errors import AuthError, UsageError
 from llmos.infer.engine import Engine
 from llmos.infer.local import LocalEngine
-from llmos.infer.request import GenerationRequest, SamplingParams, TokenEvent
+from llmos.infer.request import GenerationRequest, Grammar, SamplingParams, TokenEvent
 from llmos.models import Tokenizer
 from llmos.openai.replies import ModelCard, Piece, Token, model_card, reply_to, usage
 from llmos.openai.schema import SEED_BITS, ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
+from llmos.openai.structure import Constraint
+from llmos.openai.tools import BEGIN, END, ToolParser, calls
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default; chats may fill the context
 
@@ -34,6 +36,7 @@ class EngineBackend:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
         self._engine, self._tokenizer = engine, tokenizer
+        self._form = _ToolForm(tokenizer)
         self._card = model_card(name, int(time.time()))
 
     async def models(self) -> Sequence[ModelCard]:
@@ -43,28 +46,46 @@ class EngineBackend:
     async def answer(self, request: CompletionRequest | ChatRequest) -> AsyncGenerator[bytes, None]:
         """Server-sent events or one JSON document. Raises what the engine and the tokenizer raise."""
         reply = reply_to(request)
-        prompts = await asyncio.to_thread(_prompts, request, self._tokenizer)
+        prompts = await asyncio.to_thread(self.prompts, request)
         n = request.n or 1
-        params = [sampling(request, index) for index in range(n)]
+        constraint = self._form.constraint(request)
+        params = [sampling(request, index, constraint, self._form.stops(request)) for index in range(n)]
         asked = [
             GenerationRequest(f"{reply.id}-{i}-{j}", prompts[i], params[j])
             for i in range(len(prompts))
             for j in range(n)
         ]
         echoes = self._echoes(request, prompts, n)
+        parsers = [self._form.parser(request) for _ in asked]
         latest: dict[int, TokenEvent] = {}
-        async with aclosing(_together([self._engine.generate(one) for one in asked])) as events:
-            async for index, event in events:
-                before = latest.get(index)
-                latest[index] = event if before is None or request.stream else before.then(event)
-                echo = echoes[index] if before is None else ""
-                if request.stream and (chunk := reply.chunk(index, self._piece(event, echo))):
-                    yield chunk
+        try:
+            async with aclosing(_together([self._engine.generate(one) for one in asked])) as events:
+                async for index, event in events:
+                    before = latest.get(index)
+                    latest[index] = event if before is None or request.stream else before.then(event)
+                    echo = echoes[index] if before is None else ""
+                    if request.stream and (chunk := reply.chunk(index, self._piece(event, echo, parsers[index]))):
+                        yield chunk
+        except UsageError as error:
+            if constraint is not None and error.param == "grammar":
+                raise UsageError(error.message, hint=error.hint, param=constraint.field) from error
+            raise
         counts = usage(sum(map(len, prompts)), sum(event.completion_tokens for event in latest.values()))
         if request.stream:
             yield reply.end(counts)
         else:
-            yield reply.whole([self._piece(latest[i], echo) for i, echo in enumerate(echoes)], counts)
+            pieces = [self._piece(latest[i], echo, parsers[i]) for i, echo in enumerate(echoes)]
+            yield reply.whole(pieces, counts)
+
+    def prompts(self, request: CompletionRequest | ChatRequest) -> list[tuple[int, ...]]:
+        """The tokens of each prompt. Raises what the tokenizer raises."""
+        tokenizer = self._tokenizer
+        if isinstance(request, ChatRequest):
+            tools = [tool.plain for tool in request.offered]
+            return [tuple(tokenizer.encode_chat([message.plain for message in request.messages], tools=tools))]
+        nothing = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]  # a new document begins
+        given = [tokenizer.encode(p, add_special_tokens=True) if isinstance(p, str) else p for p in request.prompts]
+        return [tuple(tokens or nothing) for tokens in given]
 
     def _echoes(self, request: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], n: int) -> list[str]:
         """What each answer begins with: its prompt, if that was asked for."""
@@ -74,18 +95,61 @@ class EngineBackend:
         texts = [text if isinstance(text, str) else self._tokenizer.decode(tokens) for text, tokens in given]
         return [text for text in texts for _ in range(n)]
 
-    def _piece(self, event: TokenEvent, echo: str) -> Piece:
+    def _piece(self, event: TokenEvent, echo: str, parser: ToolParser | None) -> Piece:
         tokens = tuple(
             Token(self._spelling(token.token), token.logprob, tuple(Token(self._spelling(t), p) for t, p in token.top))
             for token in event.logprobs
         )
-        return Piece(echo + event.text, tokens or None, event.finish_reason)
+        if parser is None:
+            return Piece(echo + event.text, tokens or None, event.finish_reason)
+        text, found = parser.push(event.text)
+        if event.finish_reason is None:
+            return Piece(text, tokens or None, None, tuple(found))
+        more, last = parser.finish()
+        reason = "tool_calls" if parser.found and event.finish_reason == "stop" else event.finish_reason
+        return Piece(text + more, tokens or None, reason, (*found, *last))
 
     def _spelling(self, token: int) -> bytes:
         return self._tokenizer.spelling(token)
 
 
-def sampling(request: CompletionRequest | ChatRequest, index: int) -> SamplingParams:
+class _ToolForm:
+    """How the model of ``tokenizer`` writes calls of tools, as its chat template says."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        template = tokenizer.chat_template
+        controls = {tokenizer.spelling(token).decode() for token in tokenizer.control_ids}
+        self._tagged = BEGIN in template and not controls & {BEGIN, END}  # control tokens have no text to look at
+        self._arguments = "parameters" if '"parameters"' in template else "arguments"
+
+    def constraint(self, request: CompletionRequest | ChatRequest) -> Constraint | None:
+        """The grammar of the answers to ``request``: that of calls, if one is required."""
+        if isinstance(request, ChatRequest) and request.required:
+            parallel = request.parallel_tool_calls is not False
+            return calls(request.required, tagged=self._tagged, parallel=parallel, arguments=self._arguments)
+        return request.constraint
+
+    def parser(self, request: CompletionRequest | ChatRequest) -> ToolParser | None:
+        """What finds the calls in an answer, if there may be some."""
+        if not isinstance(request, ChatRequest) or not request.offered:
+            return None
+        if not (self._tagged or request.required):
+            what = (
+                f"`tool_choice` is auto, and calls are only told from text by {BEGIN}, which this model does not write"
+            )
+            raise UsageError(what, hint="Set it to none, required or a function.", param="tool_choice")
+        return ToolParser(tagged=self._tagged)
+
+    def stops(self, request: CompletionRequest | ChatRequest) -> tuple[str, ...]:
+        """Where the text of an answer ends: after one call, if that is all there may be."""
+        if not isinstance(request, ChatRequest) or request.parallel_tool_calls is not False or request.required:
+            return request.stops
+        return (*request.stops, END) if request.offered and self._tagged else request.stops
+
+
+def sampling(
+    request: CompletionRequest | ChatRequest, index: int, constraint: Constraint | None, stops: tuple[str, ...]
+) -> SamplingParams:
     """The engine's parameters for answer ``index`` of ``request``; with a seed, each answer has one of its own."""
     if isinstance(request, ChatRequest):
         max_tokens = request.max_completion_tokens or request.max_tokens
@@ -94,7 +158,16 @@ def sampling(request: CompletionRequest | ChatRequest, index: int) -> SamplingPa
         max_tokens, logprobs = request.max_tokens or DEFAULT_COMPLETION_TOKENS, request.logprobs
     given = {name: value for name in _PASSED_ON if (value := getattr(request, name)) is not None}
     seed = None if request.seed is None else request.seed % 2**SEED_BITS + (index << SEED_BITS)
-    return SamplingParams(max_tokens=max_tokens, seed=seed, stop=request.stops, logprobs=logprobs, **given)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=seed,
+        stop=stops,
+        logprobs=logprobs,
+        logit_bias=request.biases,
+        stop_token_ids=frozenset(request.stop_token_ids or ()),
+        grammar=None if constraint is None else Grammar(constraint.kind, constraint.text),
+        **given,
+    )
 
 
 _PASSED_ON = (
@@ -106,6 +179,7 @@ _PASSED_ON = (
     "frequency_penalty",
     "presence_penalty",
     "ignore_eos",
+    "min_tokens",
 )
 
 
@@ -131,14 +205,6 @@ def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
         return JSONResponse({"healthy": found["healthy"]}, 200 if found["healthy"] else 503)
 
     return app
-
-
-def _prompts(request: CompletionRequest | ChatRequest, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    if isinstance(request, ChatRequest):
-        return [tuple(tokenizer.encode_chat([message.plain for message in request.messages]))]
-    nothing = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]  # a new document begins
-    given = [tokenizer.encode(p, add_special_tokens=True) if isinstance(p, str) else p for p in request.prompts]
-    return [tuple(tokens or nothing) for tokens in given]
 
 
 async def _together(streams: Sequence[AsyncIterator[TokenEvent]]) -> AsyncGenerator[Indexed, None]:

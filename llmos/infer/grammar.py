@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 MAX_COMPILED, MAX_COMPILED_CHARS = 128, 4 * 2**20
 """Compiled grammars that are kept, and the characters of their texts together."""
 
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{0,40}"
-"""Between the tokens of JSON: enough for indentation, and no place where a model stays for ever."""
+_WHITESPACE = r"(\x20|\x0A[\x20\x09]{0,32})?"
+"""Between the tokens of JSON: a blank, or a new line with its indentation. A model must not stay there for ever."""
 
 _JSON: JsonCompileOptions = {"whitespace_pattern": _WHITESPACE}
 _LEXER_STATES = 50_000  # 1 to 2 kB each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -31,16 +32,22 @@ class ChatTemplate:
     def __init__(self, source: str, special: Mapping[str, str]) -> None:
         """Raises ModelError for a template that cannot be compiled."""
         self.source, self._special = source, dict(special)
+        self._takes_tools = re.search(r"\btools\b", source) is not None
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
             raise ModelError(f"the model's chat template is broken: {error}", hint="Repair the template.") from error
 
-    def render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
+    def render(self, messages: Messages, add_generation_prompt: bool = True, tools: Messages = ()) -> str:
         """The text of ``messages`` and, if asked, the beginning of the answer. Each ``content`` is one text, or None.
 
-        Raises UsageError for messages the template does not take, ModelError when it leaves the sandbox.
+        ``tools`` are described as OpenAI does. Raises UsageError for what the template does not take, ModelError when
+        it leaves the sandbox.
         """
+        called = any("tool_calls" in message or message.get("role") == "tool" for message in messages)
+        if (tools and not self._takes_tools) or (called and "tool" not in self.source):
+            what = "the model's chat template knows no tools: expected a chat without tools and calls"
+            raise UsageError(what, hint="Use a model that was tuned for tools.", param="tools" if tools else "messages")
         for number, message in enumerate(messages):
             # Parts of a text could be control tokens once a template joins them.
             if not isinstance(message.get("content"), str | None):
@@ -48,7 +55,7 @@ class ChatTemplate:
                 raise UsageError(what, hint="Join its parts.", param=f"messages[{number}].content")
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special
+                messages=messages, add_generation_prompt=add_generation_prompt, tools=tools or None, **self._special
             )
         except SecurityError as error:
             what = f"the model's chat template does what the sandbox forbids: {error}"

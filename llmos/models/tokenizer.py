@@ -113,20 +113,25 @@ class Tokenizer:
         """A decoder for one text whose tokens come one by one."""
         return StreamDecoder(self)
 
-    def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True, tools: Messages = ()) -> str:
         """The text of a chat, to look at; :meth:`encode_chat` gives its tokens. Raises UsageError and ModelError."""
         if self._template is None:
             what = "the model has no chat template: expected one in tokenizer_config.json or chat_template.jinja"
             raise UsageError(what, hint="Use completions, or a model that was tuned for chat.", param="messages")
-        return self._template.render(messages, add_generation_prompt)
+        return self._template.render(messages, add_generation_prompt, tools)
 
-    def encode_chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
-        """The tokens of a chat. Control tokens are those the template writes; in a message they are only text.
+    @property
+    def chat_template(self) -> str:
+        """The source of the chat template; empty if there is none."""
+        return "" if self._template is None else self._template.source
+
+    def encode_chat(self, messages: Messages, add_generation_prompt: bool = True, tools: Messages = ()) -> list[int]:
+        """The tokens of a chat. Control tokens are those the template writes; in messages and tools they are only text.
 
         Where a message spells one, the template gets a stand-in no message can know. Raises UsageError and ModelError.
         """
-        guarded, nonce = self._guarded(messages)
-        return self._encode_rendered(self.apply_chat_template(guarded, add_generation_prompt), nonce)
+        (guarded, known), nonce = self._guarded((messages, tools))
+        return self._encode_rendered(self.apply_chat_template(guarded, add_generation_prompt, known), nonce)
 
     def encode_turns(self, messages: Messages) -> list[tuple[list[int], list[int]]]:
         """The tokens of a chat, cut at the assistant's turns: pairs of what comes before an answer, and the answer.
@@ -151,7 +156,7 @@ class Tokenizer:
                 end = len(after)
         return turns + ([(self._encode_rendered(whole[end:], nonce), [])] if whole[end:] else [])
 
-    def _guarded(self, messages: Messages) -> tuple[list[Any], str]:
+    def _guarded(self, messages: Sequence[Any]) -> tuple[list[Any], str]:
         """``messages`` with a stand-in for each control token that they spell, and the nonce that begins it."""
         nonce = secrets.token_hex(16)
         return _replaced(

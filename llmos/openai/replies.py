@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.sse import DONE, encode, sse
+from llmos.openai.tools import ToolCall
 
 
 class Usage(TypedDict):
@@ -55,11 +56,12 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """More of one answer, or all of it. ``tokens`` is None unless logprobs were asked for."""
+    """More of one answer, or all of it. ``tokens`` is None unless logprobs were asked for; chats have ``calls``."""
 
     text: str
     tokens: tuple[Token, ...] | None = None
     finish_reason: str | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Reply(Protocol):
@@ -126,12 +128,16 @@ class ChatReply:
         self._head = {"id": self.id, "created": int(time.time()), "model": request.model}
         self._usage = request.include_usage
         self._begun: set[int] = set()
+        self._calls: dict[int, int] = {}
 
     def chunk(self, index: int, piece: Piece) -> bytes:
         events = b"" if index in self._begun else self._event(index, {"role": "assistant", "content": ""}, None, None)
         self._begun.add(index)
         if piece.text or piece.tokens:
             events += self._event(index, {"content": piece.text}, _chat_logprobs(piece.tokens), None)
+        for call in piece.calls:
+            number = self._calls[index] = self._calls.get(index, -1) + 1
+            events += self._event(index, {"tool_calls": [{"index": number, **call.wire}]}, None, None)
         return events + (self._event(index, {}, None, piece.finish_reason) if piece.finish_reason else b"")
 
     def end(self, usage: Usage) -> bytes:
@@ -141,7 +147,7 @@ class ChatReply:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": piece.text, "refusal": None},
+                "message": _message(piece),
                 "logprobs": _chat_logprobs(piece.tokens),
                 "finish_reason": piece.finish_reason,
             }
@@ -172,6 +178,13 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+
+
+def _message(piece: Piece) -> dict[str, Any]:
+    if not piece.calls:
+        return {"role": "assistant", "content": piece.text, "refusal": None}
+    called = [call.wire for call in piece.calls]
+    return {"role": "assistant", "content": piece.text or None, "refusal": None, "tool_calls": called}
 
 
 def _chat_logprobs(tokens: Sequence[Token] | None) -> dict[str, Any] | None:

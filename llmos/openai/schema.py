@@ -2,63 +2,36 @@
 
 Three kinds of fields: those that do something; those that change nothing here, such as ``user``, which are accepted;
 and those that would change the answer but are not supported, which are refused unless they ask for nothing
-(``tools: []``). Unknown fields are refused: nothing is ever ignored silently.
+(``functions: []``). Unknown fields are refused: nothing is ever ignored silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
+
+from llmos.openai.structure import Constraint, ResponseFormat, StructuredOutputs
+from llmos.openai.tools import MAX_TOOLS, EarlierCall, Tool
+from llmos.openai.wire import Hint, Unsupported, Wire
 
 MAX_CHOICES = 128
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
+MAX_BIASES, MAX_BIAS, MAX_STOP_TOKENS = 1024, 100, 128
 SEED_BITS = 64
 
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "function_call": (None, "none", "auto"),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "modalities": (None, ["text"]),
-    "prediction": (None,),
-    "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
-    "store": (None, False),
-    "suffix": (None, ""),
-    "tool_calls": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-}
-"""Fields that are not supported, and what they may say: the values that ask for nothing."""
-
-Unsupported = Annotated[Any, Field(default=None, description="not supported: leave it out")]
-Hint = Annotated[Any, Field(default=None, description="accepted; changes nothing")]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
-
-    @field_validator(*_NEUTRAL, mode="before", check_fields=False)
-    @classmethod
-    def _refuse(cls, value: Any, info: ValidationInfo) -> Any:
-        if value not in _NEUTRAL[str(info.field_name)]:
-            raise ValueError("is not supported: leave it out")
-        return value
-
-
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     """What a stream has besides text."""
 
     include_usage: bool = Field(default=False, description="a last chunk with the token counts")
     include_obfuscation: Hint
 
 
-class Request(_Wire):
+class Request(Wire):
     """What completions and chats have in common. Null means the default."""
 
     model: str = Field(description="a served model")
@@ -76,7 +49,14 @@ class Request(_Wire):
     min_p: float | None = Field(default=None, ge=0, le=1, description="not OpenAI's")
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="not OpenAI's")
     ignore_eos: bool = Field(default=False, description="go on after the end; not OpenAI's")
-    logit_bias: Unsupported
+    logit_bias: dict[str, Bias] | None = Field(
+        default=None, max_length=MAX_BIASES, description="token: what is added to its logit"
+    )
+    min_tokens: int | None = Field(default=None, ge=0, description="no end before; not OpenAI's")
+    stop_token_ids: list[int] | None = Field(
+        default=None, max_length=MAX_STOP_TOKENS, description="tokens that end the answer too; not OpenAI's"
+    )
+    structured_outputs: StructuredOutputs | None = Field(default=None, description="vLLM's, not OpenAI's")
     metadata: Hint
     prompt_cache_key: Hint
     safety_identifier: Hint
@@ -91,6 +71,24 @@ class Request(_Wire):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """(token, what is added to its logit)."""
+        return tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The grammar that answers obey."""
+        return None if self.structured_outputs is None else self.structured_outputs.constraint
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _numbered(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for token in value or {}:
+            if not (token.isascii() and token.isdigit()) or str(int(token)) != token:
+                raise ValueError(f"names a token `{token[:100]}`: expected its number")
+        return value
 
     @field_validator("stream_options")
     @classmethod
@@ -149,20 +147,37 @@ class CompletionRequest(Request):
         return value
 
 
-class Message(_Wire):
-    """One turn of a chat. Parts of a content are joined."""
+class Message(Wire):
+    """One turn of a chat. Parts of a content are joined. Only a turn that calls tools may be without content."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: list[EarlierCall] | None = None
+    tool_call_id: str | None = Field(default=None, validate_default=True, description="which call a tool answers")
+    content: str | list[dict[str, Any]] | None = Field(default=None, validate_default=True)
     name: Hint
     refusal: Hint
     audio: Unsupported
     function_call: Unsupported
-    tool_calls: Unsupported
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _of_assistants(cls, value: list[EarlierCall] | None, info: ValidationInfo) -> list[EarlierCall] | None:
+        if value and info.data.get("role") != "assistant":
+            raise ValueError("is only for the role `assistant`")
+        return value
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _of_tools(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is not None) != (info.data.get("role") == "tool"):
+            raise ValueError("is missing" if value is None else "is only for the role `tool`")
+        return value
 
     @field_validator("content", mode="before")
     @classmethod
-    def _text(cls, value: Any) -> Any:
+    def _text(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and not info.data.get("tool_calls"):
+            raise ValueError("is missing")
         if not isinstance(value, list):
             return value
         for part in value:
@@ -171,9 +186,12 @@ class Message(_Wire):
         return "".join(part["text"] for part in value)
 
     @property
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """What chat templates know: developers are the system's, as OpenAI says of its own models."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": str(self.content)}
+        found: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        if self.tool_calls:
+            found["tool_calls"] = [call.plain for call in self.tool_calls]
+        return found if self.tool_call_id is None else {**found, "tool_call_id": self.tool_call_id}
 
 
 class ChatRequest(Request):
@@ -183,18 +201,67 @@ class ChatRequest(Request):
     max_completion_tokens: int | None = Field(default=None, ge=1, description="the newer name of `max_tokens`")
     logprobs: bool | None = Field(default=None, description="report how likely each token was")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="and how likely its alternatives")
-    parallel_tool_calls: Hint
+    response_format: ResponseFormat | None = Field(default=None, description="text, or JSON that obeys a schema")
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS, description="what the model may call")
+    tool_choice: Any = Field(default=None, description="none, auto, required, or the function that must be called")
+    parallel_tool_calls: bool | None = Field(default=None, description="false: one call at most")
     audio: Unsupported
     function_call: Unsupported
     functions: Unsupported
     modalities: Unsupported
     prediction: Unsupported
     reasoning_effort: Unsupported
-    response_format: Unsupported
-    tool_choice: Unsupported
-    tools: Unsupported
     verbosity: Unsupported
     web_search_options: Unsupported
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The grammar that answers obey; calls of tools are another matter."""
+        return super().constraint or (self.response_format.constraint if self.response_format is not None else None)
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools the model may call: none if it must not."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def required(self) -> list[Tool]:
+        """The tools of which the model must call one."""
+        if isinstance(self.tool_choice, dict):
+            return [tool for tool in self.offered if tool.function.name == self.tool_choice["function"]["name"]]
+        return self.offered if self.tool_choice == "required" else []
+
+    @field_validator("response_format")
+    @classmethod
+    def _one_form(cls, value: ResponseFormat | None, info: ValidationInfo) -> ResponseFormat | None:
+        if value is not None and value.constraint is not None and info.data.get("structured_outputs") is not None:
+            raise ValueError("is not for a request with `structured_outputs`")
+        return value
+
+    @field_validator("tools")
+    @classmethod
+    def _distinct(cls, value: list[Tool] | None) -> list[Tool] | None:
+        names = [tool.function.name for tool in value or []]
+        if len(set(names)) < len(names):
+            raise ValueError("has two functions of one name")
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _possible(cls, value: Any, info: ValidationInfo) -> Any:
+        if value in (None, "none", "auto"):
+            return value
+        names = {tool.function.name for tool in info.data.get("tools") or []}
+        named = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
+        name = named.get("name") if isinstance(named, dict) else None
+        if value != "required" and not isinstance(name, str):
+            raise ValueError('is none of none, auto, required and {"type": "function", "function": {"name": …}}')
+        if not names or (name is not None and name not in names):
+            raise ValueError(f"names no function of `tools`: expected one of {', '.join(sorted(names)) or 'some'}")
+        form = info.data.get("response_format")
+        if info.data.get("structured_outputs") is not None or (form is not None and form.constraint is not None):
+            raise ValueError("is not for a request whose answers have a form already")
+        return value
 
     @field_validator("max_completion_tokens")
     @classmethod

@@ -13,6 +13,8 @@ from llmos.openai import errors
 from llmos.openai.schema import ChatRequest, CompletionRequest
 
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "x"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}, "strict": True}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -30,6 +32,8 @@ def _problem(kind: type[CompletionRequest | ChatRequest], body: dict[str, Any]) 
         {"n": None, "temperature": None, "top_p": None, "stop": None, "seed": None, "stream_options": None},
         {"stream": True, "stream_options": {"include_usage": True}},
         {"temperature": 1, "seed": -5, "stop": ["a", "b"], "frequency_penalty": 0, "logit_bias": {}},
+        {"logit_bias": {"5": -1, "17": 0.5}, "min_tokens": 3, "stop_token_ids": [4]},
+        {"structured_outputs": {"regex": "a+"}},
         {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "ignore_eos": True},
     ],
     ids=lambda extra: ",".join(extra),
@@ -42,7 +46,14 @@ def test_what_clients_send_is_taken(extra: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"the": 1}}, "logit_bias"),
+        ({"logit_bias": {"05": 1}}, "logit_bias"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
         ({"store": True}, "store"),
         ({"n": 129}, "n"),
         ({"n": 0}, "n"),
@@ -90,21 +101,35 @@ def test_completions_that_are_refused(extra: dict[str, Any], param: str) -> None
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "required", "structured_outputs": {"regex": "a"}}, "tool_choice"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "response_format"),
         ({"functions": [{}]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls[0]"),
     ],
     ids=str,
 )
@@ -116,6 +141,22 @@ def test_harmless_values_of_unsupported_fields_are_taken() -> None:
     neutral = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"]}
     ChatRequest.model_validate({**CHAT, **neutral, "parallel_tool_calls": True, "logprobs": True, "top_logprobs": 0})
     CompletionRequest.model_validate({**COMPLETION, "suffix": "", "n": 2, "best_of": 2, "echo": False})
+
+
+def test_tools_are_offered_unless_they_must_not_be_called() -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    named = {"type": "function", "function": {"name": "g"}}
+    for choice, offered, required in (
+        (None, ["f", "g"], []),
+        ("auto", ["f", "g"], []),
+        ("none", [], []),
+        ("required", ["f", "g"], ["f", "g"]),
+        (named, ["f", "g"], ["g"]),
+    ):
+        request = ChatRequest.model_validate({**CHAT, "tools": [TOOL, other], "tool_choice": choice})
+        assert [tool.function.name for tool in request.offered] == offered
+        assert [tool.function.name for tool in request.required] == required
+    ChatRequest.model_validate({**CHAT, "messages": [{"role": "assistant", "tool_calls": [CALL]}]})
 
 
 def test_misspelled_fields_get_a_suggestion() -> None:
