@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from llmos.infer.request import SamplingParams
 from llmos.infer.sampling import Sampled, Sampler
 from llmos.infer.speculative import RETRY_STEPS, Ask, Speculation, StepCost
 from tests.unit.infer.fakes import VOCAB, PageRunner, answer, following
+from tests.unit.infer.small import request, running, whole
 
 MOST = 5
 
@@ -210,3 +213,20 @@ def test_closing_ends_the_runner() -> None:
     runner, model, _ = _draft_model()
     model.close()
     assert runner.closed
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 3}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("drafter", ["lookup", "model"])
+async def test_an_engine_with_drafts_answers_what_one_without_does(
+    model_dir: Path, drafter: str, sampling: dict[str, Any]
+) -> None:
+    prompts = [(5, 6, 7), (9, 8, 9, 8, 9, 8), tuple(range(20, 60))]
+    texts: list[list[str]] = []
+    for options in ({}, {"speculative": 3, "draft": model_dir if drafter == "model" else None}):
+        async with running(model_dir, **options) as engine:
+            asked = [whole(engine, request(prompt, max_tokens=48, **sampling)) for prompt in prompts]
+            texts.append([event.text for event in await asyncio.gather(*asked)])
+            stats = engine.stats()
+    assert texts[0] == texts[1]
+    if drafter == "model":  # it is the model itself
+        assert stats["drafts"] > 0 and stats["drafts_accepted"] > 0.9 * stats["drafts"]
