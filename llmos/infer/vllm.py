@@ -34,7 +34,7 @@ from llmos.infer.vllm_request import (
 
 WATCH_S = 1.0
 """How often to look whether vLLM's processes live."""
-_INSTALL = "Install it: `pip install 'llmos[vllm]'`; docs/engine.md says how on a machine without a GPU."
+_INSTALL = "Install it: `pip install 'llmos[vllm]'`; docs/operations.md says how on a machine without a GPU."
 
 _log = logging.getLogger(__name__)
 
