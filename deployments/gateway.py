@@ -53,10 +53,10 @@ class ServiceBackend:
         self._served = time.monotonic(), cards
         return cards
 
-    async def answer(self, request: CompletionRequest | ChatRequest) -> AsyncGenerator[bytes, None]:
+    async def answer(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncGenerator[bytes, None]:
         """The replica's bytes, as they come. Closing this cancels the request there."""
         handle: Any = serve.get_app_handle(f"llmos-service-{request.model}").options(stream=True)
-        items = handle.answer.remote(request)
+        items = handle.answer.remote(request, tenant)
         try:
             async for piece in unpack(items):
                 yield piece
@@ -77,8 +77,8 @@ class FrontDoor:
         control = ControlProxy()
         backend = ServiceBackend(control)
 
-        async def authorize(request: Request, scope: str) -> object:
-            return await control.authorize(request.headers.get("Authorization"), scope)
+        async def authorize(request: Request, scope: str) -> str:
+            return str((await control.authorize(request.headers.get("Authorization"), scope))["id"])
 
         self._openai = create_app(backend, authorize)
         self._health = _health(control)

@@ -26,22 +26,32 @@ class Replica:
         keep_on_loopback()
         self._engine = _engine_class(service)(
             model_dir,
-            max_batch=service.max_batch,
+            process=True,
             max_queue=service.max_queue,
-            context_length=service.context_length,
             dtype=service.dtype,
             device="cuda" if service.resources.gpus else "cpu",
-            threads=max(1, int(service.resources.cpus)),
+            threads=service.threads,
+            cores=max(1, int(service.resources.cpus * service.mesh.size)),
+            max_batch=service.max_batch,
+            context_length=service.context_length,
+            memory_bytes=service.cache_memory,
+            token_budget=service.token_budget,
+            prefix_cache=service.prefix_cache,
+            tp=service.mesh.tp,
+            pp=service.mesh.pp,
+            speculative=service.speculative,
         )
-        self._backend = EngineBackend(self._engine, self._engine.tokenizer, service.name)
+        self._backend = EngineBackend(self._engine, self._engine.tokenizer, service.name, service.weights)
         self._digest = ""
 
     def reconfigure(self, config: Mapping[str, str]) -> None:
         self._digest = config["digest"]
 
-    async def answer(self, request: CompletionRequest | ChatRequest) -> AsyncGenerator[bytes | LlmosError, None]:
+    async def answer(
+        self, request: CompletionRequest | ChatRequest, tenant: str
+    ) -> AsyncGenerator[bytes | LlmosError, None]:
         """The answer in pieces that are ready to send; an error is the last piece."""
-        async for piece in pack(self._backend.answer(request)):
+        async for piece in pack(self._backend.answer(request, tenant)):
             yield piece
 
     def check_health(self) -> None:
@@ -64,16 +74,16 @@ def _engine_class(service: Service) -> type[LocalEngine]:
 
 def build(service: Service, model_dir: str, digest: str, replicas: int) -> serve.Application:
     """The application of ``replicas`` copies of the model in ``model_dir``, as ``service`` wants them."""
-    resources = service.resources
+    resources, ranks = service.resources, service.mesh.size
     make: Any = serve.deployment(Replica)
     deployment = make.options(
         name="replica",
         num_replicas=replicas,
         max_ongoing_requests=service.max_batch + service.max_queue + 1,  # the engine's queue refuses, with a reason
         ray_actor_options={
-            "num_cpus": resources.cpus,
-            "num_gpus": resources.gpus,
-            **({"memory": resources.memory} if resources.memory else {}),
+            "num_cpus": resources.cpus * ranks,
+            "num_gpus": resources.gpus * ranks,
+            **({"memory": resources.memory * ranks} if resources.memory else {}),
         },
         user_config={"digest": digest},
         health_check_period_s=HEALTH_CHECK_S,

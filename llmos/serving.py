@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -32,10 +32,15 @@ Indexed = tuple[int, TokenEvent]
 
 
 class EngineBackend:
-    """Answers OpenAI requests (``openai.server.OpenAIBackend``) for one model, ``name``, with ``engine``."""
+    """Answers OpenAI requests (``openai.server.OpenAIBackend``) for one model, ``name``, with ``engine``.
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
-        self._engine, self._tokenizer = engine, tokenizer
+    ``weights`` are tenants' shares of the tokens while requests wait; others' are 1.
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, name: str, weights: Mapping[str, float] | None = None
+    ) -> None:
+        self._engine, self._tokenizer, self._weights = engine, tokenizer, weights or {}
         self._form = _ToolForm(tokenizer)
         self._card = model_card(name, int(time.time()))
 
@@ -43,15 +48,16 @@ class EngineBackend:
         """The one model."""
         return [self._card]
 
-    async def answer(self, request: CompletionRequest | ChatRequest) -> AsyncGenerator[bytes, None]:
+    async def answer(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncGenerator[bytes, None]:
         """Server-sent events or one JSON document. Raises what the engine and the tokenizer raise."""
         reply = reply_to(request)
         prompts = await asyncio.to_thread(self.prompts, request)
         n = request.n or 1
         constraint = self._form.constraint(request)
         params = [sampling(request, index, constraint, self._form.stops(request)) for index in range(n)]
+        who = tenant, request.priority, self._weights.get(tenant, 1.0), request.deadline_s
         asked = [
-            GenerationRequest(f"{reply.id}-{i}-{j}", prompts[i], params[j])
+            GenerationRequest(f"{reply.id}-{i}-{j}", prompts[i], params[j], *who)
             for i in range(len(prompts))
             for j in range(n)
         ]
@@ -187,9 +193,10 @@ def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
     """A server for one engine, which asks for ``key``. ``/healthz`` needs none. It closes the engine when it ends."""
     expected = f"Bearer {key}".encode()
 
-    async def authorize(request: Request, _scope: str) -> None:
+    async def authorize(request: Request, _scope: str) -> str:
         if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
             raise AuthError("the API key is missing or not valid", hint="Send `Authorization: Bearer KEY`.")
+        return ""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

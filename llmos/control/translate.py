@@ -13,8 +13,9 @@ def job_gangs(spec: Job) -> tuple[Gang, ...]:
 
 
 def replica_gang(spec: Service) -> Gang:
-    """What one replica holds: one bundle per rank of its mesh."""
-    return Gang((bundle(spec.resources),) * spec.mesh.size)
+    """What one replica holds, on one node: what each rank of its mesh does, together."""
+    rank, ranks = bundle(spec.resources), spec.mesh.size
+    return Gang((Resources(rank.cpus * ranks, rank.gpus * ranks, rank.memory_bytes * ranks),))
 
 
 def deployment_digest(spec: Service) -> str:

@@ -8,7 +8,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from llmos.infer.messages import CoreRequest, Report
 from llmos.infer.options import EngineOptions
 from llmos.infer.request import GenerationRequest, TokenEvent
 from llmos.infer.ticket import News, Ticket, publish
+from llmos.infer.twins import Twins
 from llmos.models import Tokenizer
 
 _CLOSED = "the engine is closed"
@@ -39,6 +40,7 @@ class LocalEngine:
         self._ids = itertools.count()
         self._tickets: dict[str, Ticket] = {}  # by the core's id
         self._asked: dict[str, Ticket] = {}  # by the caller's
+        self._twins, self._cached = Twins(), chosen.prefix_cache
         self._error: EngineError | None = None
         self._request_s = 1.0
         self._totals = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
@@ -105,6 +107,9 @@ class LocalEngine:
                 continue
             event = ticket.answer.take(outcome)
             news.append((ticket, event))
+            if ticket.answer.count == len(event.token_ids):  # its prompt is in the cache
+                with self._lock:
+                    self._go_on(ticket, self._link.send)
             if event.finish_reason:
                 self._settle(ticket)
                 if outcome.reason is None:  # a stop string: the core knows nothing of it
@@ -138,7 +143,7 @@ class LocalEngine:
             if len(self._tickets) >= self._max_batch + self._max_queue:
                 raise self._full()
             self._tickets[ticket.id] = self._asked[request.id] = ticket
-            self._link.send(self._for_core(ticket.id, request))
+            self._send(self._for_core(ticket.id, request))
         return ticket
 
     def _for_core(self, id: str, request: GenerationRequest) -> CoreRequest:
@@ -187,6 +192,17 @@ class LocalEngine:
         if self._settle(ticket):
             self._link.send(ticket.id)
 
+    def _send(self, asked: CoreRequest) -> None:
+        """Now, or when somebody else has read its prompt."""
+        if not (self._cached and self._twins.hold(asked)):
+            self._link.send(asked)
+
+    def _go_on(self, ticket: Ticket, send: Callable[[CoreRequest], None]) -> None:
+        """Send those who waited for ``ticket`` and are still wanted."""
+        for asked in self._twins.release(ticket.id):
+            if asked.id in self._tickets:
+                send(asked)
+
     def _settle(self, ticket: Ticket) -> bool:
         """Count ``ticket`` and forget it; False if that was done before."""
         with self._lock:
@@ -198,4 +214,5 @@ class LocalEngine:
             self._totals["prompt_tokens"] += len(request.prompt_tokens)
             self._totals["completion_tokens"] += ticket.answer.count
             self._request_s += 0.1 * (time.monotonic() - ticket.started_s - self._request_s)
+            self._go_on(ticket, self._send)  # if it never read its prompt, another has to
         return True

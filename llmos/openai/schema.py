@@ -56,6 +56,10 @@ class Request(Wire):
     stop_token_ids: list[int] | None = Field(
         default=None, max_length=MAX_STOP_TOKENS, description="tokens that end the answer too; not OpenAI's"
     )
+    priority: int = Field(default=0, ge=-100, le=0, description="below 0: after the requests of others; not OpenAI's")
+    deadline_s: float | None = Field(
+        default=None, gt=0, le=86400, description="seconds after which an answer is of no use; not OpenAI's"
+    )
     structured_outputs: StructuredOutputs | None = Field(default=None, description="vLLM's, not OpenAI's")
     metadata: Hint
     prompt_cache_key: Hint

@@ -24,8 +24,8 @@ from llmos.openai.sse import MEDIA_TYPE, sse
 MAX_BODY_BYTES = 4 * 2**20
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs do (nginx's convention)
 
-Authorize = Callable[[Request, str], Awaitable[object]]
-"""``await authorize(request, scope)`` raises AuthError or ForbiddenError."""
+Authorize = Callable[[Request, str], Awaitable[str]]
+"""``await authorize(request, scope)`` says who asks. Raises AuthError or ForbiddenError."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +37,10 @@ class OpenAIBackend(Protocol):
         """What is served now."""
         ...
 
-    def answer(self, request: CompletionRequest | ChatRequest) -> AsyncGenerator[bytes, None]:
+    def answer(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncGenerator[bytes, None]:
         """For ``stream``, server-sent events with the closing ``[DONE]``, in pieces; else one piece of JSON.
 
+        ``tenant`` is who asks: nobody else's requests are delayed by theirs, and nobody finds out about them.
         Closing the generator cancels the request. Raises leaves of LlmosError.
         """
         ...
@@ -69,7 +70,7 @@ def _router(authorize: Authorize, max_body_bytes: int) -> APIRouter:
             handle = super().get_route_handler()
 
             async def guarded(request: Request) -> Response:
-                await authorize(request, "infer")
+                request.scope["llmos.tenant"] = await authorize(request, "infer")
                 return await handle(Request(request.scope, _limited(request.receive, max_body_bytes)))
 
             return guarded
@@ -114,7 +115,7 @@ async def _answer(backend: OpenAIBackend, request: Request, body: CompletionRequ
     served = [card["id"] for card in await backend.models()]
     if body.model not in served:
         raise errors.unknown_model(body.model, served)
-    pieces = backend.answer(body)
+    pieces = backend.answer(body, request.scope["llmos.tenant"])
     try:
         first = await _unless_disconnected(request, anext(pieces))
     except BaseException:

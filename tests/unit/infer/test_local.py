@@ -177,6 +177,30 @@ async def test_who_reads_slowly_gets_everything_in_fewer_events(model_dir: Path)
         assert events[-1].finish_reason == "length"
 
 
+async def test_several_answers_of_one_prompt_read_it_once(model_dir: Path) -> None:
+    prompt = tuple(range(3, 103))
+    asked = [request(prompt, temperature=1.0, seed=seed, max_tokens=20) for seed in range(4)]
+    async with running(model_dir) as engine:
+        together = await asyncio.gather(*[whole(engine, one) for one in asked])
+        assert engine.stats()["prefix_tokens"] == 3 * 96
+        assert len({answer.token_ids for answer in together}) == 4
+    async with running(model_dir, prefix_cache=False) as engine:
+        assert await asyncio.gather(*[whole(engine, one) for one in asked]) == together
+        assert engine.stats()["prefix_tokens"] == 0
+
+
+async def test_who_waits_for_a_prompt_that_is_never_read_reads_it(model_dir: Path) -> None:
+    prompt = tuple(range(3, 253))
+    async with running(model_dir, max_batch=1) as engine:
+        busy = asyncio.create_task(whole(engine, request(max_tokens=LONG)))
+        await _until(lambda: engine.stats()["running"] == 1)
+        first, *others = [asyncio.create_task(whole(engine, request(prompt, max_tokens=3))) for _ in range(3)]
+        await _until(lambda: engine.stats()["waiting"] == 3)
+        first.cancel()
+        assert {(await other).completion_tokens for other in (busy, *others)} == {LONG, 3}
+        await _until(lambda: _idle(engine))
+
+
 def test_answers_reach_several_event_loops(model_dir: Path) -> None:
     async def answers(engine: LocalEngine) -> list[tuple[int, ...]]:
         return [e.token_ids for e in await asyncio.gather(*[whole(engine, request()) for _ in range(3)])]

@@ -193,3 +193,13 @@ def test_every_route_of_the_document_asks_for_a_key(served: Served) -> None:
         found = httpx.request(method, f"{served.url}{path}")
         assert (found.status_code, found.headers["www-authenticate"]) == (401, "Bearer"), path
     assert "CompletionRequest" in document["components"]["schemas"]
+
+
+def test_deadlines_and_priorities_are_fields_of_requests(client: openai.OpenAI) -> None:
+    asked = {"model": "small", "prompt": "x", "max_tokens": CONTEXT - 2, "temperature": 0}
+    with pytest.raises(openai.InternalServerError, match="not complete by its deadline") as caught:
+        client.completions.create(**asked, extra_body={"deadline_s": 1e-6, "ignore_eos": True})
+    assert caught.value.status_code == 504
+    with pytest.raises(openai.BadRequestError, match="priority"):
+        client.completions.create(**asked, extra_body={"priority": 1})
+    assert client.completions.create(**{**asked, "max_tokens": 2}, extra_body={"priority": -1}).usage

@@ -43,7 +43,8 @@ class Scripted:
     async def models(self) -> Sequence[ModelCard]:
         return [model_card("m", 7), model_card("org/other", 8)]
 
-    async def answer(self, request: CompletionRequest | ChatRequest) -> AsyncGenerator[bytes, None]:
+    async def answer(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncGenerator[bytes, None]:
+        self.tenant = tenant
         try:
             for item in self.script:
                 if isinstance(item, Exception):
@@ -56,12 +57,13 @@ class Scripted:
             self.closed.set()
 
 
-async def _allowed(request: Request, scope: str) -> None:
+async def _allowed(request: Request, scope: str) -> str:
     assert scope == "infer"
     if "Authorization" not in request.headers:
         raise AuthError("no key", hint="Send one.")
     if request.headers["Authorization"] == "Bearer submit-nothing":
         raise ForbiddenError("not with this key")
+    return "me"
 
 
 def _app(script: Script, **options: Any) -> FastAPI:
@@ -78,6 +80,12 @@ async def _ask(app: FastAPI, method: str = "POST", path: str = "/v1/completions"
 async def test_one_piece_is_the_answer() -> None:
     found = await _ask(_app([b'{"a":1}']))
     assert (found.status_code, found.json(), found.headers["content-type"]) == (200, {"a": 1}, "application/json")
+
+
+async def test_the_backend_learns_who_asks() -> None:
+    backend = Scripted([b"{}"])
+    await _ask(create_app(backend, _allowed))
+    assert backend.tenant == "me"
 
 
 async def test_pieces_are_streamed_as_they_are() -> None:
@@ -178,7 +186,7 @@ def test_who_leaves_closes_the_answer(script: Script) -> None:
 
 async def test_relays_carry_errors_as_values() -> None:
     backend = Scripted([b"a", CapacityError("full", retry_after_s=9)])
-    packed = [item async for item in relay.pack(backend.answer(CompletionRequest(**BODY)))]
+    packed = [item async for item in relay.pack(backend.answer(CompletionRequest(**BODY), "me"))]
     assert [type(item) for item in packed] == [bytes, CapacityError]
 
     async def crossed() -> AsyncGenerator[bytes | LlmosError, None]:
@@ -193,7 +201,7 @@ async def test_relays_carry_errors_as_values() -> None:
 
 async def test_closing_a_relay_closes_the_answer() -> None:
     backend = Scripted([b"a", b"b"])
-    relayed = relay.pack(backend.answer(CompletionRequest(**BODY)))
+    relayed = relay.pack(backend.answer(CompletionRequest(**BODY), "me"))
     assert await anext(relayed) == b"a"
     await relayed.aclose()
     assert backend.closed.is_set()

@@ -110,7 +110,7 @@ def _ask(backend: EngineBackend, **extra: Any) -> list[dict[str, Any]]:
     )
 
     async def collect() -> bytes:
-        return b"".join([piece async for piece in backend.answer(request)])
+        return b"".join([piece async for piece in backend.answer(request, "")])
 
     text = asyncio.run(collect()).decode()
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]

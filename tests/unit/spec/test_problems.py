@@ -264,8 +264,12 @@ def mesh(sizes: str, **changes: str) -> str:
         ),
         (job(env="{A: 1}"), "line 10: `env.A`: expected text, found a number or truth value"),
         (
-            SERVICE.replace("tp: 1", "tp: 2"),
-            "line 4: `mesh.tp: 2` is not supported for services yet: expected 1",
+            SERVICE.replace("tp: 1", "fsdp: 2"),
+            "line 4: `mesh.fsdp: 2` is not for services: expected 1; `tp` and `pp` share a model between ranks",
+        ),
+        (
+            SERVICE + "max_batch: 600\n",
+            "line 6: `token_budget: 512` is less than `max_batch: 600`: expected a token for every sequence of a step",
         ),
         (
             SERVICE.replace("tp: 1", "dp: 2"),
