@@ -52,8 +52,9 @@ class Plan:
 class Pages:
     """The cache of a rank: for each of its layers, K key heads and K value heads of E features, in blocks.
 
-    One more block stays zero: it stands in for those that a sequence does not have. A block is zeroed when its first
-    slot is written, so that nothing of another sequence (a NaN, say, which 0 · NaN hands on) is left in it.
+    Two more are ``nowhere``, which stays zero and stands in for the blocks that a sequence does not have, and
+    ``spare``, for what padding writes. A block is zeroed when its first slot is written, so that nothing of another
+    sequence (a NaN, say, which 0 · NaN hands on) is left in it.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class Pages:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (layers, 2 * kv_heads, blocks + 1, BLOCK_TOKENS, head_dim)
+        self.nowhere, self.spare = blocks, blocks + 1
+        shape = (layers, 2 * kv_heads, blocks + 2, BLOCK_TOKENS, head_dim)
         self._all_LKBTE = torch.zeros(shape, dtype=dtype, device=device)
         self._by_slot = list(self._all_LKBTE.flatten(2, 3))
         self._by_block = list(self._all_LKBTE.flatten(1, 2).flatten(2))
         self._heads, self._kv_heads = heads, kv_heads
-        self._blocks, self._device, self._dtype = blocks, device, dtype
+        self._device, self._dtype = device, dtype
+        self._first_K = torch.arange(2 * kv_heads, device=device)[:, None] * (blocks + 2)
 
     @property
     def size_bytes(self) -> int:
@@ -79,13 +82,32 @@ class Pages:
 
     def begin(self, step: Step, window: int | None) -> Plan:
         """Plan ``step`` and clear the blocks that it begins. A token sees ``window`` tokens (None: all before it)."""
+        return Plan(self._slots(step), self._groups(step, window))
+
+    def _slots(self, step: Step) -> Tensor:
+        """Where each new token's key and value go, [N]; the blocks that it is the first in are zero now."""
         counts_S = np.diff(step.starts_S)
         block_N = step.blocks_SM[np.repeat(np.arange(len(counts_S)), counts_S), step.positions_N // BLOCK_TOKENS]
         slot_N = step.positions_N % BLOCK_TOKENS
-        if len(new := block_N[slot_N == 0]):
-            self._all_LKBTE.index_fill_(2, self._tensor(new.astype(np.int64)), 0.0)
-        slots_N = self._tensor(block_N.astype(np.int64) * BLOCK_TOKENS + slot_N)
-        return Plan(slots_N, tuple(self._groups(step, counts_S, window)))
+        self.clear(block_N[slot_N == 0])
+        return self._tensor(block_N.astype(np.int64) * BLOCK_TOKENS + slot_N)
+
+    def clear(self, blocks_X: NDArray[np.int32]) -> None:
+        """Zero these blocks."""
+        if len(blocks_X):
+            self._all_LKBTE.index_fill_(2, self._tensor(blocks_X.astype(np.int64)), 0.0)
+
+    def one_each(self, positions_S: Tensor, blocks_SM: Tensor, window: int | None) -> Plan:
+        """The plan of one token for each sequence, by operations on the device only; unused blocks are ``nowhere``."""
+        at_T = torch.arange(blocks_SM.shape[1] * BLOCK_TOKENS, device=self._device)
+        visible_ST = at_T <= positions_S[:, None]
+        if window is not None:
+            visible_ST &= at_T > positions_S[:, None] - window
+        mask_ST = torch.where(visible_ST, 0.0, -torch.inf).to(self._dtype)
+        last_S = blocks_SM.gather(1, positions_S[:, None] // BLOCK_TOKENS)[:, 0]
+        pages = (self._first_K + blocks_SM.flatten()).flatten()
+        group = Group(slice(0, len(positions_S)), len(positions_S), 1, pages, mask_ST[None, :, None])
+        return Plan(last_S * BLOCK_TOKENS + positions_S % BLOCK_TOKENS, (group,))
 
     def write(self, layer: int, plan: Plan, kv_NKE: Tensor) -> None:
         """Keep the step's keys and values (K key heads, then K value heads a token)."""
@@ -122,9 +144,9 @@ class Pages:
         heads_SnHE: Tensor = out.unflatten(2, (group.queries, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
         return heads_SnHE
 
-    def _groups(self, step: Step, counts_S: NDArray[np.int32], window: int | None) -> list[Group]:
+    def _groups(self, step: Step, window: int | None) -> tuple[Group, ...]:
         """Sequences with as many new tokens and about as many blocks; those without a past by their tokens alone."""
-        first_S = step.positions_N[step.starts_S[:-1]]
+        counts_S, first_S = np.diff(step.starts_S), step.positions_N[step.starts_S[:-1]]
         low_S = np.zeros_like(first_S) if window is None else np.maximum(first_S - window + 1, 0) // BLOCK_TOKENS
         blocks_S = -(-(first_S + counts_S) // BLOCK_TOKENS) - low_S
         alone_S = (first_S == 0) & (counts_S > 1) & (counts_S <= (window or np.inf))
@@ -140,19 +162,16 @@ class Pages:
             at_M = np.arange(blocks_S[of_S].max())
             columns_SM = np.minimum(low_S[of_S, None] + at_M, step.blocks_SM.shape[1] - 1)
             there_SM = at_M < blocks_S[of_S, None]
-            blocks_SM = np.where(there_SM, step.blocks_SM[of_S[:, None], columns_SM], self._blocks)
+            blocks_SM = np.where(there_SM, step.blocks_SM[of_S[:, None], columns_SM], self.nowhere)
             mask = self._mask(low_S[of_S], first_S[of_S], queries, len(at_M) * BLOCK_TOKENS, window)
-            groups.append(Group(rows, len(of_S), queries, self._pages(blocks_SM), mask))
-        return groups
+            pages = (self._first_K + self._tensor(blocks_SM.ravel())).flatten()
+            groups.append(Group(rows, len(of_S), queries, pages, mask))
+        return tuple(groups)
 
     def _rows(self, step: Step, of_S: NDArray[np.int64], queries: int) -> Index:
         if of_S[-1] - of_S[0] == len(of_S) - 1:  # neighbours
             return slice(int(step.starts_S[of_S[0]]), int(step.starts_S[of_S[-1] + 1]))
         return self._tensor((step.starts_S[of_S, None] + np.arange(queries)).ravel())
-
-    def _pages(self, blocks_SM: NDArray[np.int32]) -> Tensor:
-        heads = torch.arange(2 * self._kv_heads, device=self._device)[:, None] * (self._blocks + 1)
-        return (heads + self._tensor(blocks_SM.ravel())).flatten()
 
     def _mask(
         self, low_S: NDArray[np.int32], first_S: NDArray[np.int32], queries: int, keys: int, window: int | None

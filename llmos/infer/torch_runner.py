@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmos.infer import memory
+from llmos.infer.decode_graphs import DecodeGraphs, captured
 from llmos.infer.packed import Product, activation_dtype, pack
 from llmos.infer.paged_attention import Pages, Plan
 from llmos.infer.shard import LayerShard, Matrix, Shard
 from llmos.infer.step import BLOCK_TOKENS, Step
+from llmos.infer.varlen_attention import VarlenPages
 from llmos.models.rope import rotations
 
 Sum = Callable[[Tensor], None]
@@ -63,9 +65,9 @@ class TorchRunner:
         step_tokens: int = 512,
         step_logits: int = 64,
     ) -> None:
-        config, self._device = shard.config, torch.device(device)
-        self._config, self._heads, self._kv_heads = config, shard.heads, shard.kv_heads
-        self._active = activation_dtype(dtype, self._device)
+        config, self.device = shard.config, torch.device(device)
+        self.config, self._heads, self._kv_heads = config, shard.heads, shard.kv_heads
+        self._active = activation_dtype(dtype, self.device)
         self._kernels: Counter[str] = Counter()
         self._weights_bytes = 0
         self._layers = [self._pack_layer(layer, dtype) for layer in shard.layers]
@@ -75,7 +77,7 @@ class TorchRunner:
         self.vocab_size = config.vocab_size if shard.output is None else len(shard.output.weight)
         block_bytes = len(shard.layers) * 2 * shard.kv_heads * config.head_dim * BLOCK_TOKENS * self._active.itemsize
         self.account = memory.account(
-            self._device,
+            self.device,
             weights_bytes=self._weights_bytes,
             working_bytes=_working_bytes(shard, step_tokens, step_logits),
             block_bytes=block_bytes,
@@ -85,13 +87,16 @@ class TorchRunner:
         )
         self.blocks = self.account.blocks
         sizes = (len(shard.layers), shard.heads, shard.kv_heads, config.head_dim)
-        self._pages = Pages(*sizes, self.blocks, self._active, self._device)
+        pages = VarlenPages if self.device.type == "cuda" and self._active is not torch.float32 else Pages
+        self.pages = pages(*sizes, self.blocks, self._active, self.device)
+        self._graphs = DecodeGraphs(self, captured) if self.device.type == "cuda" else None
         self._done: deque[Tensor] = deque()
         _log.info("%s", self.account)
 
     def start(self, step: Step) -> None:
         """See :class:`llmos.infer.step.Runner`."""
-        self._done.append(self.run(step))
+        logits_LV = None if self._graphs is None else self._graphs.run(step)
+        self._done.append(self.run(step) if logits_LV is None else logits_LV)
 
     def finish(self) -> Tensor:
         """See :class:`llmos.infer.step.Runner`."""
@@ -104,7 +109,8 @@ class TorchRunner:
     def close(self) -> None:
         """See :class:`llmos.infer.step.Runner`."""
         self._layers.clear()
-        del self._pages, self._embedding_VD, self._output
+        self._graphs = None
+        del self.pages, self._embedding_VD, self._output
 
     @torch.inference_mode()
     def run(self, step: Step, hidden_ND: Tensor | None = None, total: Sum | None = None) -> Tensor:
@@ -113,19 +119,28 @@ class TorchRunner:
         Both are float32. ``hidden_ND`` is what the stage before gave; ``total`` sums over the ranks of a tp group,
         whose last stages give the logits of their rows of the vocabulary.
         """
-        plan = self._pages.begin(step, self._config.sliding_window)
-        positions_N = torch.from_numpy(step.positions_N).to(self._device)
-        rotation_N1e = torch.complex(*rotations(self._config, positions_N))
+        plan = self.pages.begin(step, self.config.sliding_window)
+        positions_N = torch.from_numpy(step.positions_N).to(self.device)
+        start = torch.from_numpy(step.tokens_N).to(self.device) if hidden_ND is None else hidden_ND
+        hidden_ND = self.hidden(start, positions_N, plan, total)
+        if self._output is None:
+            return hidden_ND
+        return self.logits(hidden_ND[torch.from_numpy(step.logits_at_L).to(self.device)])
+
+    def hidden(self, start: Tensor, positions_N: Tensor, plan: Plan, total: Sum | None = None) -> Tensor:
+        """Hidden states [N, D] after the last layer here; ``start`` is those before the first, or tokens [N]."""
+        hidden_ND = start
         if self._embedding_VD is not None:
-            tokens_N = torch.from_numpy(step.tokens_N).to(self._device)
-            hidden_ND = F.embedding(tokens_N, self._embedding_VD).float()
-        assert hidden_ND is not None
+            hidden_ND = F.embedding(start, self._embedding_VD).float()
+        rotation_N1e = torch.complex(*rotations(self.config, positions_N))
         for at, layer in enumerate(self._layers):
             hidden_ND += self._attention(at, layer, hidden_ND, plan, rotation_N1e, total)
             hidden_ND += self._mlp(layer, hidden_ND, total)
-        if self._output is None or self._norm_D is None:
-            return hidden_ND
-        hidden_LD = hidden_ND[torch.from_numpy(step.logits_at_L).to(self._device)]
+        return hidden_ND
+
+    def logits(self, hidden_LD: Tensor) -> Tensor:
+        """[L, V], float32, of a last stage."""
+        assert self._output is not None and self._norm_D is not None
         return self._output.multiply(self._normalized(hidden_LD, self._norm_D)).float()
 
     def _attention(
@@ -133,15 +148,15 @@ class TorchRunner:
     ) -> Tensor:
         heads, both = self._heads, self._heads + self._kv_heads
         x_ND = self._normalized(hidden_ND, layer.attention_norm_D)
-        qkv_NHE = layer.qkv.multiply(x_ND).unflatten(1, (-1, self._config.head_dim))
+        qkv_NHE = layer.qkv.multiply(x_ND).unflatten(1, (-1, self.config.head_dim))
         qk_NHE = qkv_NHE[:, :both].float()
         if layer.qk_norm_HE is not None:
-            qk_NHE = F.rms_norm(qk_NHE, qk_NHE.shape[2:], None, self._config.norm_eps).mul_(layer.qk_norm_HE)
+            qk_NHE = F.rms_norm(qk_NHE, qk_NHE.shape[2:], None, self.config.norm_eps).mul_(layer.qk_norm_HE)
         torch.view_as_complex(qk_NHE.unflatten(2, (-1, 2))).mul_(rotation_N1e)
         if qk_NHE.data_ptr() != qkv_NHE.data_ptr():
             qkv_NHE[:, :both] = qk_NHE
-        self._pages.write(at, plan, qkv_NHE[:, heads:])
-        out_ND = layer.out.multiply(self._pages.attend(at, plan, qkv_NHE[:, :heads], qkv_NHE[:, heads:]))
+        self.pages.write(at, plan, qkv_NHE[:, heads:])
+        out_ND = layer.out.multiply(self.pages.attend(at, plan, qkv_NHE[:, :heads], qkv_NHE[:, heads:]))
         return _summed(out_ND, total)
 
     def _mlp(self, layer: _Layer, hidden_ND: Tensor, total: Sum | None) -> Tensor:
@@ -150,10 +165,10 @@ class TorchRunner:
         return _summed(layer.down.multiply(F.silu(gate_NF).mul_(up_NF)), total)
 
     def _normalized(self, hidden_ND: Tensor, weight_D: Tensor) -> Tensor:
-        return F.rms_norm(hidden_ND, weight_D.shape, weight_D, self._config.norm_eps).to(self._active)
+        return F.rms_norm(hidden_ND, weight_D.shape, weight_D, self.config.norm_eps).to(self._active)
 
     def _pack_layer(self, layer: LayerShard, dtype: torch.dtype) -> _Layer:
-        rows = _paired(self._config.head_dim, self._heads, self._kv_heads).to(layer.qkv.weight.device)
+        rows = _paired(self.config.head_dim, self._heads, self._kv_heads).to(layer.qkv.weight.device)
         qkv = _taken(layer.qkv, rows)
         _release(layer.qkv)
         bias = None if layer.qkv_bias is None else layer.qkv_bias[rows]
@@ -162,7 +177,7 @@ class TorchRunner:
             products.append(self._pack(matrix, None, dtype))
             if products[-1].copied:
                 _release(matrix)
-        norms = (layer.attention_norm_D.to(self._device), layer.mlp_norm_D.to(self._device))
+        norms = (layer.attention_norm_D.to(self.device), layer.mlp_norm_D.to(self.device))
         return _Layer(norms[0], products[0], self._qk_norm(layer), products[1], norms[1], products[2], products[3])
 
     def _pack_output(self, matrix: Matrix, dtype: torch.dtype) -> Product:
@@ -176,7 +191,7 @@ class TorchRunner:
         return product
 
     def _pack(self, matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Product:
-        product = pack(matrix, bias, dtype, self._device)
+        product = pack(matrix, bias, dtype, self.device)
         self._kernels[product.kernel] += 1
         self._weights_bytes += product.size_bytes
         return product
@@ -184,9 +199,9 @@ class TorchRunner:
     def _qk_norm(self, layer: LayerShard) -> Tensor | None:
         if layer.query_norm_E is None or layer.key_norm_E is None:
             return None
-        pairs_E = _paired(self._config.head_dim, 1, 0)
+        pairs_E = _paired(self.config.head_dim, 1, 0)
         norms = [layer.query_norm_E] * self._heads + [layer.key_norm_E] * self._kv_heads
-        return torch.stack(norms).cpu()[:, pairs_E].to(self._device)
+        return torch.stack(norms).cpu()[:, pairs_E].to(self.device)
 
 
 def _paired(head_dim: int, heads: int, kv_heads: int) -> Tensor:

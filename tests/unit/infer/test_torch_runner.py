@@ -111,7 +111,7 @@ def test_no_weight_is_there_twice(save: Save) -> None:
 def test_a_sequence_never_sees_what_another_left(save: Save) -> None:
     model, directory = save()
     runner = TorchRunner(load_shard(directory, torch.float32), BLOCKS)
-    runner._pages._all_LKBTE[:, :, :-1] = torch.nan  # as a broken sequence would leave its blocks
+    runner.pages._all_LKBTE[:, :, :-2] = torch.nan  # as a broken sequence would leave its blocks
     script = Script()
     assert worst(computed(runner, script), expected(model, script)) < FP32_TOLERANCE
 
