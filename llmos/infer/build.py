@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from llmos.errors import UsageError
+from llmos.errors import UnsupportedModelError, UsageError
 from llmos.files import read_json
 from llmos.infer import memory
 from llmos.infer.blocks import blocks_for
@@ -32,6 +32,7 @@ from llmos.infer.shard import Shard
 from llmos.infer.speculative import Speculation
 from llmos.infer.step import BLOCK_TOKENS, Runner
 from llmos.infer.torch_runner import TorchRunner
+from llmos.infer.transformers_runner import TransformersRunner
 from llmos.infer.trial import trial
 from llmos.models import ModelConfig, Tokenizer
 
@@ -40,7 +41,10 @@ _log = logging.getLogger(__name__)
 
 def build(options: EngineOptions) -> tuple[EngineCore, Ready]:
     """Load the model. Raises ModelError, UsageError, OutOfMemoryError, and EngineError if the first step fails."""
-    makers = _Makers.of(options)
+    try:
+        makers = _Makers.of(options)
+    except UnsupportedModelError as error:
+        return _the_slow_way(options, error)
     runner, better = makers.choose()
     core = EngineCore(
         runner,
@@ -51,6 +55,27 @@ def build(options: EngineOptions) -> tuple[EngineCore, Ready]:
         better=better,
     )
     return core, Ready(runner.vocab_size, makers.context_length, makers.config.eos_token_ids, core.stats())
+
+
+def _the_slow_way(options: EngineOptions, reason: UnsupportedModelError) -> tuple[EngineCore, Ready]:
+    """By transformers, because of ``reason``. What only our own runners have is refused."""
+    for name, nothing in (("tp", 1), ("pp", 1), ("speculative", 0), ("runner", "auto")):
+        if getattr(options, name) != nothing:
+            raise UsageError(f"`{name}` is not for a model that llmos does not compute itself: {reason}", param=name)
+    directory, device = Path(options.model_dir), torch.device(options.device)
+    dtype = _dtype(options, directory, device)
+    _log.warning("runner: transformers, the slow way, for llmos does not compute this model: %s", reason.message)
+    runner = TransformersRunner(directory, dtype, device, options.max_batch)
+    if device.type == "cpu":
+        torch.set_num_threads(options.threads or _measured(runner, _counts(options)))
+    context_length = _context_length(options, runner.context_length)
+    core = EngineCore(
+        runner,
+        Limits(options.max_batch, options.token_budget, context_length, prefix_cache=False),
+        tokenizer=lambda: Tokenizer.load(directory),
+        about={"dtype": str(dtype).removeprefix("torch.")},
+    )
+    return core, Ready(runner.vocab_size, context_length, runner.ends, core.stats())
 
 
 def _speculation(makers: _Makers) -> Callable[[Sampler], Speculation]:
@@ -78,7 +103,9 @@ class _Makers:
         """Raises ModelError, and UsageError for options that do not go with the model."""
         directory, device = Path(options.model_dir), torch.device(options.device)
         config = ModelConfig.load(directory)
-        return cls(options, config, _context_length(options, config), device, _dtype(options, directory, device))
+        return cls(
+            options, config, _context_length(options, config.max_position), device, _dtype(options, directory, device)
+        )
 
     @property
     def native_at_once(self) -> bool:
@@ -113,7 +140,7 @@ class _Makers:
             dtype=self.dtype,
             device=options.device,
             runner=options.runner,
-            threads=options.threads or max(1, self._counts()[-1] // count),
+            threads=options.threads or max(1, _counts(options)[-1] // count),
             memory_bytes=self._cache_bytes(self.dtype.itemsize) if self.device.type == "cpu" else options.memory_bytes,
             context_length=self.context_length,
             step_tokens=options.token_budget,
@@ -136,7 +163,7 @@ class _Makers:
         _log.info("%s", account)
         runner = NativeRunner(shard, account.blocks, cache_bits=8 * itemsize, threads=self.options.threads or 1)
         if self.options.threads is None:
-            runner.threads = runner.calibrate(self._counts())
+            runner.threads = runner.calibrate(_counts(self.options))
         return runner
 
     def torch(self) -> Runner:
@@ -153,7 +180,7 @@ class _Makers:
             step_logits=self.options.max_batch,
         )
         if self.device.type == "cpu":
-            torch.set_num_threads(self.options.threads or self._measured(runner))
+            torch.set_num_threads(self.options.threads or _measured(runner, _counts(self.options)))
         return runner
 
     def _shard(self) -> Shard:
@@ -175,29 +202,32 @@ class _Makers:
         config = self.config
         return config.num_layers * 2 * config.num_kv_heads * config.head_dim * BLOCK_TOKENS * itemsize
 
-    def _measured(self, runner: Runner) -> int:
-        """The number of threads with which ``runner`` is fastest."""
-        counts = self._counts()
-
-        def run(threads: int) -> None:
-            torch.set_num_threads(threads)
-            for size in (1, BLOCK_TOKENS):
-                runner.start(trial(size))
-                runner.finish()
-
-        best, tried = fastest(run, counts) if len(counts) > 1 else (counts[0], {})
-        _log.info("torch uses %d threads (%s)", best, ", ".join(f"{n}: {s * 1e3:.1f} ms" for n, s in tried.items()))
-        return best
-
-    def _counts(self) -> list[int]:
-        return [count for count in candidates() if count <= (self.options.cores or count)]
-
     def _say(self, runner: str, reason: str) -> None:
         _log.info("runner: %s (%s), %s", runner, reason, str(self.dtype).removeprefix("torch."))
 
 
-def _context_length(options: EngineOptions, config: ModelConfig) -> int:
-    longest = config.max_position
+def _measured(runner: Runner, counts: Sequence[int]) -> int:
+    """With how many of torch's threads ``runner`` is fastest."""
+    if len(counts) == 1:
+        return counts[0]
+
+    def run(threads: int) -> None:
+        torch.set_num_threads(threads)
+        for size in (1, BLOCK_TOKENS):
+            runner.start(trial(size))
+            runner.finish()
+
+    best, tried = fastest(run, counts)
+    _log.info("torch uses %d threads (%s)", best, ", ".join(f"{n}: {s * 1e3:.1f} ms" for n, s in tried.items()))
+    return best
+
+
+def _counts(options: EngineOptions) -> list[int]:
+    """Numbers of threads to try."""
+    return [count for count in candidates() if count <= (options.cores or count)]
+
+
+def _context_length(options: EngineOptions, longest: int) -> int:
     if options.context_length is not None and options.context_length > longest:
         what = f"`context_length` is {options.context_length}: expected 2 to {longest}, the model's own"
         raise UsageError(what, param="context_length")
