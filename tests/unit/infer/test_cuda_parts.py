@@ -49,12 +49,7 @@ def test_decoding_as_a_graph_would(prepared: tuple[TorchRunner, list[Tensor], Sc
         ours.append(runner.run(step) if logits_LV is None else logits_LV.clone())
     assert worst(ours, theirs) < FP32_TOLERANCE
     assert used == 2 and len(made) == 1  # the steps of one token each, by one graph
-    three = Step(
-        *(array[:3] for array in (step.tokens_N, step.positions_N)),
-        step.starts_S[:4],
-        step.blocks_SM[:3],
-        step.logits_at_L[:3],
-    )
+    firsts = step.tokens_N[:3], step.positions_N[:3], step.starts_S[:4], step.blocks_SM[:3], step.logits_at_L[:3]
     padded_LV = graphs.run(Step(*firsts))
     assert padded_LV is not None and worst([padded_LV], [theirs[-1][:3]]) < FP32_TOLERANCE and len(made) == 1
     assert not runner.pages._all_LKBTE[:, :, runner.pages.nowhere].any()
