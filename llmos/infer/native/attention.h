@@ -1,8 +1,8 @@
 // Attention over the pages of the key-value cache, as they lie: no copies, whatever the order of a sequence's pages.
 //
-// A page holds 16 tokens of one key head: its keys are a panel (inputs: features, outputs: tokens), its values panels of
-// 16 features (inputs: tokens). The query heads that share a key head are rows of one tile, as are neighbouring tokens.
-// The softmax is the running one (Milakov and Gimelshein, arXiv 1805.02867).
+// A page holds 16 tokens of one key head: its keys are a panel (inputs: features, outputs: tokens), its values panels
+// of 16 features (inputs: tokens). The query heads that share a key head are rows of one tile, as are neighbouring
+// tokens. The softmax is the running one (Milakov and Gimelshein, arXiv 1805.02867).
 #pragma once
 
 #include "panels.h"
@@ -53,17 +53,16 @@ template <class Format> struct Rows {
     }
 };
 
-// scores[row][key] = query · key for the keys of one block.
+// scores[row][key] = query · key for the keys of one block; one page more than `page_count` is asked for ahead.
 template <class Format>
 void score(Rows<Format>& rows, int count, const Pages& pages, const uint8_t* const* page, int page_count) {
     int width = pages.head_dim;
     for (int p = 0; p < page_count; ++p) {
-        if (p + 1 < page_count)
-            for (int64_t i = 0; i < pages.page_bytes(); i += 64) __builtin_prefetch(page[p + 1] + i);
-        each_tile(count, [&](auto height, int first) {
+        for (int64_t i = 0; i < pages.page_bytes(); i += 64) __builtin_prefetch(page[p + 1] + i);
+        each_tile(count, [&](auto height, int first, int, int) {
             constexpr int M = decltype(height)::value;
             V sums[M][SPAN] = {};
-            multiply<Format, M>(sums, &rows.queries[int64_t(first) * width], width, page[p], width / 2);
+            multiply<Format>(sums, &rows.queries[int64_t(first) * width], width, page[p], width / 2);
             for (int m = 0; m < M; ++m)
                 for (int i = 0; i < SPAN; ++i)
                     store(&rows.scores[(first + m) * BLOCK + p * PAGE + i * LANES], sums[m][i]);
@@ -111,7 +110,7 @@ template <class Format> void weigh(Rows<Format>& rows, int count, int width, int
 template <class Format>
 void gather(Rows<Format>& rows, int count, const Pages& pages, const uint8_t* const* page, int keys, int padded) {
     for (int panel = 0; panel < padded / PANEL; ++panel)
-        each_tile(count, [&](auto height, int first) {
+        each_tile(count, [&](auto height, int first, int, int) {
             constexpr int M = decltype(height)::value;
             V sums[M][SPAN];
             float* out = &rows.sums[first * padded + panel * PANEL];
@@ -120,7 +119,7 @@ void gather(Rows<Format>& rows, int count, const Pages& pages, const uint8_t* co
             for (int at = 0; at < keys; at += PAGE) {
                 const uint8_t* values = page[at / PAGE] + pages.key_bytes() + panel * pages.panel_bytes();
                 int pairs = std::min(PAGE, keys - at + 1) / 2;  // the slots after the last key hold no numbers yet
-                multiply<Format, M>(sums, &rows.shares[first * BLOCK + at], BLOCK, values, pairs);
+                multiply<Format>(sums, &rows.shares[first * BLOCK + at], BLOCK, values, pairs);
             }
             for (int m = 0; m < M; ++m)
                 for (int i = 0; i < SPAN; ++i) store(out + m * padded + i * LANES, sums[m][i]);
@@ -134,9 +133,13 @@ void attend(Rows<Format>& rows, int count, int group, const Pages& pages, int la
     int padded = int(round_up(pages.head_dim, PANEL));
     int last = queries.position + queries.count - 1;
     for (int begin = keys.begin; begin < keys.end; begin += BLOCK) {
-        int length = std::min(BLOCK, keys.end - begin), page_count = (length + PAGE - 1) / PAGE, width = page_count * PAGE;
-        const uint8_t* page[BLOCK / PAGE];
-        for (int p = 0; p < page_count; ++p) page[p] = pages.page(layer, queries.blocks[begin / PAGE + p], head);
+        int length = std::min(BLOCK, keys.end - begin);
+        int page_count = (length + PAGE - 1) / PAGE, width = page_count * PAGE;
+        const uint8_t* page[BLOCK / PAGE + 1];
+        for (int p = 0; p <= page_count; ++p) {
+            int at = std::min(begin / PAGE + p, (keys.end - 1) / PAGE);  // the last one is followed by itself
+            page[p] = pages.page(layer, queries.blocks[at], head);
+        }
         score(rows, count, pages, page, page_count);
         if (begin + width - 1 > queries.position || (window && begin < last - window + 1))
             hide(rows, count, group, queries.position, begin, width, window);

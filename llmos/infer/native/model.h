@@ -9,7 +9,7 @@
 #include "attention.h"
 #include "team.h"
 
-// Memory that begins as zeros, in huge pages where the kernel has them: weights are streamed, and each page costs a walk.
+// Memory that begins as zeros, in huge pages where the kernel has them: weights are streamed, and pages cost a walk.
 class Memory {
   public:
     Memory() = default;

@@ -16,26 +16,18 @@ constexpr int MAX_ROWS = SPAN == 1 ? 12 : SPAN == 2 ? 6 : 3;  // rows of a tile 
 
 constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Two rows of a panel as floats: what every format becomes without vdpbf16ps.
-struct FloatPair {
-    V even[SPAN], odd[SPAN];
+constexpr bool DOT = LLMOS_DOT_BF16;
+using Half = std::conditional_t<DOT, uint16_t, float>;  // activations, for every format but F32
 
-    INLINE void add(V (&sums)[SPAN], const float* a) const {
-        for (int i = 0; i < SPAN; ++i) sums[i] += a[0] * even[i];
-        for (int i = 0; i < SPAN; ++i) sums[i] += a[1] * odd[i];
-    }
-};
-
+// Every format has a `row`: what input k (parity 0) or k + 1 (1) of a pair contributes, as floats. With vdpbf16ps all
+// but F32 have a `pair`: both of them, as 16 pairs of bf16.
 struct F32 {  // [k / 2][2][16] float
     using Act = float;
     static constexpr int PAIR_BYTES = 128;
     static constexpr bool SCALED = false;
 
-    static INLINE FloatPair fetch(const uint8_t* w) {
-        FloatPair pair;
-        for (int i = 0; i < SPAN; ++i) pair.even[i] = load((const float*)w + i * LANES);
-        for (int i = 0; i < SPAN; ++i) pair.odd[i] = load((const float*)w + PANEL + i * LANES);
-        return pair;
+    static INLINE V row(const uint8_t* w, int parity, int i) {
+        return load((const float*)w + parity * PANEL + i * LANES);
     }
     static INLINE void put(uint8_t* panel, int k, int column, float x) { ((float*)panel)[k * PANEL + column] = x; }
     static INLINE void copy(uint8_t* panel, int k, int column, const void* from, int64_t i) {
@@ -43,77 +35,18 @@ struct F32 {  // [k / 2][2][16] float
     }
 };
 
-#if LLMOS_DOT_BF16
-
-struct HalfPair {
-    __m512i both;  // 16 outputs × (k, k + 1) bf16
-
-    INLINE void add(V (&sums)[SPAN], const uint16_t* a) const {
-        __m512i pair = _mm512_set1_epi32(load_as<int>(a));
-        sums[0] = (V)_mm512_dpbf16_ps((__m512)sums[0], (__m512bh)pair, (__m512bh)both);
-    }
-};
-using Half = uint16_t;  // what activations are for every format but F32
-using Pair = HalfPair;
-
-INLINE HalfPair bf16_pair(const uint8_t* w) { return {load_as<__m512i>(w)}; }
-
-INLINE HalfPair int8_pair(const uint8_t* w) {  // whole numbers up to 128 need no more than a bf16's 8 bits
-    VU even = (VU)__builtin_convertvector(load_as<VB>(w), V), odd = (VU)__builtin_convertvector(load_as<VB>(w + PANEL), V);
-    return {(__m512i)(even >> 16 | odd)};
-}
-
-INLINE HalfPair int4_pair(const uint8_t* w) {
-    alignas(64) static const uint16_t table[32] = {  // bf16 of 0 to 7, -8 to -1
-        0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80};
-    typedef uint8_t Bytes __attribute__((vector_size(PANEL)));
-    VU both = __builtin_convertvector(load_as<Bytes>(w), VU);
-    return {_mm512_permutexvar_epi16((__m512i)((both | both << 12) & 0x000f000f), _mm512_load_si512(table))};
-}
-
-#else
-
-using Half = float;
-using Pair = FloatPair;
-
-INLINE FloatPair bf16_pair(const uint8_t* w) {
-    FloatPair pair;
-    for (int i = 0; i < SPAN; ++i) {
-        VU both = load_as<VU>(w + i * sizeof(VU));
-        pair.even[i] = (V)(both << 16);
-        pair.odd[i] = (V)(both & 0xffff0000);
-    }
-    return pair;
-}
-
-INLINE FloatPair int8_pair(const uint8_t* w) {
-    FloatPair pair;
-    for (int i = 0; i < SPAN; ++i) {
-        pair.even[i] = __builtin_convertvector(load_as<VB>(w + i * LANES), V);
-        pair.odd[i] = __builtin_convertvector(load_as<VB>(w + PANEL + i * LANES), V);
-    }
-    return pair;
-}
-
-INLINE FloatPair int4_pair(const uint8_t* w) {
-    FloatPair pair;
-    for (int i = 0; i < SPAN; ++i) {
-        VI both = __builtin_convertvector(load_as<VB>(w + i * LANES), VI);
-        pair.even[i] = __builtin_convertvector(both << 28 >> 28, V);
-        pair.odd[i] = __builtin_convertvector(both >> 4, V);
-    }
-    return pair;
-}
-
-#endif
-
 struct Bf16 {  // [k / 2][16][2] bf16
     using Act = Half;
     static constexpr int PAIR_BYTES = 64;
     static constexpr bool SCALED = false;
 
-    static INLINE Pair fetch(const uint8_t* w) { return bf16_pair(w); }
+    static INLINE V row(const uint8_t* w, int parity, int i) {
+        VU both = load_as<VU>(w + i * sizeof(VU));
+        return (V)(parity ? both & 0xffff0000 : both << 16);
+    }
+#if LLMOS_DOT_BF16
+    static INLINE __m512i pair(const uint8_t* w) { return load_as<__m512i>(w); }
+#endif
     static INLINE uint16_t& at(uint8_t* panel, int k, int column) {
         return ((uint16_t*)panel)[(k / 2 * PANEL + column) * 2 + k % 2];
     }
@@ -128,7 +61,12 @@ struct Int8 {  // 16 scales, then [k / 2][2][16] int8
     static constexpr int PAIR_BYTES = 32;
     static constexpr bool SCALED = true;
 
-    static INLINE Pair fetch(const uint8_t* w) { return int8_pair(w); }
+    static INLINE V row(const uint8_t* w, int parity, int i) { return to_float(widen(w + parity * PANEL + i * LANES)); }
+#if LLMOS_DOT_BF16
+    static INLINE __m512i pair(const uint8_t* w) {  // whole numbers up to 128 need no more than a bf16's 8 bits
+        return (__m512i)((VU)row(w, 0, 0) >> 16 | (VU)row(w, 1, 0));
+    }
+#endif
     static INLINE void copy(uint8_t* panel, int k, int column, const void* from, int64_t i) {
         panel[k * PANEL + column] = ((const uint8_t*)from)[i];
     }
@@ -139,42 +77,94 @@ struct Int4 {  // for each group of inputs: 16 scales, then [k / 2][16] bytes, e
     static constexpr int PAIR_BYTES = 16;
     static constexpr bool SCALED = true;
 
-    static INLINE Pair fetch(const uint8_t* w) { return int4_pair(w); }
+    static INLINE V row(const uint8_t* w, int parity, int i) {
+        VI both = widen(w + i * LANES);
+        return to_float(parity ? both >> 4 : both << 28 >> 28);
+    }
+#if LLMOS_DOT_BF16
+    static INLINE __m512i pair(const uint8_t* w) {
+        alignas(64) static const uint16_t table[32] = {  // bf16 of 0 to 7, -8 to -1
+            0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
+            0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80};
+        VI both = widen(w);
+        return _mm512_permutexvar_epi16((__m512i)((both & 15) | (both << 12 & 0xf0000)), _mm512_load_si512(table));
+    }
+#endif
     static INLINE void copy(uint8_t* panel, int k, int column, const void* from, int64_t i) {
         int value = (((const uint8_t*)from)[i / 2] >> i % 2 * 4 & 15) ^ 8;  // was stored + 8
         panel[k / 2 * PANEL + column] |= uint8_t(value << k % 2 * 4);
     }
 };
 
+// sums[m] += a[m] · the pair of inputs at w.
+template <class Format, int M>
+INLINE void multiply_pair(V (&sums)[M][SPAN], const typename Format::Act* a, int64_t stride, const uint8_t* w) {
+#if LLMOS_DOT_BF16
+    if constexpr (std::is_same_v<typename Format::Act, uint16_t>) {
+        __m512bh pair = (__m512bh)Format::pair(w);
+        for (int m = 0; m < M; ++m) {
+            __m512bh both = (__m512bh)_mm512_set1_epi32(load_as<int>(a + m * stride));
+            sums[m][0] = (V)_mm512_dpbf16_ps((__m512)sums[m][0], both, pair);
+        }
+        return;
+    }
+#endif
+    for (int parity = 0; parity < 2; ++parity) {
+        // With many sums, what was read for the even input is read again for the odd one: cheaper than to spill a sum.
+        if constexpr (M * SPAN > 8 && !std::is_same_v<Format, F32>) asm("" : "+r"(w));
+        V row[SPAN];
+        for (int i = 0; i < SPAN; ++i) {
+            row[i] = Format::row(w, parity, i);
+            in_register(row[i]);
+        }
+        for (int m = 0; m < M; ++m)
+            for (int i = 0; i < SPAN; ++i) sums[m][i] += float(a[m * stride + parity]) * row[i];
+    }
+}
+
 // A few sums more than rows hide the latency of the additions when rows are few.
 constexpr int chains(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
+// Asks for memory that is needed soon, a little with each pair of inputs: the processor guesses well within a panel,
+// but when rows keep it busy with one panel it does not look for the next.
+struct Ahead {
+    const uint8_t* at;
+    int64_t step;  // bytes for each pair
+
+    INLINE void fetch(int64_t pair) const { __builtin_prefetch(at + pair * step, 0, 2); }
+};
+
+struct Nothing {
+    INLINE void fetch(int64_t) const {}
+};
+
 // sums[m] += a[m] · panel, over `pairs` pairs of inputs.
-template <class Format, int M>
-INLINE void multiply(V (&sums)[M][SPAN], const typename Format::Act* a, int64_t stride, const uint8_t* w, int pairs) {
+template <class Format, int M, class Next = Nothing>
+INLINE void multiply(V (&sums)[M][SPAN], const typename Format::Act* a, int64_t stride, const uint8_t* w, int pairs,
+                     Next next = {}) {
     constexpr int CHAINS = chains(M);
     V parts[CHAINS][M][SPAN] = {};
     int k = 0;
     for (; k + CHAINS <= pairs; k += CHAINS)
         for (int c = 0; c < CHAINS; ++c) {
-            auto pair = Format::fetch(w + (k + c) * Format::PAIR_BYTES);
-            for (int m = 0; m < M; ++m) pair.add(CHAINS == 1 ? sums[m] : parts[c][m], a + m * stride + 2 * (k + c));
+            const uint8_t* at = w + (k + c) * Format::PAIR_BYTES;
+            next.fetch(k + c);
+            multiply_pair<Format>(CHAINS == 1 ? sums : parts[c], a + 2 * (k + c), stride, at);
         }
-    if (CHAINS == 1) return;
-    for (; k < pairs; ++k)
-        for (int m = 0; m < M; ++m) Format::fetch(w + k * Format::PAIR_BYTES).add(sums[m], a + m * stride + 2 * k);
+    if constexpr (CHAINS == 1) return;
+    for (; k < pairs; ++k) multiply_pair<Format>(sums, a + 2 * k, stride, w + k * Format::PAIR_BYTES);
     for (int c = 0; c < CHAINS; ++c)
         for (int m = 0; m < M; ++m)
             for (int i = 0; i < SPAN; ++i) sums[m][i] += parts[c][m][i];
 }
 
-// Calls work(integral_constant M, first row) for tiles of nearly equal height.
+// Calls work(integral_constant M, first row, number of the tile, tiles) for tiles of nearly equal height.
 template <int LIMIT = MAX_ROWS, class Work> INLINE void each_tile(int rows, Work&& work) {
     int tiles = (rows + LIMIT - 1) / LIMIT;
     for (int t = 0; t < tiles; ++t) {
         int first = int(int64_t(rows) * t / tiles), height = int(int64_t(rows) * (t + 1) / tiles) - first;
         switch (height) {
-#define TILE(M) case M: if constexpr (M <= LIMIT) work(std::integral_constant<int, M>{}, first); break;
+#define TILE(M) case M: if constexpr (M <= LIMIT) work(std::integral_constant<int, M>{}, first, t, tiles); break;
             TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
 #undef TILE
         }
@@ -199,7 +189,15 @@ struct Packed {
     int64_t panel_bytes = 0;
     uint8_t* data = nullptr;
 
-    bool halved_activations() const { return LLMOS_DOT_BF16 && kind != KIND_F32; }
+    // Of the panels that follow the one at w, what to ask for while the `i`-th of `count` tiles is computed.
+    Ahead ahead(const uint8_t* w, int i, int count) const {
+        constexpr int64_t FAR_BYTES = 1 << 13;
+        int64_t pairs = int64_t(groups) * group_pairs, share = panel_bytes / count;
+        int64_t distance = count == 1 ? std::min(panel_bytes, FAR_BYTES) : panel_bytes * halves + i * share;
+        return {w + distance, (share + pairs - 1) / pairs};
+    }
+
+    bool halved_activations() const { return DOT && kind != KIND_F32; }
     int64_t bytes() const { return panel_bytes * panels; }
 
     // Which output is in `column` of `panel`; -1: none, its weights are 0.
@@ -211,19 +209,19 @@ struct Packed {
 
 // out[m] = a[m] · panel for M rows.
 template <class Format, int M>
-__attribute__((noinline)) void tile(const Packed& matrix, const typename Format::Act* a, int64_t stride, const uint8_t* w, float* out,
-                 int64_t out_stride) {
+__attribute__((noinline)) void tile(const Packed& matrix, const typename Format::Act* a, int64_t stride,
+                                    const uint8_t* w, Ahead next, float* out, int64_t out_stride) {
     V sums[M][SPAN] = {};
     if constexpr (Format::SCALED) {
         for (int g = 0; g < matrix.groups; ++g) {
             V parts[M][SPAN] = {};
-            multiply<Format, M>(parts, a + 2 * int64_t(g) * matrix.group_pairs, stride, w + PANEL * 4, matrix.group_pairs);
+            multiply<Format>(parts, a + 2 * g * matrix.group_pairs, stride, w + PANEL * 4, matrix.group_pairs, next);
             for (int m = 0; m < M; ++m)
                 for (int i = 0; i < SPAN; ++i) sums[m][i] += parts[m][i] * load((const float*)w + i * LANES);
-            w += PANEL * 4 + matrix.group_pairs * Format::PAIR_BYTES;
+            w += PANEL * 4 + matrix.group_pairs * Format::PAIR_BYTES, next.at += matrix.group_pairs * next.step;
         }
     } else {
-        multiply<Format, M>(sums, a, stride, w, matrix.group_pairs);
+        multiply<Format>(sums, a, stride, w, matrix.group_pairs, next);
     }
     for (int m = 0; m < M; ++m)
         for (int i = 0; i < SPAN; ++i) store(out + m * out_stride + i * LANES, sums[m][i]);

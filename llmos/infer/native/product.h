@@ -4,8 +4,8 @@
 #include "model.h"
 
 // How a product is cut: `ranges` of panels times `blocks` of rows. Activations of a block fit the second-level cache
-// beside a panel. With one block, every panel comes from memory once; with several, all threads work at the same panels,
-// which the third-level cache then holds.
+// beside a panel. With one block, every panel comes from memory once; with several, all threads work at the same
+// panels, which the third-level cache then holds.
 struct Cut {
     int ranges, blocks;
 
@@ -29,16 +29,17 @@ void product(Member& member, const Packed& matrix, const Activations& a, int row
         using Format = decltype(format);
         member.each(cut.ranges * cut.blocks, [&](int part) {
             int range = part / cut.blocks, block = part % cut.blocks;
-            int top = int(int64_t(rows) * block / cut.blocks), count = int(int64_t(rows) * (block + 1) / cut.blocks) - top;
+            int top = int(int64_t(rows) * block / cut.blocks);
+            int count = int(int64_t(rows) * (block + 1) / cut.blocks) - top;
             int last = int(int64_t(panels) * (range + 1) / cut.ranges);
             for (int panel = int(int64_t(panels) * range / cut.ranges); panel < last; ++panel)
-                each_tile(count, [&](auto height, int first) {
+                each_tile(count, [&](auto height, int first, int number, int tiles) {
                     constexpr int M = decltype(height)::value;
                     float values[M * 2 * PANEL];
                     for (int h = 0; h < halves; ++h) {
                         const uint8_t* w = matrix.data + (int64_t(panel) * halves + h) * matrix.panel_bytes;
-                        tile<Format, M>(matrix, a.row<typename Format::Act>(top + first), a.stride, w, values + h * PANEL,
-                                        halves * PANEL);
+                        tile<Format, M>(matrix, a.row<typename Format::Act>(top + first), a.stride, w,
+                                        matrix.ahead(w, number, tiles), values + h * PANEL, halves * PANEL);
                     }
                     for (int m = 0; m < M; ++m) finish(top + first + m, panel, values + m * halves * PANEL);
                 });

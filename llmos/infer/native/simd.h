@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -15,7 +18,6 @@ constexpr int LANES = 4;
 
 // vdpbf16ps multiplies pairs of bf16 and adds them up in fp32; with it, activations are handed over in bf16.
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#include <immintrin.h>
 #define LLMOS_DOT_BF16 1
 #else
 #define LLMOS_DOT_BF16 0
@@ -33,6 +35,17 @@ template <class T> INLINE T load_as(const void* from) {
     T value;
     memcpy(&value, from, sizeof value);
     return value;
+}
+
+// Keeps the compiler from reading x from memory again at each use.
+INLINE void in_register(V& x) {
+#if defined(__AVX__)
+    asm("" : "+v"(x));
+#elif defined(__SSE2__)
+    asm("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
 }
 
 INLINE V load(const float* from) { return load_as<V>(from); }
@@ -83,5 +96,18 @@ INLINE V exp(V x) {
     V power = (V)(((VU)shifted << 23) + 0x3f800000);
     return x < -87.3f ? V{} : p * power;  // a product, so that what is not a number stays so
 }
+
+// LANES bytes, sign extended. Compilers take them apart one by one unless told how.
+INLINE VI widen(const uint8_t* from) {
+#if defined(__AVX512F__)
+    return (VI)_mm512_cvtepi8_epi32(load_as<__m128i>(from));
+#elif defined(__AVX2__)
+    return (VI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+    return __builtin_convertvector(load_as<VB>(from), VI);
+#endif
+}
+
+INLINE V to_float(VI x) { return __builtin_convertvector(x, V); }
 
 INLINE V silu(V x) { return x / (1.0f + exp(-x)); }

@@ -34,7 +34,8 @@ struct Pass {
                 longest = std::max(longest, r.position_N[first]);
             }
         int parts = int(queries.size()) * shape.kv_heads;  // too few to go round: also share out the keys
-        if (parts < 2 * r.threads && parts) splits = std::min((4 * r.threads + parts - 1) / parts, 1 + longest / (2 * BLOCK));
+        if (parts && parts < 2 * r.threads)
+            splits = std::min((4 * r.threads + parts - 1) / parts, 1 + longest / (2 * BLOCK));
         make_room();
     }
 
@@ -53,7 +54,8 @@ struct Pass {
 
     // Where part `split` of a row's attention waits to be joined: its sums, then its largest score and its total.
     float* partial(int split, int token, int head) const {
-        return (float*)model.partial.get() + ((int64_t(split) * asked.tokens + token) * shape.heads + head) * (padded + PANEL);
+        int64_t row = (int64_t(split) * asked.tokens + token) * shape.heads + head;
+        return (float*)model.partial.get() + row * (padded + PANEL);
     }
 
     void run(Member& member) {
@@ -119,7 +121,8 @@ struct Pass {
         int parts = (asked.tokens + height - 1) / height;
         member.each(parts * heads, [&](int part) {
             int head = part % heads, first = part / heads * height;
-            int sequence = int(std::upper_bound(asked.start_S, asked.start_S + asked.sequences, first) - asked.start_S) - 1;
+            const int32_t* after = std::upper_bound(asked.start_S, asked.start_S + asked.sequences, first);
+            int sequence = int(after - asked.start_S) - 1;
             for (int row = first; row < std::min(asked.tokens, first + height); ++row) {
                 while (row >= asked.start_S[sequence + 1]) ++sequence;
                 rotate_row<Format>(layer, at, row, sequence, head);
@@ -137,7 +140,8 @@ struct Pass {
         uint8_t* page = model.pages.page(at, block, head);
         for (int i = 0; i < width; ++i) Format::put(page, i, slot, keys[i]);
         uint8_t* to = page + model.pages.key_bytes();
-        bool alone = slot % 2 == 0 && row + 1 == asked.start_S[sequence + 1];  // the other of its pair will be read as 0
+        // The other of its pair is read as well: nothing may be there that is not a number.
+        bool alone = slot % 2 == 0 && row + 1 == asked.start_S[sequence + 1];
         for (int i = 0; i < width; ++i) {
             uint8_t* panel = to + i / PANEL * model.pages.panel_bytes();
             Format::put(panel, slot, i % PANEL, values[i]);
@@ -220,8 +224,10 @@ struct Pass {
     void feed_forward(Member& member, const Layer& layer) {
         normalize(member, asked.tokens, nullptr, layer.mlp_norm, layer.gate_up);
         product(member, layer.gate_up, model.normal, asked.tokens, [&](int row, int panel, const float* values) {
-            for (int i = 0; i < PANEL; i += LANES)
-                model.features.put(row, panel * PANEL + i, silu(load(values + i)) * load(values + PANEL + i), layer.down);
+            for (int i = 0; i < PANEL; i += LANES) {
+                V gated = silu(load(values + i)) * load(values + PANEL + i);
+                model.features.put(row, panel * PANEL + i, gated, layer.down);
+            }
         });
         add_product(member, layer.down, model.features);
     }

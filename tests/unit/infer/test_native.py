@@ -20,6 +20,8 @@ from tests.unit.infer.random_shard import SHAPE, Pages, change, logits_of, plain
 
 BLOCKS = 96
 
+pytestmark = pytest.mark.timeout(300)  # the first of them compiles
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
