@@ -1,4 +1,7 @@
-"""From a directory and options to a core: the type, the memory and the runner, chosen with a reason that is logged."""
+"""From a directory and options to a core: the type, the memory and the runner, chosen with a reason that is logged.
+
+Runners that are not chosen are not imported: torch's distributed and compiling parts take longer than all else.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from pathlib import Path
 
 import torch
 
+from llmos import models
 from llmos.errors import UnsupportedModelError, UsageError
 from llmos.files import read_json
 from llmos.infer import memory
 from llmos.infer.blocks import blocks_for
 from llmos.infer.core import EngineCore, Limits
-from llmos.infer.draft_model import DraftModel
 from llmos.infer.dtypes import pick_dtype
 from llmos.infer.load import load_shard
 from llmos.infer.lookup import PromptLookup
@@ -26,15 +29,12 @@ from llmos.infer.native.runner import NativeRunner
 from llmos.infer.native.threads import candidates, fastest
 from llmos.infer.options import EngineOptions
 from llmos.infer.packed import activation_dtype
-from llmos.infer.ranks import RanksRunner
 from llmos.infer.sampling import Sampler
 from llmos.infer.shard import Shard
 from llmos.infer.speculative import Speculation
 from llmos.infer.step import BLOCK_TOKENS, Runner
-from llmos.infer.torch_runner import TorchRunner
-from llmos.infer.transformers_runner import TransformersRunner
 from llmos.infer.trial import trial
-from llmos.models import ModelConfig, Tokenizer
+from llmos.models import ModelConfig
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def build(options: EngineOptions) -> tuple[EngineCore, Ready]:
     core = EngineCore(
         runner,
         Limits(options.max_batch, options.token_budget, makers.context_length, options.prefix_cache),
-        tokenizer=lambda: Tokenizer.load(options.model_dir),
+        tokenizer=lambda: models.Tokenizer.load(options.model_dir),
         about={"dtype": str(makers.dtype).removeprefix("torch.")},
         speculation=_speculation(makers) if options.speculative else None,
         better=better,
@@ -59,6 +59,8 @@ def build(options: EngineOptions) -> tuple[EngineCore, Ready]:
 
 def _the_slow_way(options: EngineOptions, reason: UnsupportedModelError) -> tuple[EngineCore, Ready]:
     """By transformers, because of ``reason``. What only our own runners have is refused."""
+    from llmos.infer.transformers_runner import TransformersRunner
+
     for name, nothing in (("tp", 1), ("pp", 1), ("speculative", 0), ("runner", "auto")):
         if getattr(options, name) != nothing:
             raise UsageError(f"`{name}` is not for a model that llmos does not compute itself: {reason}", param=name)
@@ -72,7 +74,7 @@ def _the_slow_way(options: EngineOptions, reason: UnsupportedModelError) -> tupl
     core = EngineCore(
         runner,
         Limits(options.max_batch, options.token_budget, context_length, prefix_cache=False),
-        tokenizer=lambda: Tokenizer.load(directory),
+        tokenizer=lambda: models.Tokenizer.load(directory),
         about={"dtype": str(dtype).removeprefix("torch.")},
     )
     return core, Ready(runner.vocab_size, context_length, runner.ends, core.stats())
@@ -82,6 +84,8 @@ def _speculation(makers: _Makers) -> Callable[[Sampler], Speculation]:
     options = makers.options
     if options.draft is None:
         return lambda _: Speculation(PromptLookup(), options.speculative)
+    from llmos.infer.draft_model import DraftModel
+
     alone = replace(options, model_dir=options.draft, context_length=makers.context_length, tp=1, pp=1, draft=None)
     draft = _Makers.of(alone)
     runner = draft.native() if draft.native_at_once else draft.torch()
@@ -132,6 +136,8 @@ class _Makers:
 
     def ranks(self) -> Runner:
         """Several processes on this machine, which share its cores."""
+        from llmos.infer.ranks import RanksRunner
+
         options, count = self.options, self.options.tp * self.options.pp
         return RanksRunner(
             options.model_dir,
@@ -168,6 +174,8 @@ class _Makers:
 
     def torch(self) -> Runner:
         """Plain torch."""
+        from llmos.infer.torch_runner import TorchRunner
+
         shard = self._shard()
         cache_bytes = self._cache_bytes(activation_dtype(self.dtype, self.device).itemsize)
         runner = TorchRunner(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING
 
 from llmos.errors import EngineError, LlmosError
 from llmos.infer.grammar import Grammars, Matcher
 from llmos.infer.messages import CoreRequest
-from llmos.models import Tokenizer
+
+if TYPE_CHECKING:
+    from llmos.models import Tokenizer
 
 _log = logging.getLogger(__name__)
 

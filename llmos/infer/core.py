@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ from llmos.infer.sampling import Sampled, Sampler
 from llmos.infer.speculative import Speculation
 from llmos.infer.step import BLOCK_TOKENS, Runner
 from llmos.infer.trial import trial
-from llmos.models import Tokenizer
+
+if TYPE_CHECKING:
+    from llmos.models import Tokenizer
 
 HANG_S, HANG_TIMES = 12.0, 4.0
 """A step hangs that takes longer than this, and so many times as long as any before."""
@@ -62,7 +64,6 @@ class _Live:
 
 class EngineCore:
     """Generates with ``runner``, whose cache it manages. ``better``, if it comes, takes the place of ``runner``.
-
     ``tokenizer`` is called when the first grammar is compiled, in a thread of its own; ``about`` is part of the stats.
     A ``speculation`` is made for the core's sampler.
 
@@ -175,8 +176,7 @@ class EngineCore:
 
     def _take_compiled(self) -> None:
         """Begin with those whose grammar is ready."""
-        idle = not (self._live or self._flight or self._news)
-        for request, matcher in self._compiling.take(GRAMMAR_S if idle else 0.0):
+        for request, matcher in self._compiling.take(0.0 if self._live or self._flight or self._news else GRAMMAR_S):
             if isinstance(matcher, LlmosError):
                 self._news.append(Outcome(request.id, error=matcher))
             else:
@@ -295,6 +295,6 @@ class EngineCore:
 
 
 def _late(entry: Entry) -> DeadlineError:
-    got = len(entry.tokens) - entry.prompt
-    what = f"the answer was not complete by its deadline: {got} of {entry.limit - entry.prompt} tokens were made"
+    got, asked = len(entry.tokens) - entry.prompt, entry.limit - entry.prompt
+    what = f"the answer was not complete by its deadline: {got} of {asked} tokens were made"
     return DeadlineError(what, hint="Allow more time, or ask for fewer tokens.")

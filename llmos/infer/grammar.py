@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from llmos.errors import UsageError
 from llmos.infer.request import Grammar
-from llmos.models import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # only its stubs know it
+
+    from llmos.models import Tokenizer
 
 MAX_COMPILED, MAX_COMPILED_CHARS = 128, 4 * 2**20
 """Compiled grammars that are kept, and the characters of their texts together."""

@@ -20,7 +20,6 @@ from llmos.infer.packed import Product, activation_dtype, pack
 from llmos.infer.paged_attention import Pages, Plan
 from llmos.infer.shard import LayerShard, Matrix, Shard
 from llmos.infer.step import BLOCK_TOKENS, Step
-from llmos.infer.varlen_attention import VarlenPages
 from llmos.models.rope import rotations
 
 Sum = Callable[[Tensor], None]
@@ -87,7 +86,11 @@ class TorchRunner:
         )
         self.blocks = self.account.blocks
         sizes = (len(shard.layers), shard.heads, shard.kv_heads, config.head_dim)
-        pages = VarlenPages if self.device.type == "cuda" and self._active is not torch.float32 else Pages
+        pages = Pages
+        if self.device.type == "cuda" and self._active is not torch.float32:
+            from llmos.infer.varlen_attention import VarlenPages  # imports torch's compiler, which takes seconds
+
+            pages = VarlenPages
         self.pages = pages(*sizes, self.blocks, self._active, self.device)
         self._graphs = DecodeGraphs(self, captured) if self.device.type == "cuda" else None
         self._done: deque[Tensor] = deque()
