@@ -12,13 +12,16 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from llmos.errors import EngineError, LlmosError, WorkerLost
+from llmos.infer.shared_sum import agree
 from llmos.infer.stage import Part, Stage, make_stage
+from llmos.infer.torch_runner import Sum
 from llmos.infer.wire import BEAT, Channel, Kind, Meeting, State, unpacked
 from llmos.parallel.world import others_alive
 
@@ -54,7 +57,10 @@ class Rank:
         self._part, self._stage, self._channel, self._pulse = part, stage, channel, pulse
         self._device, self._sent = device, list[tuple[dist.Work, Tensor]]()
         groups = [dist.new_group([stage * part.tp + t for t in range(part.tp)]) for stage in range(part.pp)]
-        self._group = groups[part.stage]
+        self._sum: Sum = partial(dist.all_reduce, group=groups[part.stage])
+        if device.type == "cpu" and part.tp > 1:
+            store = dist.distributed_c10d._get_default_store()
+            self._sum = agree(store, f"stage {part.stage}", part.tp_rank, part.tp) or self._sum
 
     def serve(self, hidden_size: int) -> None:
         """Until the engine says that it is over. Raises EOFError when it is gone, WorkerLost for another rank."""
@@ -77,7 +83,7 @@ class Rank:
     def _total(self, part: Tensor) -> None:
         self._pulse.at(State.WAITING)
         with others_alive():
-            dist.all_reduce(part, group=self._group)
+            self._sum(part)
         self._pulse.at(State.COMPUTING)
 
     def _receive(self, hidden_ND: Tensor) -> None:
