@@ -192,7 +192,6 @@ class _Makers:
         return runner
 
     def _shard(self) -> Shard:
-        memory.check_weights(self.config.num_parameters * self.dtype.itemsize, self.device, 1)
         return load_shard(self.options.model_dir, self.dtype, device=self.device)
 
     def _cache_bytes(self, itemsize: int) -> int:

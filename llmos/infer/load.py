@@ -6,6 +6,7 @@ What is in memory is the result; the files are mapped, and the pages of the map 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor
 
 from llmos.errors import ModelError
+from llmos.infer import memory
 from llmos.infer.shard import LayerShard, Matrix, Shard
 from llmos.infer.split import FEATURES, Split, aligned, split
 from llmos.models.config import ModelConfig
 from llmos.models.headers import EMBEDDING, OUTPUT, Header, headers, opened
 from llmos.models.packed_layout import dequantize, stored_bytes
 from llmos.models.quantization import Quantization
+
+_STORED_BYTES = {"I8": 1, "I32": 4, "I64": 8}
 
 _log = logging.getLogger(__name__)
 
@@ -46,17 +50,25 @@ def load_shard(
     """The weights of rank ``tp[0]`` of ``tp[1]`` in stage ``pp[0]`` of ``pp[1]``, plain ones in ``dtype``.
 
     Raises ModelError, naming the file or weight and what was expected, unless exactly the weights that config.json
-    calls for are there, whole; UsageError for a mesh that the model cannot be split over.
+    calls for are there, whole; UsageError for a mesh that the model cannot be split over; OutOfMemoryError for more
+    weights than there is memory free.
     """
     directory = Path(directory)
     config = ModelConfig.load(directory)
     quantization = Quantization.load(directory)
     found = headers(directory, config, quantization)
     quantum = max(FEATURES, quantization.group) if quantization else FEATURES
+    part, ranks = split(config, tp, pp, quantum), tp[1] * pp[1]
+    memory.check_weights(_size_bytes(found, dtype) // ranks, torch.device(device), ranks)
     with ExitStack() as stack:
         files = {path: stack.enter_context(opened(path)) for path in {header.path for header in found.values()}}
         reader = _Reader(files, found, dtype, torch.device(device), quantization)
-        return _shard(reader, config, split(config, tp, pp, quantum))
+        return _shard(reader, config, part)
+
+
+def _size_bytes(found: Mapping[str, Header], dtype: torch.dtype) -> int:
+    """Of all weights in memory: plain ones in ``dtype``, quantized ones as they are stored."""
+    return sum(math.prod(h.shape) * _STORED_BYTES.get(h.kind, dtype.itemsize) for h in found.values())
 
 
 def _shard(reader: _Reader, config: ModelConfig, part: Split) -> Shard:

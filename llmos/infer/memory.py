@@ -55,7 +55,8 @@ def check_weights(needed_bytes: int, device: torch.device, ranks: int) -> None:
     free = free_bytes(device)
     if needed_bytes > free:
         raise OutOfMemoryError(
-            f"the weights of each of {ranks} ranks need {_size(needed_bytes)}: {_size(free)} are free",
+            f"the weights of {'the model' if ranks == 1 else f'each of {ranks} ranks'} need {_size(needed_bytes)}: "
+            f"{_size(free)} are free",
             hint="Quantize the model (`llmos compress`), use more ranks (`tp`, `pp`), or a smaller model.",
         )
 

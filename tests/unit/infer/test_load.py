@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmos.errors import ModelError, UsageError
-from llmos.infer import load
+from llmos.errors import ModelError, OutOfMemoryError, UsageError
+from llmos.infer import load, memory
 from llmos.infer.load import load_shard
 from llmos.infer.shard import Matrix
 from llmos.infer.split import FEATURES, split
@@ -168,3 +168,22 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ModelError, match=f"{file} .* is truncated or corrupt"):
         load_shard(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantization", "share"), [(torch.float32, None, 1.0), (torch.bfloat16, Quantization(4, 32), 0.2)]
+)
+def test_more_weights_than_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, quantization: Quantization | None, share: float
+) -> None:
+    model = make(intermediate_size=96, hidden_size=192)
+    if quantization is None:
+        weights.save_model(model, tmp_path)
+    else:
+        write_quantized(model, tmp_path, quantization)
+    size = sum(p.nbytes for p in model.parameters())
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10_000)
+    with pytest.raises(OutOfMemoryError, match="of the model need (.*) MiB: 0.0 MiB are free") as error:
+        load_shard(tmp_path, dtype)
+    needed = float(str(error.value).split("need ")[1].split()[0]) * 2**20
+    assert needed / size == pytest.approx(share, abs=0.1)
