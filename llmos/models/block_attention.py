@@ -22,24 +22,25 @@ _SHORT, _SHORT_BLOCK, _BLOCK = 512, 32, 64
 """Measured: blocks of 32 are fastest up to 512 tokens, of 64 above. Smaller ones skip more of the masked half."""
 
 
-def block_attention(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+def block_attention(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, first_BT: Tensor | None = None) -> Tensor:
     """softmax(q · kᵀ / √D, causal) · v, shape [B, H, T, D], in the type of ``v``.
 
-    With ``documents_BT``, where each token's document begins in its row, tokens see their own document only.
+    ``first_BT`` [B or 1, T] is the first token of its row that each token sees, where that is not the row's first: of
+    its document, or of its window.
 
     H is a multiple of K: query heads g·H/K … (g+1)·H/K - 1 share key head g (grouped-query attention). Products and
     probabilities are in the type of ``v``: in bf16, scores are rounded once before the softmax, which is fp32 inside.
     """
     with torch.autocast(v_BKTD.device.type, enabled=False):
         q_BHTD, k_BKTD = q_BHTD.to(v_BKTD.dtype), k_BKTD.to(v_BKTD.dtype)
-        return _BlockAttention.apply(q_BHTD, k_BKTD, v_BKTD, documents_BT)  # type: ignore[no-any-return, no-untyped-call]
+        return _BlockAttention.apply(q_BHTD, k_BKTD, v_BKTD, first_BT)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _BlockAttention(torch.autograd.Function):
     """Inside, each of N = B·K groups has G = H/K query heads for its key head; a block has n queries, sees S keys."""
 
     @staticmethod
-    def forward(ctx: Any, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, documents_BT: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, first_BT: Tensor | None) -> Tensor:
         batch, heads, length, dim = q_BHTD.shape
         groups = batch * k_BKTD.shape[1]
         q_NGTD = q_BHTD.reshape(groups, -1, length, dim)
@@ -50,8 +51,8 @@ class _BlockAttention(torch.autograd.Function):
             scores_NMS = torch.bmm(q_NMD, k_NTD[:, :end].mT).mul_(dim**-0.5)
             ahead_nn = torch.full((end - start, end - start), -torch.inf, dtype=q_NMD.dtype, device=q_NMD.device)
             scores_NMS.view(groups, -1, end - start, end)[..., start:].add_(ahead_nn.triu_(1))
-            if documents_BT is not None:
-                _hide_other_documents(scores_NMS.view(batch, heads, end - start, end), documents_BT[:, start:end])
+            if first_BT is not None:
+                _hide_before(scores_NMS.view(batch, heads, end - start, end), first_BT[:, start:end])
             p_NMS = torch.softmax(scores_NMS, -1)
             out_NGTD[:, :, start:end] = torch.bmm(p_NMS, v_NTD[:, :end]).view(groups, -1, end - start, dim)
             if any(ctx.needs_input_grad):
@@ -79,10 +80,10 @@ class _BlockAttention(torch.autograd.Function):
         return d_q_NGTD.view(q_shape), d_k_NTD.view(k_shape), d_v_NTD.view(k_shape), None
 
 
-def _hide_other_documents(scores_BHnS: Tensor, documents_Bn: Tensor) -> None:
+def _hide_before(scores_BHnS: Tensor, first_Bn: Tensor) -> None:
     """What is masked here is masked in the backward pass as well: its probability, which that multiplies by, is 0."""
     keys_S = torch.arange(scores_BHnS.shape[-1], device=scores_BHnS.device)
-    scores_BHnS.masked_fill_((keys_S < documents_Bn[..., None])[:, None], -torch.inf)
+    scores_BHnS.masked_fill_((keys_S < first_Bn[..., None])[:, None], -torch.inf)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""A decoder-only transformer of the Llama family. Parameter names are those of Hugging Face's LlamaForCausalLM.
+"""A decoder-only transformer: Llama and the families that differ little from it. Parameter names are Hugging Face's.
 
 Suffixes of tensors are their dimensions: B rows, T tokens, V vocabulary, D features (of a head inside attention),
 H query heads, K key and value heads, S slots of the cache.
@@ -26,7 +26,10 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and grouped keys and values (GQA, arXiv 2305.13245)."""
+    """Causal self-attention with rotary positions and grouped keys and values (GQA, arXiv 2305.13245).
+
+    By family, with biases on queries, keys and values, or with norms of the heads of queries and keys.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

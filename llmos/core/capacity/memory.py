@@ -92,12 +92,14 @@ def stage_parameters(shape: ModelShape, mesh: Mesh, stage: int) -> float:
 def layer_activations(shape: ModelShape, training: Training) -> float:
     """Bytes that a layer without checkpointing keeps of a token, over all tensor-parallel ranks.
 
-    The stream before each norm; what the norms give to the products; q, k, v; the attention's probabilities or its
-    output; what goes into o; gate, silu(gate), up and their product.
+    The stream before each norm; what the norms give to the products; q, k, v, and q and k before their norm where there
+    is one; the attention's probabilities or its output; what goes into o; gate, silu(gate), up and their product.
     """
     number, stream = training.numbers.number, training.numbers.stream
     norms = 2 * shape.hidden_size * (stream + number) + 2 * FP32
     attention = (2 * shape.query_size + 2 * shape.kv_size) * number
+    if shape.qk_norm:
+        attention += (shape.query_size + shape.kv_size) * number + (shape.num_heads + shape.num_kv_heads) * FP32
     return norms + attention + _kept_by_attention(shape, training) + 4 * shape.intermediate_size * number
 
 

@@ -2,66 +2,160 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
+from torch import Tensor
 
-from llmos.models import KVCache, ModelConfig, Transformer, weights
+from llmos.core.capacity import ModelShape
+from llmos.models import KVCache, ModelConfig, Transformer, transformer, weights
+from llmos.models.headers import Form, forms
 from llmos.models.transformer import first_visible
 from tests.unit.models.families import NAMES, WINDOW, family_config, write_family
 
 LENGTH, ANSWER = 80, 64
+READS = ["llama2", "llama3", "llama-yarn-mscale", "mistral", "qwen2", "qwen2-window", "qwen3-untied-yarn"]
+OWN = ["mistral", "qwen2", "qwen3"]
+"""One of each family that is not Llama."""
+
+Both = Callable[[str], tuple[Any, Transformer, Path]]
 
 
-def _tokens(vocab_size: int, rows: int = 2) -> torch.Tensor:
-    return torch.randint(0, vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """transformers' model, ours from its files, and where they are; made once."""
+    made: dict[str, tuple[Any, Transformer, Path]] = {}
+
+    def make(name: str) -> tuple[Any, Transformer, Path]:
+        if name not in made:
+            directory = tmp_path_factory.mktemp(name)
+            made[name] = write_family(name, directory), weights.load_model(directory), directory
+        return made[name]
+
+    return make
+
+
+def _tokens(rows: int = 2, length: int = LENGTH) -> Tensor:
+    return torch.randint(0, 300, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    theirs = write_family(name, tmp_path)
-    ours = weights.load_model(tmp_path)
-    tokens_BT = _tokens(ours.config.vocab_size)
-    logits_BTV = ours(tokens_BT)
+def test_logits_are_those_of_transformers(name: str, both: Both) -> None:
+    theirs, ours, _ = both(name)
+    logits_BTV = ours(_tokens())
     assert logits_BTV.std() > 0.5  # far from uniform: what follows compares something
-    assert (theirs(tokens_BT).logits - logits_BTV).abs().max() <= 1e-4
-    assert ours.config.num_parameters == sum(parameter.numel() for parameter in ours.parameters())
+    assert (theirs(_tokens()).logits - logits_BTV).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_a_greedy_answer_is_that_of_transformers(name: str, tmp_path: Path) -> None:
-    theirs = write_family(name, tmp_path)
-    ours, prompt_1T = weights.load_model(tmp_path), _tokens(300, rows=1)[:, :9]
-    told = theirs.generate(prompt_1T, max_new_tokens=ANSWER, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert _greedy(ours, prompt_1T) == told[0].tolist()
+def test_a_greedy_answer_is_that_of_transformers(name: str, both: Both) -> None:
+    """Each token is the one transformers finds likeliest after those before it."""
+    theirs, ours, _ = both(name)
+    text_1T = _greedy(ours, _tokens(1, 9))
+    assert torch.equal(theirs(text_1T).logits[0, 8:-1].argmax(-1), text_1T[0, 9:])
+    assert len(text_1T[0, 9:].unique()) > 5
 
 
-@pytest.mark.parametrize("name", ["llama-yarn-mscale", "mistral", "qwen2-window", "qwen3"])
 @torch.no_grad()
-def test_transformers_reads_our_files(name: str, tmp_path: Path) -> None:
-    write_family(name, tmp_path / "theirs")
-    ours = weights.load_model(tmp_path / "theirs")
-    weights.save_model(ours, tmp_path / "ours")
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+def test_a_greedy_answer_is_what_transformers_generates(both: Both) -> None:
+    theirs, ours, _ = both("mistral")
+    asked = {"max_new_tokens": ANSWER, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert torch.equal(theirs.generate(_tokens(1, 9), **asked), _greedy(ours, _tokens(1, 9)))
+
+
+@pytest.mark.parametrize("name", READS)
+@torch.no_grad()
+def test_transformers_reads_our_files(name: str, both: Both, tmp_path: Path) -> None:
+    _, ours, _ = both(name)
+    weights.save_model(ours, tmp_path)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()) and type(theirs.config) is type(family_config(name))
-    tokens_BT = _tokens(ours.config.vocab_size)
-    assert (theirs.eval()(tokens_BT).logits - ours(tokens_BT)).abs().max() <= 1e-4
+    assert ModelConfig.from_hf(theirs.config.to_dict()) == ours.config
+    assert (theirs.eval()(_tokens()).logits - ours(_tokens())).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3"])
-def test_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    theirs = write_family(name, tmp_path)
-    ours = weights.load_model(tmp_path)
-    tokens_BT = _tokens(ours.config.vocab_size)
-    for logits in (ours(tokens_BT), theirs(tokens_BT).logits):
-        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()).backward()
-    expected = dict(theirs.named_parameters())
-    for name_, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name_].grad, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("name", ["llama3", *OWN])
+def test_gradients_are_those_of_transformers(name: str, both: Both) -> None:
+    theirs, ours, _ = both(name)
+    parameters, expected = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    losses = (_loss(ours(_tokens())), _loss(theirs(_tokens()).logits))
+    found = [
+        torch.autograd.grad(loss, [kind[key] for key in parameters])
+        for loss, kind in zip(losses, (parameters, expected), strict=True)
+    ]
+    for mine, reference in zip(*found, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_bf16_is_as_close_to_fp32_as_theirs(name: str, both: Both) -> None:
+    _, exact, directory = both(name)
+    ours = weights.load_model(directory, dtype=torch.bfloat16)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+    found = (ours(_tokens()), theirs(_tokens()).logits)
+    error, their_error = ((logits - exact(_tokens())).abs().mean() for logits in found)
+    assert error <= 1.2 * their_error
+
+
+@pytest.mark.parametrize("longest_block", [2048, 0], ids=["block attention", "scaled_dot_product_attention"])
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_packed_documents_are_computed_as_if_alone(
+    name: str, longest_block: int, both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "MAX_TOKENS", longest_block)
+    _, ours, _ = both(name)
+    lengths = [1, 33, 3, 43]
+    begins_1T = torch.tensor([0, 1, 34, 37]).repeat_interleave(torch.tensor(lengths))[None]
+    packed = F.linear(ours.hidden(_tokens(1), documents_BT=begins_1T), ours.output_weight)
+    alone = torch.cat([ours(document) for document in _tokens(1).split(lengths, dim=1)], dim=1)
+    assert (packed - alone).abs().max() < 1e-5 * alone.abs().max()
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_rows_of_any_length_and_padding_are_computed_as_if_alone(name: str, both: Both) -> None:
+    """Prompts in parts of unequal length, one of them longer than the window, in a cache of two rows."""
+    _, ours, _ = both(name)
+    tokens_BT, whole_BTV = _tokens(2, 40), ours(_tokens(2, 40))
+    cache, done = KVCache(ours.config, 2, 40), [0, 0]
+    cache.add(), cache.add()
+    for counts in ([3, 20], [25, 1], [1, 2], [0, 17], [11, 0]):
+        part_BT = torch.zeros(2, max(counts), dtype=torch.long)
+        for row, count in enumerate(counts):
+            part_BT[row, :count] = tokens_BT[row, done[row] : done[row] + count]
+        logits_BTV = ours(part_BT, cache=cache.step(counts))
+        assert logits_BTV.isfinite().all()
+        for row, count in enumerate(counts):
+            expected = whole_BTV[row, done[row] : done[row] + count]
+            torch.testing.assert_close(logits_BTV[row, :count], expected, rtol=1e-4, atol=1e-4)
+            done[row] += count
+    assert done == [40, 40]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_are_those_of_the_files(name: str, both: Both) -> None:
+    _, ours, _ = both(name)
+    parameters = dict(ours.named_parameters())
+    count = sum(parameter.numel() for parameter in parameters.values())
+    assert ours.config.num_parameters == ModelShape.of(ours.config).num_parameters == count
+    assert forms(ours.config) == {key: Form(tuple(parameter.shape)) for key, parameter in parameters.items()}
+
+
+def test_autocast_keeps_queries_and_keys_in_bf16(both: Both) -> None:
+    """A bias in fp32 must not widen what it is added to: attention would then be computed in fp32."""
+    _, ours, _ = both("qwen2")
+    attention = ours.model.layers[0].self_attn
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention.q_proj(torch.randn(1, 3, 64)).dtype is torch.bfloat16
 
 
 def test_a_window_and_a_document_end_what_is_seen() -> None:
@@ -76,18 +170,22 @@ def test_a_window_and_a_document_end_what_is_seen() -> None:
     assert first_visible(config, None, tokens_1T[:, :WINDOW]) is None
 
 
-def test_new_biases_are_zero_and_new_norms_one() -> None:
+def test_new_biases_are_zero() -> None:
     config = ModelConfig.from_hf(family_config("qwen2").to_dict())
     biases = [p for name, p in Transformer(config).named_parameters() if name.endswith(".bias")]
     assert len(biases) == 3 * config.num_layers and not any(bias.any() for bias in biases)
 
 
-def _greedy(model: Transformer, prompt_1T: torch.Tensor) -> list[int]:
+def _loss(logits_BTV: Tensor) -> Tensor:
+    return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), _tokens()[:, 1:].flatten())
+
+
+def _greedy(model: Transformer, prompt_1T: Tensor) -> Tensor:
+    """The prompt and an answer of ANSWER tokens, one at a time, [1, T]."""
     cache = KVCache(model.config, 1, LENGTH)
     cache.add()
-    found, new_1T = prompt_1T[0].tolist(), prompt_1T
+    parts = [prompt_1T]
     for _ in range(ANSWER):
-        logits_1TV = model(new_1T, cache=cache.step([new_1T.shape[1]]))
-        found.append(int(logits_1TV[0, -1].argmax()))
-        new_1T = torch.tensor([found[-1:]])
-    return found
+        logits_1TV = model(parts[-1], cache=cache.step([parts[-1].shape[1]]))
+        parts.append(logits_1TV[:, -1:].argmax(-1))
+    return torch.cat(parts, dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -28,9 +29,12 @@ CONFIG = ModelConfig(
 TOKENS = torch.arange(40).reshape(2, 20)
 
 
-def _adapted(spec: Lora, trained: bool = True) -> Transformer:
+def _adapted(spec: Lora, trained: bool = True, config: ModelConfig = CONFIG) -> Transformer:
     torch.manual_seed(0)
-    model = Transformer(CONFIG)
+    model = Transformer(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(parameter)
     add_adapters(model, spec, seed=1)
     with torch.no_grad():
         for name, parameter in trainable(model).items():
@@ -43,6 +47,17 @@ def test_it_begins_as_the_model_it_adapts() -> None:
     torch.manual_seed(0)
     plain = Transformer(CONFIG)
     assert torch.equal(_adapted(Lora(), trained=False)(TOKENS), plain(TOKENS))
+
+
+def test_biases_stay_as_they_are() -> None:
+    config = dataclasses.replace(CONFIG, architecture="qwen2", attention_bias=True)
+    model = _adapted(Lora(rank=3), config=config)
+    assert not [name for name in trainable(model) if name.endswith("bias")]
+    plain, expected = merged(model), model(TOKENS)
+    assert (plain(TOKENS) - expected).abs().max() < 1e-5 * expected.abs().max()
+    with torch.no_grad():
+        plain.model.layers[0].self_attn.v_proj.bias.zero_()
+    assert (plain(TOKENS) - expected).abs().max() > 0.1 * expected.abs().max()
 
 
 def test_merged_weights_compute_the_same() -> None:

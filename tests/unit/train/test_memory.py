@@ -66,10 +66,10 @@ def fake() -> Iterator[Live]:
     rope._frequencies.cache_clear()
 
 
-def peak_bytes(preset: str, precision: str, rows: int, tokens: int, recompute: str) -> int:
+def peak_bytes(config: ModelConfig, precision: str, rows: int, tokens: int, recompute: str) -> int:
     """The most bytes of tensors while the second optimizer step runs."""
     with torch.device("meta"):
-        model = Transformer(ModelConfig.from_preset(PRESETS[preset], VOCABULARY, None, None)).train()
+        model = Transformer(config).train()
     with fake() as live:
         for module in model.modules():
             for name, parameter in module._parameters.items():
@@ -87,6 +87,7 @@ def peak_bytes(preset: str, precision: str, rows: int, tokens: int, recompute: s
         return live.peak
 
 
+QWEN3 = {"architecture": "qwen3", "qk_norm": True}
 SLOW = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
@@ -108,8 +109,18 @@ def test_memory_is_what_tensors_take(
 ) -> None:
     training = Training(rows, rows, tokens, precision=precision, cpu=True, checkpointing=recompute)
     predicted = training_memory(ModelShape.of(PRESETS[preset], vocab_size=VOCABULARY), training, Mesh())
-    alive = peak_bytes(preset, precision, rows, tokens, recompute)
+    config = ModelConfig.from_preset(PRESETS[preset], VOCABULARY, None, None)
+    alive = peak_bytes(config, precision, rows, tokens, recompute)
     assert predicted.total - predicted.allocator == pytest.approx(alive, rel=tolerance)
+
+
+@pytest.mark.parametrize("has", [{"architecture": "qwen2", "attention_bias": True}, QWEN3], ids=["qwen2", "qwen3"])
+def test_memory_of_other_families(has: dict[str, Any]) -> None:
+    """Biases are nearly nothing; norms of heads keep what they read."""
+    config = dataclasses.replace(ModelConfig.from_preset(PRESETS["nano"], VOCABULARY, None, None), **has)
+    predicted = training_memory(ModelShape.of(config), Training(4, 4, 128, precision="fp32", cpu=True), Mesh())
+    alive = peak_bytes(config, "fp32", 4, 128, "none")
+    assert predicted.total - predicted.allocator == pytest.approx(alive, rel=0.01)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
