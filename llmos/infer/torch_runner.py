@@ -41,6 +41,14 @@ class _Layer:
     down: Product
 
 
+def _pages_class(device: torch.device, dtype: torch.dtype) -> type[Pages]:
+    if device.type != "cuda" or dtype is torch.float32:
+        return Pages
+    from llmos.infer.varlen_attention import VarlenPages  # imports torch's compiler, which takes seconds
+
+    return VarlenPages
+
+
 class TorchRunner:
     """Computes the steps of a shard: see :class:`llmos.infer.step.Runner`.
 
@@ -86,12 +94,7 @@ class TorchRunner:
         )
         self.blocks = self.account.blocks
         sizes = (len(shard.layers), shard.heads, shard.kv_heads, config.head_dim)
-        pages = Pages
-        if self.device.type == "cuda" and self._active is not torch.float32:
-            from llmos.infer.varlen_attention import VarlenPages  # imports torch's compiler, which takes seconds
-
-            pages = VarlenPages
-        self.pages = pages(*sizes, self.blocks, self._active, self.device)
+        self.pages = _pages_class(self.device, self._active)(*sizes, self.blocks, self._active, self.device)
         self._graphs = DecodeGraphs(self, captured) if self.device.type == "cuda" else None
         self._done: deque[Tensor] = deque()
         _log.info("%s", self.account)
