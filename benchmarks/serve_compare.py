@@ -1,22 +1,42 @@
-"""Engines in turn on the same requests, each at its own best number of threads.
+"""Engines in turn on the same requests, each at its own best.
 
-First every engine is tried with every number of threads; then those that were best take turns, so that a slow moment of
-the machine meets all of them. Ratios are medians over the turns, of what was measured side by side.
+First every engine is tried in each of its settings; then those that were best take turns, so that a slow moment of the
+machine meets all of them. Ratios are medians over the turns, of what was measured side by side.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from benchmarks.serve_contenders import Contender
 from benchmarks.serve_load import NEW_TOKENS, PROMPT_TOKENS, Load, prompts
 
-Start = Callable[[int], Contender]
-"""Starts an engine with so many threads."""
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an engine may be started with."""
+
+    threads: int
+    dtype: str = "bfloat16"
+
+    def __str__(self) -> str:
+        return f"{self.threads} threads, {self.dtype}"
+
+
+Start = Callable[[Setting], Contender]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How an engine is started, and the settings that it is tried in."""
+
+    start: Start
+    settings: Sequence[Setting]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +60,10 @@ class Workload:
 
 @dataclass(slots=True)
 class Found:
-    """What one engine did with one workload: at its best number of ``threads``, and tokens/s at all ``tried``."""
+    """What one engine did with one workload: in its best setting, and tokens/s of all that were ``tried``."""
 
-    threads: int
-    tried: Mapping[int, float]
+    setting: Setting
+    tried: Mapping[Setting, float]
     loads: list[Load] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
@@ -61,49 +81,59 @@ class Found:
         return statistics.median(load.ttft_s for load in self.loads)
 
     def __str__(self) -> str:
-        tried = ", ".join(f"{threads}: {rate:,.4g}" for threads, rate in self.tried.items())
-        return f"{self.rate:,.4g} with {self.threads} threads (tried {tried})"
+        tried = ", ".join(f"{setting}: {rate:,.4g}" for setting, rate in self.tried.items())
+        return f"{self.rate:,.4g} with {self.setting} (tried {tried})"
 
 
 Table = dict[str, dict[str, Found]]
 """By workload and engine."""
 
 
-def compare(
-    engines: Mapping[str, Start], workloads: Sequence[Workload], counts: Sequence[int], turns: int, title: str
-) -> Table:
+def compare(engines: Mapping[str, Engine], workloads: Sequence[Workload], turns: int, title: str) -> Table:
     """Every engine on every workload. What is tried and found goes to stderr as it comes."""
+    seeds = itertools.count(turns + 1)
+    tries = {workload.name: next(seeds) for workload in workloads}
     with ExitStack() as stack:
-        started = {(name, n): _started(start, n, stack) for name, start in engines.items() for n in counts}
-        table: Table = {}
-        seeds = iter(range(1, 1_000_000))
+        table: Table = {workload.name: {} for workload in workloads}
+        started: dict[str, dict[Setting, Contender]] = {}
+        for name, engine in engines.items():
+            started[name] = _try(name, engine, workloads, tries, table, stack)
         for workload in workloads:
-            table[workload.name] = found = dict(_tried(engines, workload, started, seeds))
-            for _ in range(turns):
-                seed = next(seeds)
-                for name, best in found.items():
-                    best.loads.append(workload.give(started[name, best.threads], seed))
+            for seed in itertools.islice(seeds, turns):
+                for name, best in table[workload.name].items():
+                    best.loads.append(workload.give(started[name][best.setting], seed))
                     best.rates.append(workload.rate(best.loads[-1]))
-            for name, best in found.items():
+            for name, best in table[workload.name].items():
                 print(f"{title} {workload.name}: {name} {best} tokens/s", file=sys.stderr, flush=True)
     return table
 
 
-def _started(start: Start, threads: int, stack: ExitStack) -> Contender:
-    engine = start(threads)
-    stack.callback(engine.close)
-    engine.run(prompts(1, seed=0), 1)  # the first request of a process takes longer
-    return engine
+def _try(
+    name: str,
+    engine: Engine,
+    workloads: Sequence[Workload],
+    seeds: Mapping[str, int],
+    table: Table,
+    stack: ExitStack,
+) -> dict[Setting, Contender]:
+    """Fill in what ``engine`` is best in. Returns it as it was started; what was best for nothing is closed again."""
+    with ExitStack() as trial:
+        started = {setting: _started(engine, setting, trial) for setting in engine.settings}
+        for workload in workloads:
+            seed = seeds[workload.name]
+            tried = {setting: workload.rate(workload.give(one, seed)) for setting, one in started.items()}
+            table[workload.name][name] = Found(max(tried, key=tried.__getitem__), tried)
+        best = {table[workload.name][name].setting for workload in workloads}
+        for setting in best:
+            stack.callback(started[setting].close)
+        trial.pop_all()
+    for setting in set(started) - best:
+        started[setting].close()
+    return started
 
 
-def _tried(
-    engines: Mapping[str, Start],
-    workload: Workload,
-    started: Mapping[tuple[str, int], Contender],
-    seeds: Iterator[int],
-) -> Iterator[tuple[str, Found]]:
-    seed = next(seeds)
-    for name in engines:
-        counts = [threads for other, threads in started if other == name]
-        tried = {n: workload.rate(workload.give(started[name, n], seed)) for n in counts}
-        yield name, Found(max(tried, key=tried.__getitem__), tried)
+def _started(engine: Engine, setting: Setting, stack: ExitStack) -> Contender:
+    one = engine.start(setting)
+    stack.callback(one.close)
+    one.run(prompts(1, seed=0), 1)  # the first request of a process takes longer
+    return one

@@ -1,6 +1,6 @@
 """Who is compared in serving: our server, vLLM's, and transformers' ``generate``, each in processes of its own.
 
-All get the same files, prompts and lengths, and bf16. A server answers over HTTP, streaming; transformers, which has
+All get the same files, prompts and lengths. A server answers over HTTP, streaming; transformers, which has
 no server that batches, is given whole batches and spared HTTP.
 """
 
@@ -99,9 +99,9 @@ class Server:
 class Generate:
     """transformers in a process that generates whole batches."""
 
-    def __init__(self, shape: Shape, threads: int, device: str = "cpu") -> None:
+    def __init__(self, shape: Shape, threads: int, dtype: str = "bfloat16", device: str = "cpu") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, str(_DRIVER), str(shape.written()), str(threads), "bfloat16", device]
+        command = [sys.executable, str(_DRIVER), str(shape.written()), str(threads), dtype, device]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, env=environment, text=True, **pipes)
         self._line()
@@ -131,7 +131,7 @@ class Generate:
         return found
 
 
-def ours(shape: Shape, threads: int) -> Server:
+def ours(shape: Shape, threads: int, dtype: str = "bfloat16") -> Server:
     """``python -m llmos.infer --serve``, the server without a cluster."""
     port = free_ports(1)[0]
     command: list[str | Path] = [sys.executable, "-m", "llmos.infer", shape.written(), "--serve", "--port", str(port)]
@@ -148,11 +148,11 @@ def ours(shape: Shape, threads: int) -> Server:
     return Server(command, {"LLMOS_API_KEY": _KEY}, port, shape.name)
 
 
-def vllm(shape: Shape, threads: int) -> Server:
+def vllm(shape: Shape, threads: int, dtype: str = "bfloat16") -> Server:
     """vLLM's server, without compilation, which takes minutes on a CPU. Raises Missing."""
     port = free_ports(1)[0]
     command: list[str | Path] = [VLLM.python, "-m", "vllm.entrypoints.openai.api_server", "--model", shape.written()]
-    command += ["--served-model-name", shape.name, "--dtype", "bfloat16", "--enforce-eager"]
+    command += ["--served-model-name", shape.name, "--dtype", dtype, "--enforce-eager"]
     command += ["--max-model-len", str(CONTEXT), "--host", "127.0.0.1", "--port", str(port)]
     environment = {
         "HF_HUB_OFFLINE": "1",

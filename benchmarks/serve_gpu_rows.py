@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.rows import Measured, Options, Unmeasured
-from benchmarks.serve_compare import Start, Workload, compare
+from benchmarks.serve_compare import Engine, Setting, Workload, compare
 from benchmarks.serve_contenders import Generate
 from benchmarks.serve_engine import InProcess
 from benchmarks.serve_load import prompts
@@ -14,12 +14,13 @@ from benchmarks.serve_models import LLAMA_8B
 _COPY_BYTES = 1 << 31
 _NEEDED_BYTES = 40 << 30
 _MANY = 256
+_ON_CARD = {"device": "cuda", "memory_bytes": None}  # of its cache: what is free
 
 
 def gpu_roofline_b1(options: Options) -> Measured:
     """Bytes of weights per second at batch 1, against what the card reads: half of what a copy moves."""
     card = _card(options)
-    engine = InProcess(LLAMA_8B.written(), dtype="bfloat16", device="cuda")
+    engine = InProcess(LLAMA_8B.written(), dtype="bfloat16", **_ON_CARD)
     try:
         engine.run(prompts(1), 1)
         turns = [engine.run(prompts(1, seed=turn), 1, new=64) for turn in range(1, 4)]
@@ -34,12 +35,13 @@ def gpu_decode_c256(options: Options) -> Measured:
     """256 requests at once, against transformers' ``generate`` on the same batch."""
     card = _card(options)
     model = LLAMA_8B.written()
-    engines: dict[str, Start] = {
-        "llmos": lambda _: InProcess(model, dtype="bfloat16", device="cuda", max_batch=_MANY),
-        "transformers": lambda threads: Generate(LLAMA_8B, threads, device="cuda"),
+    setting = [Setting(1)]
+    engines = {
+        "llmos": Engine(lambda s: InProcess(model, dtype=s.dtype, **_ON_CARD, max_batch=_MANY), setting),
+        "transformers": Engine(lambda s: Generate(LLAMA_8B, s.threads, s.dtype, device="cuda"), setting),
     }
     workload = Workload(f"c{_MANY}", _MANY, _MANY, new=32 if options.quick else 128)
-    found = compare(engines, [workload], [1], 1 if options.quick else 3, LLAMA_8B.name)[workload.name]
+    found = compare(engines, [workload], 1 if options.quick else 3, LLAMA_8B.name)[workload.name]
     mine, peer = found["llmos"], found["transformers"]
     return Measured(mine.rate, peer.rate, mine.over(peer), card)
 

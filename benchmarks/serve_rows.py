@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
 
 from benchmarks.peers import Missing
 from benchmarks.rows import Measured, Options, Unmeasured
-from benchmarks.serve_compare import Found, Start, Workload, compare
+from benchmarks.serve_compare import Engine, Found, Setting, Workload, compare
 from benchmarks.serve_contenders import Generate, Server, ours, thread_counts, vllm
 from benchmarks.serve_engine import InProcess
 from benchmarks.serve_load import prompts
 from benchmarks.serve_models import QWEN_500M, SMOLLM_135M, Shape
+from llmos.infer.dtypes import pick_dtype
 
 OURS, VLLM, TRANSFORMERS = "llmos", "vLLM", "transformers"
 CONCURRENCY = (1, 8, 32, 64)
@@ -60,7 +63,7 @@ def fallback_c32(options: Options) -> Measured:
 def cold_start(options: Options) -> Measured:
     """From the start of the process to the first token, files cached: the median of three starts by turns."""
     _need_cpu(options)
-    starts = {OURS: ours, VLLM: vllm}
+    starts: dict[str, Callable[[Shape, int], Server]] = {OURS: ours, VLLM: vllm}
     seconds: dict[str, list[float]] = {name: [] for name in starts}
     SMOLLM_135M.written()
     for turn in range(1 if options.quick else 4):
@@ -110,25 +113,26 @@ def _served(shape: Shape, options: Options) -> dict[str, dict[str, Found]]:
     some = CONCURRENCY if small or not options.quick else CONCURRENCY[:2]
     workloads = [Workload(f"c{n}", n, max(n, 2 if options.quick else 4), new=new) for n in some]
     counts = thread_counts()
-    engines = _engines(shape)
+    engines = _engines(shape, counts if small or not options.quick else counts[-1:])
+    turns = 1 if options.quick else 3
     try:
-        return compare(
-            engines,
-            [*workloads, PREFILL] if small else workloads,
-            counts if small or not options.quick else counts[-1:],
-            turns=1 if options.quick else 3,
-            title=shape.name,
-        )
+        return compare(engines, [*workloads, PREFILL] if small else workloads, turns, shape.name)
     except Missing as missing:
         raise Unmeasured(str(missing)) from missing
 
 
-def _engines(shape: Shape) -> dict[str, Start]:
+def _engines(shape: Shape, counts: Sequence[int]) -> dict[str, Engine]:
     return {
-        OURS: functools.partial(ours, shape),
-        VLLM: functools.partial(vllm, shape),
-        TRANSFORMERS: functools.partial(Generate, shape),
+        OURS: Engine(lambda s: ours(shape, s.threads, s.dtype), [Setting(n) for n in counts]),
+        VLLM: Engine(lambda s: vllm(shape, s.threads, s.dtype), _for_peers(counts)),
+        TRANSFORMERS: Engine(lambda s: Generate(shape, s.threads, s.dtype), _for_peers(counts)),
     }
+
+
+def _for_peers(counts: Sequence[int]) -> list[Setting]:
+    """In bf16, as we; also in float32 where the processor has no product of bf16 and they would emulate it."""
+    emulated = pick_dtype("auto", torch.device("cpu")) != torch.bfloat16
+    return [Setting(n, dtype) for dtype in ("bfloat16", *(["float32"] if emulated else [])) for n in counts]
 
 
 def _fallback(options: Options, concurrency: int) -> Measured:
@@ -142,13 +146,16 @@ def _without_native(options: Options) -> dict[str, dict[str, Found]]:
     _need_cpu(options)
     shape = SMOLLM_135M
 
-    def torch_only(threads: int) -> InProcess:
-        return InProcess(shape.written(), runner="torch", dtype="bfloat16", threads=threads)
+    def torch_only(setting: Setting) -> InProcess:
+        return InProcess(shape.written(), runner="torch", dtype=setting.dtype, threads=setting.threads)
 
-    engines: Mapping[str, Start] = {OURS: torch_only, TRANSFORMERS: functools.partial(Generate, shape)}
+    counts, turns = thread_counts(), 1 if options.quick else 3
+    engines = {
+        OURS: Engine(torch_only, [Setting(n) for n in counts]),
+        TRANSFORMERS: Engine(lambda s: Generate(shape, s.threads, s.dtype), _for_peers(counts)),
+    }
     workloads = [Workload(f"c{n}", n, max(n, 2)) for n in (1, 32)]
-    turns = 1 if options.quick else 3
-    return compare(engines, workloads, thread_counts(), turns, f"{shape.name}, without the native step")
+    return compare(engines, workloads, turns, f"{shape.name}, without the native step")
 
 
 def _need_cpu(options: Options) -> None:

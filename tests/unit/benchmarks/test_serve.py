@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import serve
 from benchmarks.rows import Measured, Target
-from benchmarks.serve_compare import Workload, compare
+from benchmarks.serve_compare import Engine, Setting, Workload, compare
 from benchmarks.serve_load import Load, Prompt, prompts
 from benchmarks.serve_models import QWEN_500M, SMOLLM_135M, tokenizer
 
@@ -44,19 +44,35 @@ def test_every_row_of_serving_is_there_and_has_a_function() -> None:
 
 
 def test_engines_are_compared_each_at_its_best_on_prompts_that_none_has_seen() -> None:
-    paced = {("a", 1): Paced(10), ("a", 2): Paced(30), ("b", 1): Paced(15), ("b", 2): Paced(5)}
-    engines = {name: lambda threads, name=name: paced[name, threads] for name in "ab"}
-    table = compare(engines, [Workload("w", 2, 4)], [1, 2], turns=3, title="test")
+    one, two, slow = Setting(1), Setting(2), Setting(2, "float32")
+    paced = {("a", one): Paced(10), ("a", two): Paced(30), ("b", one): Paced(15), ("b", slow): Paced(5)}
+    engines = {
+        name: Engine(lambda setting, name=name: paced[name, setting], [s for other, s in paced if other == name])
+        for name in "ab"
+    }
+    table = compare(engines, [Workload("w", 2, 4)], turns=3, title="test")
     ours, peer = table["w"]["a"], table["w"]["b"]
-    assert (ours.threads, peer.threads) == (2, 1)
+    assert (ours.setting, peer.setting) == (two, one)
     assert (ours.rate, peer.rate, ours.over(peer)) == (pytest.approx(30), pytest.approx(15), pytest.approx(2))
-    assert "1: 10, 2: 30" in str(ours)
-    best, worse = paced["a", 2], paced["a", 1]
+    assert "1 threads, bfloat16: 10, 2 threads, bfloat16: 30" in str(ours)
+    best, worse = paced["a", two], paced["a", one]
     assert len(best.asked) == 1 + 1 + 3 and len(worse.asked) == 1 + 1  # one to warm up, one to try
-    assert best.asked[1:] == paced["b", 1].asked[1:]
+    assert best.asked[1:] == paced["b", one].asked[1:]
     seen = [tuple(prompt) for asked in best.asked for prompt in asked]
     assert len(set(seen)) == len(seen)
     assert not any(engine.open for engine in paced.values())
+
+
+def test_what_was_started_ends_when_another_cannot_start() -> None:
+    first = Paced(10)
+
+    def broken(setting: Setting) -> Paced:
+        raise RuntimeError("no such engine")
+
+    engines = {"a": Engine(lambda _: first, [Setting(1)]), "b": Engine(broken, [Setting(1)])}
+    with pytest.raises(RuntimeError, match="no such engine"):
+        compare(engines, [Workload("w", 1, 1)], turns=1, title="test")
+    assert not first.open
 
 
 def test_a_rate_is_of_the_tokens_read_where_one_is_generated() -> None:
