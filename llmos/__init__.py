@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         SpecError,
         TrainingError,
+        UnsupportedModelError,
         UsageError,
         WorkerLost,
     )
@@ -97,6 +98,7 @@ __all__ = [
     "TrainFunction",
     "TrainJob",
     "TrainingError",
+    "UnsupportedModelError",
     "UsageError",
     "WorkerLost",
     "Workers",

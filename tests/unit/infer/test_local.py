@@ -159,7 +159,8 @@ async def test_closing_ends_what_runs_and_waits(model_dir: Path) -> None:
         await asyncio.to_thread(engine.close)
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, EngineError) and "closed" in result.message for result in results)
-        assert not any(thread.name.startswith("llmos") for thread in threading.enumerate())
+        left = {thread.name for thread in threading.enumerate() if thread.name.startswith("llmos")}
+        assert left <= {"llmos-native"}  # compiles for the next engine too, where nothing is compiled yet
         engine.close()  # closing twice is closing
 
 
