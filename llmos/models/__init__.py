@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmos.models import weights
-    from llmos.models.cache import KVCache
     from llmos.models.config import ModelConfig
     from llmos.models.tokenizer import StreamDecoder, Tokenizer, train_bpe
     from llmos.models.transformer import Transformer
 
-__all__ = ["KVCache", "ModelConfig", "StreamDecoder", "Tokenizer", "Transformer", "train_bpe", "weights"]
+__all__ = ["ModelConfig", "StreamDecoder", "Tokenizer", "Transformer", "train_bpe", "weights"]
 
 _HOMES = {
-    "KVCache": "cache",
     "ModelConfig": "config",
     "StreamDecoder": "tokenizer",
     "Tokenizer": "tokenizer",

@@ -1,7 +1,8 @@
 """A decoder-only transformer: Llama and the families that differ little from it. Parameter names are Hugging Face's.
 
+It computes whole sequences, for training and as what the engine's runners are compared with.
 Suffixes of tensors are their dimensions: B rows, T tokens, V vocabulary, D features (of a head inside attention),
-H query heads, K key and value heads, S slots of the cache.
+H query heads, K key and value heads.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmos.models.block_attention import MAX_TOKENS, block_attention
-from llmos.models.cache import Step
 from llmos.models.config import ModelConfig
 from llmos.models.linear import Linear
 from llmos.models.norm import RMSNorm, product_dtype
@@ -31,9 +31,9 @@ class Attention(nn.Module):
     By family, with biases on queries, keys and values, or with norms of the heads of queries and keys.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self._layer, self._head_dim = layer, config.head_dim
+        self._head_dim = config.head_dim
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, q_size, config.attention_bias)
         self.k_proj = Linear(config.hidden_size, kv_size, config.attention_bias)
@@ -42,40 +42,25 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, step: Step | None, first_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation, first_BT: Tensor | None = None) -> Tensor:
         heads = (*x_BTD.shape[:2], -1, self._head_dim)
         q_BTHD, k_BTKD = self.q_proj(x_BTD).view(heads), self.k_proj(x_BTD).view(heads)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         q_BTHD, k_BTKD = rotate(q_BTHD, rotation), rotate(k_BTKD, rotation)
         v_BTKD = self.v_proj(x_BTD).view(heads)
-        q_BHTD, k_BKTD, v_BKTD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
-        mask_B1TS = None
-        if step is not None:
-            k_BKSD, v_BKSD = step.append(self._layer, k_BTKD, v_BTKD)
-            if not step.from_start:
-                k_BKTD, v_BKTD, mask_B1TS = k_BKSD, v_BKSD, step.mask_B1TS
-        out_BHTD = _attend(q_BHTD, k_BKTD, v_BKTD, mask_B1TS, first_BT)
+        out_BHTD = _attend(q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2), first_BT)
         return cast(Tensor, self.o_proj(out_BHTD.transpose(1, 2).flatten(2)))
 
 
-def _attend(
-    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | None, first_BT: Tensor | None
-) -> Tensor:
-    """Attention under ``mask_B1TS``; without one, causal over as many keys as queries, from ``first_BT`` on."""
-    if mask_B1TS is None:
-        if q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= MAX_TOKENS:
-            return block_attention(q_BHTD, k_BKSD, v_BKSD, first_BT)
-        if first_BT is not None:
-            mask_B1TT = _mask_from(first_BT)
-            return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TT, enable_gqa=True)
-        return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=True)
-    if q_BHTD.shape[2] > 1:
-        return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TS, enable_gqa=True)
-    # One token a row: the heads that share a key head are as good as tokens that do. On CPUs in bf16, 0.22 ms, not 1.2
-    # (8 rows, 8 heads of 32, 512 slots).
-    shared_BKGD = q_BHTD.reshape(len(q_BHTD), k_BKSD.shape[1], -1, q_BHTD.shape[3])
-    return F.scaled_dot_product_attention(shared_BKGD, k_BKSD, v_BKSD, attn_mask=mask_B1TS).view_as(q_BHTD)
+def _attend(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, first_BT: Tensor | None) -> Tensor:
+    """Causal attention; each token sees those from ``first_BT`` on."""
+    if q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= MAX_TOKENS:
+        return block_attention(q_BHTD, k_BKTD, v_BKTD, first_BT)
+    if first_BT is not None:
+        mask_B1TT = _mask_from(first_BT)
+        return F.scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, attn_mask=mask_B1TT, enable_gqa=True)
+    return F.scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, is_causal=True, enable_gqa=True)
 
 
 def first_visible(config: ModelConfig, documents_BT: Tensor | None, tokens_BT: Tensor) -> Tensor | None:
@@ -113,15 +98,15 @@ class Layer(nn.Module):
     model of 5.5 M parameters was 0.12 nats higher after 220 steps of 2,048 tokens.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, step: Step | None, first_BT: Tensor | None = None) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, step, first_BT)
+    def forward(self, x_BTD: Tensor, rotation: Rotation, first_BT: Tensor | None = None) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, first_BT)
         return cast(Tensor, x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)))
 
 
@@ -131,7 +116,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
 
@@ -174,7 +159,6 @@ class Transformer(nn.Module):
     def hidden(
         self,
         tokens_BT: Tensor,
-        cache: Step | None = None,
         positions: Tensor | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
@@ -184,33 +168,19 @@ class Transformer(nn.Module):
         begins. Every document is then computed as if it were alone; its positions count from 0.
         """
         if positions is None:
-            at_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-            positions = at_T if cache is None else cache.positions_BT
+            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
             positions = positions if documents_BT is None else positions - documents_BT
         x_BTD = self.model.embed_tokens(tokens_BT)
         cos, sin = rotations(self.config, positions)
         rotation = cos.to(product_dtype(x_BTD)), sin.to(product_dtype(x_BTD))
         first_BT = first_visible(self.config, documents_BT, tokens_BT)
         for layer in self.model.layers:
-            x_BTD = layer(x_BTD, rotation, cache, first_BT)
-        if cache is not None:
-            cache.finish()
+            x_BTD = layer(x_BTD, rotation, first_BT)
         return cast(Tensor, self.model.norm(x_BTD))
 
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        cache: Step | None = None,
-        positions: Tensor | None = None,
-        logits_at: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, tokens_BT: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits of the token after each of ``tokens_BT``, shape [B, T, V], in the type of the weights.
 
-        With ``cache`` (:meth:`KVCache.step`), the tokens continue its rows, and their keys and values join it.
-        ``positions`` ([T] or [B, T]) says where the tokens stand, if not at 0, 1, … or where the cache ends.
-        ``logits_at`` [B] picks one token of each row: the result is [B, V], and no other logits are computed.
+        ``positions`` ([T] or [B, T]) says where the tokens stand, if not at 0, 1, …
         """
-        hidden_BTD = self.hidden(tokens_BT, cache, positions)
-        if logits_at is not None:
-            hidden_BTD = hidden_BTD[torch.arange(len(logits_at), device=logits_at.device), logits_at]
-        return F.linear(hidden_BTD, self.output_weight)
+        return F.linear(self.hidden(tokens_BT, positions), self.output_weight)

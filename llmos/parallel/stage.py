@@ -110,7 +110,7 @@ class Stage(nn.Module):
 
     def _run(self, layer: nn.Module, x_BTD: Tensor, rotation: Rotation, first_BT: Tensor | None) -> Tensor:
         recompute = self.numerics.recompute
-        told = (x_BTD, rotation, None, first_BT)
+        told = (x_BTD, rotation, first_BT)
         if recompute == "none" or not torch.is_grad_enabled():
             return cast(Tensor, layer(*told))
         contexts: dict[str, Any] = {}

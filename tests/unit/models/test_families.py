@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from llmos.core.capacity import ModelShape
-from llmos.models import KVCache, ModelConfig, Transformer, transformer, weights
+from llmos.models import ModelConfig, Transformer, transformer, weights
 from llmos.models.headers import Form, forms
 from llmos.models.transformer import first_visible
 from tests.unit.models.families import NAMES, WINDOW, family_config, write_family
@@ -120,27 +120,6 @@ def test_packed_documents_are_computed_as_if_alone(
     assert (packed - alone).abs().max() < 1e-5 * alone.abs().max()
 
 
-@pytest.mark.parametrize("name", OWN)
-@torch.no_grad()
-def test_rows_of_any_length_and_padding_are_computed_as_if_alone(name: str, both: Both) -> None:
-    """Prompts in parts of unequal length, one of them longer than the window, in a cache of two rows."""
-    _, ours, _ = both(name)
-    tokens_BT, whole_BTV = _tokens(2, 40), ours(_tokens(2, 40))
-    cache, done = KVCache(ours.config, 2, 40), [0, 0]
-    cache.add(), cache.add()
-    for counts in ([3, 20], [25, 1], [1, 2], [0, 17], [11, 0]):
-        part_BT = torch.zeros(2, max(counts), dtype=torch.long)
-        for row, count in enumerate(counts):
-            part_BT[row, :count] = tokens_BT[row, done[row] : done[row] + count]
-        logits_BTV = ours(part_BT, cache=cache.step(counts))
-        assert logits_BTV.isfinite().all()
-        for row, count in enumerate(counts):
-            expected = whole_BTV[row, done[row] : done[row] + count]
-            torch.testing.assert_close(logits_BTV[row, :count], expected, rtol=1e-4, atol=1e-4)
-            done[row] += count
-    assert done == [40, 40]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_are_those_of_the_files(name: str, both: Both) -> None:
     _, ours, _ = both(name)
@@ -182,10 +161,6 @@ def _loss(logits_BTV: Tensor) -> Tensor:
 
 def _greedy(model: Transformer, prompt_1T: Tensor) -> Tensor:
     """The prompt and an answer of ANSWER tokens, one at a time, [1, T]."""
-    cache = KVCache(model.config, 1, LENGTH)
-    cache.add()
-    parts = [prompt_1T]
     for _ in range(ANSWER):
-        logits_1TV = model(parts[-1], cache=cache.step([parts[-1].shape[1]]))
-        parts.append(logits_1TV[:, -1:].argmax(-1))
-    return torch.cat(parts, dim=1)
+        prompt_1T = torch.cat((prompt_1T, model(prompt_1T)[:, -1:].argmax(-1)), dim=1)
+    return prompt_1T

@@ -51,13 +51,6 @@ def test_only_distances_matter() -> None:
 
 
 @torch.no_grad()
-def test_logits_at_chosen_tokens_are_those_of_all() -> None:
-    model, tokens = make(tie_embeddings=False), _tokens(3)
-    at = torch.tensor([0, 39, 7])
-    torch.testing.assert_close(model(tokens, logits_at=at), model(tokens)[torch.arange(3), at])
-
-
-@torch.no_grad()
 def test_hidden_and_the_output_matrix_make_the_logits() -> None:
     for tied in (True, False):
         model = make(tie_embeddings=tied)
