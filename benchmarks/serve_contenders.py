@@ -6,6 +6,7 @@ no server that batches, is given whole batches and spared HTTP.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
@@ -28,6 +30,7 @@ _DRIVER = Path(__file__).resolve().parent / "drivers" / "transformers_generate.p
 _KEY = "benchmark"
 _START_S = 300.0
 _STOP_S = 20.0
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 CONTEXT = 4096
 
 
@@ -56,6 +59,7 @@ class Server:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
         self._wait()
         self.ready_s = time.perf_counter() - started
@@ -67,11 +71,11 @@ class Server:
     def close(self) -> None:
         """See :class:`Contender`."""
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):  # what it started and did not end, and itself
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +107,7 @@ class Generate:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(_DRIVER), str(shape.written()), str(threads), dtype, device]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, env=environment, text=True, **pipes)
+        self._process = subprocess.Popen(command, env=environment, text=True, preexec_fn=end_with_parent, **pipes)
         self._line()
 
     def run(self, asked: Sequence[Prompt], concurrency: int, new: int = NEW_TOKENS) -> Load:
@@ -163,6 +167,11 @@ def vllm(shape: Shape, threads: int, dtype: str = "bfloat16") -> Server:
         "OMP_NUM_THREADS": str(threads),
     }
     return Server(command, environment, port, shape.name)
+
+
+def end_with_parent() -> None:
+    """In a child: be ended when this process is gone, however it went (Linux): a killed benchmark leaves none."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def thread_counts() -> list[int]:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmos.infer.native.library import library
+from llmos.infer.native.bindings import library
 from llmos.infer.native.runner import NativeRunner
 from llmos.infer.shard import LayerShard, Matrix, Shard
 from llmos.infer.step import BLOCK_TOKENS, Step

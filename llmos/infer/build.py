@@ -156,7 +156,7 @@ class _Makers:
     def native(self) -> Runner:
         """The step in C++, compiled now if need be."""
         shard = self._shard()
-        weights_bytes, itemsize = _size_bytes(shard), self.dtype.itemsize
+        weights_bytes, itemsize = size_bytes(shard), self.dtype.itemsize
         account = memory.account(
             self.device,
             weights_bytes=weights_bytes,
@@ -248,10 +248,12 @@ def _dtype(options: EngineOptions, directory: Path, device: torch.device) -> tor
     return pick_dtype("bfloat16" if options.dtype == "auto" and stored == "bfloat16" else options.dtype, device)
 
 
-def _size_bytes(shard: Shard) -> int:
+def size_bytes(shard: Shard) -> int:
+    """Of the matrices of ``shard``; a tied one counts once."""
     matrices = [m for layer in shard.layers for m in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+    matrices += [shard.output] if shard.output else []
     tensors = [shard.embedding_VD, *(part for m in matrices for part in (m.weight, m.scale))]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor is not None}.values())
 
 
 def _later(make: Callable[[], Runner]) -> Future[Runner]:

@@ -2,5 +2,5 @@
 
 The sources are read in this order: ``simd.h``, ``panels.h`` (matrices and tiles), ``team.h`` (threads), ``model.h``,
 ``product.h``, ``attention.h``, ``step.h`` (the pass), ``native.cpp`` (what Python calls). ``build.py`` compiles them,
-``library.py`` calls them, ``runner.py`` is the engine's runner.
+``bindings.py`` calls them, ``runner.py`` is the engine's runner.
 """

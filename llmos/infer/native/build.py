@@ -15,7 +15,6 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def build(compiler: str | None = None, cache_dir: Path | None = None) -> Path:
 
     ``compiler`` defaults to ``$CXX``, then g++, c++ or clang++. Raises EngineError, which says why, if it cannot be.
     """
-    compiler = compiler or _compiler()
+    compiler = compiler or find_compiler()
     directory = _private(cache_dir or default_cache_dir())
     target = directory / f"step-{_key(compiler)}.so"
     with (directory / "lock").open("w") as lock:
@@ -43,18 +42,10 @@ def build(compiler: str | None = None, cache_dir: Path | None = None) -> Path:
     return target
 
 
-def build_in_background() -> Future[Path]:
-    """:func:`build` in a thread of its own, for an engine that has begun without it."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="native-build")
-    future = pool.submit(build)
-    pool.shutdown(wait=False)
-    return future
-
-
 def available() -> bool:
     """Whether the step is compiled for this machine already: then :func:`build` takes no time."""
     try:
-        return (default_cache_dir() / f"step-{_key(_compiler())}.so").exists()
+        return (default_cache_dir() / f"step-{_key(find_compiler())}.so").exists()
     except EngineError:
         return False
 
@@ -64,7 +55,8 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmos" / "native"
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """``$CXX``, or the first that is there. Raises EngineError if none is."""
     for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
         if name and shutil.which(name):
             return name

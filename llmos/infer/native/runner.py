@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmos.errors import EngineError
-from llmos.infer.native.library import Library, Request, Shape, check, library
+from llmos.infer.native.bindings import Library, Request, Shape, check, library
 from llmos.infer.native.threads import candidates, fastest
 from llmos.infer.shard import Matrix, Shard
 from llmos.infer.step import BLOCK_TOKENS, Ints, Step

@@ -63,7 +63,7 @@ async def test_seeds_fix_answers_whatever_else_is_answered(engine: LocalEngine) 
 
 
 async def test_streamed_text_is_the_text_of_the_tokens(engine: LocalEngine) -> None:
-    for seed in range(6):
+    for seed in range(20):
         events = [e async for e in engine.generate(request(temperature=1.0, seed=seed, max_tokens=20))]
         tokens = [token for event in events for token in event.token_ids]
         assert "".join(event.text for event in events) == engine.tokenizer.decode(tokens)
@@ -123,6 +123,7 @@ async def test_an_answer_obeys_its_grammar(engine: LocalEngine) -> None:
 async def test_the_context_is_all_there_is(engine: LocalEngine) -> None:
     answer = await whole(engine, request((5,) * (CONTEXT - 3), max_tokens=100))
     assert (answer.completion_tokens, answer.finish_reason) == (3, "length")
+    assert answer.prompt_tokens == CONTEXT - 3
     with pytest.raises(ContextLengthError, match=f"{CONTEXT} tokens, the context {CONTEXT}"):
         await whole(engine, request((5,) * CONTEXT))
     unlimited = GenerationRequest("x", (5,) * 200, SamplingParams(temperature=0, ignore_eos=True))

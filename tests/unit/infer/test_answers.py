@@ -9,10 +9,7 @@ import pytest
 import torch
 import transformers
 
-from llmos.errors import ContextLengthError, UsageError
-from llmos.infer.request import GenerationRequest, SamplingParams
-from llmos.models import Tokenizer, weights
-from tests.unit.infer.small import CONTEXT, request, running, whole
+from tests.unit.infer.small import request, running, whole
 
 PROMPTS = [(5, 6, 7), (300,), tuple(range(40, 90)), (9, 8), (17,) * 20, (100, 200, 300, 31, 32)]
 
@@ -64,32 +61,6 @@ async def test_a_long_prompt_is_read_in_parts_to_the_same_effect(model_dir: Path
     assert answers[0] == answers[1]
 
 
-async def test_seeds_fix_answers_and_no_seed_varies_them(model_dir: Path) -> None:
-    async with running(model_dir) as engine:
-        first, again, other = [await whole(engine, request(temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
-        drawn = {(await whole(engine, request(temperature=5.0))).token_ids for _ in range(3)}
-    assert first.token_ids == again.token_ids != other.token_ids
-    assert len(drawn) == 3
-
-
-async def test_streamed_text_is_the_text_of_the_tokens(model_dir: Path) -> None:
-    tokenizer = Tokenizer.load(model_dir)
-    async with running(model_dir) as engine:
-        for seed in range(20):
-            answer = await whole(engine, request(temperature=1.0, seed=seed, max_tokens=20))
-            assert answer.text == tokenizer.decode(answer.token_ids)
-
-
-async def test_stop_strings_cut_the_text(model_dir: Path) -> None:
-    async with running(model_dir) as engine:
-        full = await whole(engine, request(temperature=1.0, seed=3, max_tokens=40))
-        stop = full.text[11:14]
-        cut = await whole(engine, request(temperature=1.0, seed=3, max_tokens=40, stop=(stop, "never there")))
-    assert cut.text == full.text[: full.text.index(stop)]
-    assert cut.finish_reason == "stop"
-    assert cut.completion_tokens < 40
-
-
 async def test_end_tokens_end_the_answer_unless_told_otherwise(model_dir: Path) -> None:
     """A token that the answer has anyway is declared to be an end."""
     async with running(model_dir) as engine:
@@ -101,33 +72,3 @@ async def test_end_tokens_end_the_answer_unless_told_otherwise(model_dir: Path) 
         assert (ended.finish_reason, full.finish_reason) == ("stop", "length")
         assert ended.text == engine.tokenizer.decode(full.token_ids[:first])
         assert (await whole(engine, request(max_tokens=12))).token_ids == full.token_ids
-
-
-async def test_logprobs_are_those_of_the_model(model_dir: Path) -> None:
-    async with running(model_dir) as engine:
-        answer = await whole(engine, request(logprobs=3, temperature=1.0, seed=1))
-    tokens = torch.tensor([[5, 6, 7, *answer.token_ids]])
-    with torch.no_grad():
-        expected = weights.load_model(model_dir)(tokens)[0, 2:-1].log_softmax(-1)
-    for place, found in enumerate(answer.logprobs):
-        assert found.logprob == pytest.approx(float(expected[place, found.token]), abs=1e-3)
-        assert [token for token, _ in found.top] == expected[place].topk(3).indices.tolist()
-    assert [found.token for found in answer.logprobs] == list(answer.token_ids)
-
-
-async def test_the_context_is_all_there_is(model_dir: Path) -> None:
-    async with running(model_dir) as engine:
-        answer = await whole(engine, request((5,) * (CONTEXT - 3), max_tokens=100))
-        assert (answer.completion_tokens, answer.finish_reason) == (3, "length")
-        assert answer.prompt_tokens == CONTEXT - 3
-        with pytest.raises(ContextLengthError, match=f"{CONTEXT} tokens, the context {CONTEXT}"):
-            await whole(engine, request((5,) * CONTEXT))
-        unlimited = GenerationRequest("x", (5,) * 200, SamplingParams(temperature=0, ignore_eos=True))
-        assert (await whole(engine, unlimited)).completion_tokens == CONTEXT - 200
-
-
-@pytest.mark.parametrize("prompt", [(), (-1,), (320,), (5, 10**9)])
-async def test_prompts_that_are_none_are_refused(model_dir: Path, prompt: tuple[int, ...]) -> None:
-    async with running(model_dir) as engine:
-        with pytest.raises(UsageError):
-            await whole(engine, request(prompt))

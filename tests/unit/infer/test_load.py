@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmos.errors import ModelError, OutOfMemoryError, UsageError
 from llmos.infer import load, memory
+from llmos.infer.build import size_bytes
 from llmos.infer.load import load_shard
 from llmos.infer.shard import Matrix
 from llmos.infer.split import FEATURES, split
@@ -187,3 +188,11 @@ def test_more_weights_than_free_memory(
         load_shard(tmp_path, dtype)
     needed = float(str(error.value).split("need ")[1].split()[0]) * 2**20
     assert needed / size == pytest.approx(share, abs=0.1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_memory_is_counted_for_every_matrix_once(tmp_path: Path, tied: bool) -> None:
+    model = make(tie_embeddings=tied)
+    weights.save_model(model, tmp_path)
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    assert size_bytes(load_shard(tmp_path, torch.float32)) == 4 * matrices

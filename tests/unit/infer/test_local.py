@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmos.errors import CapacityError, ConflictError, DeadlineError, EngineError, ModelError, UsageError
+from llmos.errors import CapacityError, DeadlineError, EngineError, ModelError, UsageError
 from llmos.infer.dtypes import pick_dtype
 from llmos.infer.local import LocalEngine
 from llmos.infer.request import TokenEvent
@@ -80,17 +80,6 @@ async def test_abort_ends_the_answer(model_dir: Path) -> None:
         await _until(lambda: _idle(engine))
 
 
-async def test_ids_are_unique_among_what_is_running(model_dir: Path) -> None:
-    async with running(model_dir) as engine:
-        asked = request(max_tokens=LONG)
-        first = engine.generate(asked)
-        await anext(first)
-        with pytest.raises(ConflictError, match=asked.id):
-            await whole(engine, asked)
-        await first.aclose()
-        assert (await whole(engine, asked)).completion_tokens == LONG
-
-
 async def test_one_that_fails_harms_no_other(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verify = Sampler.verify
 
@@ -153,14 +142,15 @@ async def test_a_prompt_is_read_once_for_each_tenant(model_dir: Path) -> None:
 
 
 async def test_closing_ends_what_runs_and_waits(model_dir: Path) -> None:
+    others = set(threading.enumerate())  # of engines of other tests
     async with running(model_dir, max_batch=1) as engine:
         tasks = [asyncio.create_task(whole(engine, request(max_tokens=LONG))) for _ in range(3)]
         await _until(lambda: engine.stats()["waiting"] == 2)
         await asyncio.to_thread(engine.close)
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, EngineError) and "closed" in result.message for result in results)
-        left = {thread.name for thread in threading.enumerate() if thread.name.startswith("llmos")}
-        assert left <= {"llmos-native"}  # compiles for the next engine too, where nothing is compiled yet
+        left = {thread.name for thread in threading.enumerate() if thread not in others}
+        assert not any(name.startswith("llmos") for name in left - {"llmos-native"})  # which compiles for the next too
         engine.close()  # closing twice is closing
 
 
@@ -200,20 +190,6 @@ async def test_who_waits_for_a_prompt_that_is_never_read_reads_it(model_dir: Pat
         first.cancel()
         assert {(await other).completion_tokens for other in (busy, *others)} == {LONG, 3}
         await _until(lambda: _idle(engine))
-
-
-def test_answers_reach_several_event_loops(model_dir: Path) -> None:
-    async def answers(engine: LocalEngine) -> list[tuple[int, ...]]:
-        return [e.token_ids for e in await asyncio.gather(*[whole(engine, request()) for _ in range(3)])]
-
-    async def leave(engine: LocalEngine) -> None:
-        await anext(engine.generate(request(max_tokens=LONG)))
-
-    engine = LocalEngine(model_dir, dtype="float32", runner="torch", threads=1)
-    here = asyncio.run(answers(engine))
-    asyncio.run(leave(engine))
-    assert asyncio.run(answers(engine)) == here
-    engine.close()
 
 
 def test_wrong_arguments(model_dir: Path, tmp_path: Path) -> None:

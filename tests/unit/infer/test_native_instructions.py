@@ -10,7 +10,7 @@ import pytest
 from llmos.errors import EngineError
 from llmos.infer.native import build as building
 from llmos.infer.native import runner as running
-from llmos.infer.native.library import Library
+from llmos.infer.native.bindings import Library
 from tests.unit.infer.random_shard import change, logits_of, random_shard
 from tests.unit.infer.test_native import LENGTHS, RAGGED, replayed, texts_of
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def compiled(*changes: str, to: Path) -> Path:
     """The native step with some flags changed. Skips where there is no g++, or one that does not know them."""
     try:
-        compiler = building._compiler()
+        compiler = building.find_compiler()
     except EngineError as error:
         pytest.skip(f"no native step here: {error}")
     command = [compiler, *building.FLAGS, *changes, str(building.SOURCE), "-o", str(to)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from llmos.errors import UsageError
+from llmos.infer import vllm
 from llmos.infer.messages import CoreRequest
 from llmos.infer.options import EngineOptions
 from llmos.infer.request import SamplingParams
@@ -15,8 +15,8 @@ from llmos.infer.vllm import VllmEngine
 from llmos.infer.vllm_request import engine_arguments, outcome_of, prompt_for
 
 
-@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
-def test_without_vllm_the_error_says_what_to_install(model_dir: Path) -> None:
+def test_without_vllm_the_error_says_what_to_install(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="vLLM is not installed") as caught:
         VllmEngine(model_dir)
     assert "pip install 'llmos[vllm]'" in caught.value.hint and caught.value.param == "engine"
