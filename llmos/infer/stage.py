@@ -115,16 +115,14 @@ class NativeStage:
         room_ND = self._model.hidden(len(step.tokens_N))
         if hidden_ND is not None:
             room_ND[:, : self._width] = hidden_ND
+        prepared = self._model.prepared(step, room_ND, self._threads)
         if total is None:
-            whole = Span(0, self._halves, self._first, self._last)
-            logits_LV = self._model.run(step, whole, room_ND, self._threads)
+            logits_LV = prepared.run(Span(0, self._halves, self._first, self._last))
         else:
             for half in range(self._halves):
-                span = Span(half, half + 1, embed=self._first and half == 0, keep=self._keep)
-                self._model.run(step, span, room_ND, self._threads)
+                prepared.run(Span(half, half + 1, embed=self._first and half == 0, keep=self._keep))
                 total(room_ND)
-            end = Span(self._halves, self._halves, logits=self._last)
-            logits_LV = self._model.run(step, end, room_ND, self._threads) if self._last else None
+            logits_LV = prepared.run(Span(self._halves, self._halves, logits=True)) if self._last else None
         return room_ND[:, : self._width] if logits_LV is None else logits_LV
 
     def stats(self) -> dict[str, object]:

@@ -101,21 +101,12 @@ class NativeModel:
 
         Raises EngineError for a step that does not fit the cache or the vocabulary.
         """
+        return self.prepared(step, hidden_ND, threads).run(span)
+
+    def prepared(self, step: Step, hidden_ND: Tensor, threads: int) -> Prepared:
+        """``step``, ready to be computed in spans on ``hidden_ND``. Raises EngineError as :meth:`run` does."""
         self._check(step)
-        wanted = len(step.logits_at_L) if span.logits else 0
-        logits_LV = torch.empty((wanted, _padded(self.vocab_size)))
-        arrays = [
-            np.ascontiguousarray(array, np.int32)
-            for array in (step.tokens_N, step.positions_N, step.starts_S, step.blocks_SM, step.logits_at_L)
-        ]
-        request = Request(
-            *(len(step.tokens_N), len(step.starts_S) - 1, wanted, step.blocks_SM.shape[1]),
-            *(span.first, span.last, span.embed, span.keep, threads),
-            *(array.ctypes.data for array in arrays),
-            *(hidden_ND.data_ptr(), logits_LV.data_ptr()),
-        )
-        check(self._library.run(self._handle, byref(request)), f"a step of {len(step.tokens_N)} tokens")
-        return logits_LV[:, : self.vocab_size] if span.logits else None
+        return Prepared(self._library, self._handle, self.vocab_size, step, hidden_ND, threads)
 
     def hidden(self, tokens: int) -> Tensor:
         """Room for the hidden states of ``tokens`` tokens, float32 [N, D], D rounded up to 16; what is beyond is 0."""
@@ -153,6 +144,41 @@ class NativeModel:
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
             self.close()
+
+
+class Prepared:
+    """A step that was checked, and its arrays as the native step reads them: a rank computes it span by span."""
+
+    def __init__(
+        self, library: Library, handle: c_void_p, vocab_size: int, step: Step, hidden_ND: Tensor, threads: int
+    ) -> None:
+        self._library, self._handle, self._vocab_size = library, handle, vocab_size
+        self._wanted, self._hidden_ND = len(step.logits_at_L), hidden_ND
+        self._what = f"a step of {len(step.tokens_N)} tokens"
+        self._arrays = [
+            np.ascontiguousarray(array, np.int32)
+            for array in (step.tokens_N, step.positions_N, step.starts_S, step.blocks_SM, step.logits_at_L)
+        ]
+        self._request = Request(
+            tokens=len(step.tokens_N),
+            sequences=len(step.starts_S) - 1,
+            row_blocks=step.blocks_SM.shape[1],
+            threads=threads,
+            hidden=hidden_ND.data_ptr(),
+        )
+        names = ("token_N", "position_N", "start_S", "block_SM", "logits_at_L")
+        for name, array in zip(names, self._arrays, strict=True):
+            setattr(self._request, name, array.ctypes.data)
+
+    def run(self, span: Span) -> Tensor | None:
+        """Compute ``span``; the logits [L, V] if it has them."""
+        request = self._request
+        request.first_half, request.last_half, request.embed, request.keep = span.first, span.last, span.embed, span.keep
+        request.logits = self._wanted if span.logits else 0
+        logits_LV = torch.empty((request.logits, _padded(self._vocab_size))) if span.logits else None
+        request.logits_out = None if logits_LV is None else logits_LV.data_ptr()
+        check(self._library.run(self._handle, byref(request)), self._what)
+        return None if logits_LV is None else logits_LV[:, : self._vocab_size]
 
 
 class NativeRunner:
