@@ -173,7 +173,8 @@ class Prepared:
     def run(self, span: Span) -> Tensor | None:
         """Compute ``span``; the logits [L, V] if it has them."""
         request = self._request
-        request.first_half, request.last_half, request.embed, request.keep = span.first, span.last, span.embed, span.keep
+        request.first_half, request.last_half = span.first, span.last
+        request.embed, request.keep = span.embed, span.keep
         request.logits = self._wanted if span.logits else 0
         logits_LV = torch.empty((request.logits, _padded(self._vocab_size))) if span.logits else None
         request.logits_out = None if logits_LV is None else logits_LV.data_ptr()
