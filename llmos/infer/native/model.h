@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -67,7 +68,7 @@ struct Activations {
     static INLINE void write(uint16_t* to, float x) { *to = to_bf16(x); }
 };
 
-// library.py's Shape, field for field.
+// bindings.py's Shape, field for field.
 struct Shape {
     int32_t layers, hidden, heads, kv_heads, head_dim, features, vocabulary, window, blocks, cache_bits, positions;
     float eps;
@@ -101,7 +102,7 @@ struct Model {
     Activations normal, mixed, features;
     Memory qkv, partial, room;
 
-    explicit Model(const Shape& s) : shape(s), layers(s.layers), team(16 + 8 * s.layers) {
+    explicit Model(const Shape& s) : shape(s), layers(s.layers) {
         pages.kind = s.cache_bits, pages.head_dim = s.head_dim, pages.kv_heads = s.kv_heads, pages.blocks = s.blocks;
         cache.allocate(pages.page_bytes() * s.layers * s.blocks * s.kv_heads);
         pages.data = cache.get();

@@ -1,4 +1,4 @@
-// What library.py calls: a model is made, filled and run. Nothing here throws; 0 is success, 1 too little memory.
+// What bindings.py calls: a model is made, filled and run. Nothing here throws; 0 is success, 1 too little memory.
 #include <omp.h>
 
 #include "step.h"
@@ -97,7 +97,6 @@ int64_t llmos_weight_bytes(const Model* model) {
 int llmos_run(Model* model, const Request* request) {
     return guarded([&] {
         Pass pass(*model, *request);
-        model->team.begin();
 #pragma omp parallel num_threads(request->threads)
         {
 #pragma omp single

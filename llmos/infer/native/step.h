@@ -8,7 +8,7 @@
 #include "model.h"
 #include "product.h"
 
-// library.py's Request, field for field.
+// bindings.py's Request, field for field.
 struct Request {
     int32_t tokens, sequences, logits, row_blocks, first_half, last_half, embed, keep, threads;
     const int32_t *token_N, *position_N, *start_S, *block_SM, *logits_at_L;

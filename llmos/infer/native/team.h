@@ -2,7 +2,6 @@
 #pragma once
 
 #include <atomic>
-#include <memory>
 #include <sched.h>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -15,22 +14,19 @@
 
 class Team {
   public:
-    explicit Team(int most_phases) : _phases(most_phases), _next(new Counter[most_phases]) {}
-
-    // Before a parallel region, and once inside, by one thread: only there it is known how many came.
-    void begin() {
-        for (int i = 0; i < _phases; ++i) _next[i].value.store(0, std::memory_order_relaxed);
-    }
+    // Inside of a parallel region, by one thread: only there it is known how many came.
     void count(int threads) { _threads = threads; }
 
     int threads() const { return _threads; }
-    std::atomic<int>& next(int phase) { return _next[phase].value; }
+    std::atomic<int>& next() { return _next.value; }
 
     // Until all threads are here. They spin, for phases are short; with fewer cores than threads they make room.
+    // The last one puts the counter of parts back: nobody takes from it now.
     void meet() {
         unsigned round = _round.value.load(std::memory_order_relaxed);
         if (_here.value.fetch_add(1, std::memory_order_acq_rel) + 1 == _threads) {
             _here.value.store(0, std::memory_order_relaxed);
+            _next.value.store(0, std::memory_order_relaxed);
             _round.value.store(round + 1, std::memory_order_release);
             return;
         }
@@ -43,9 +39,8 @@ class Team {
     struct alignas(64) Counter {  // a cache line each
         std::atomic<int> value{0};
     };
-    int _threads = 1, _phases;
-    std::unique_ptr<Counter[]> _next;
-    Counter _here, _round;
+    int _threads = 1;
+    Counter _next, _here, _round;
 };
 
 // One thread of a team. All members call `each` in the same order; who is free takes the next part.
@@ -57,7 +52,7 @@ class Member {
     int threads() const { return _team.threads(); }
 
     template <class Work> void each(int parts, Work&& work) {
-        std::atomic<int>& next = _team.next(_phase++);
+        std::atomic<int>& next = _team.next();
         for (int i = next.fetch_add(1, std::memory_order_relaxed); i < parts;
              i = next.fetch_add(1, std::memory_order_relaxed))
             work(i);
@@ -66,5 +61,4 @@ class Member {
 
   private:
     Team& _team;
-    int _phase = 0;
 };

@@ -106,6 +106,13 @@ def test_threads_share_the_keys_of_a_long_sequence(window: int | None) -> None:
     check(shard, texts, replayed(shard, texts, [{0: 898}, {0: 1}, {0: 1}], threads=3))
 
 
+def test_as_many_layers_as_large_models_have() -> None:
+    """With the keys shared out, a layer has one phase more."""
+    shard = random_shard(change(num_layers=80, num_kv_heads=1))
+    texts = texts_of(600)
+    check(shard, texts, replayed(shard, texts, [{0: 598}, {0: 1}, {0: 1}]), bound=1e-3)
+
+
 @pytest.mark.parametrize(("bits", "bound"), [(16, 0.1), (8, 0.1), (4, 0.1)])
 @pytest.mark.parametrize("config", [SHAPE, change(num_heads=4, hidden_size=64, intermediate_size=96)])
 def test_other_formats_are_as_good_as_their_weights(bits: int, bound: float, config: ModelConfig) -> None:
