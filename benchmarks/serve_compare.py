@@ -1,7 +1,8 @@
 """Engines in turn on the same requests, each at its own best.
 
-First every engine is tried in each of its settings; then those that were best take turns, so that a slow moment of the
-machine meets all of them. Ratios are medians over the turns, of what was measured side by side.
+First every engine is tried in each of its settings (one that is hopeless is tried no more); then those that were best
+take turns, so that a slow moment of the machine meets all of them. Ratios are medians over the turns, of what was
+measured side by side.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ class Setting:
     def __str__(self) -> str:
         return f"{self.threads} threads, {self.dtype}"
 
+
+HOPELESS = 0.6
+"""What a setting must reach of its engine's best one with one workload to be tried with the next."""
 
 Start = Callable[[Setting], Contender]
 
@@ -119,15 +123,18 @@ def _try(
     """Fill in what ``engine`` is best in. Returns it as it was started; what was best for nothing is closed again."""
     with ExitStack() as trial:
         started = {setting: _started(engine, setting, trial) for setting in engine.settings}
+        hopeful = list(started)
         for workload in workloads:
             seed = seeds[workload.name]
-            tried = {setting: workload.rate(workload.give(one, seed)) for setting, one in started.items()}
-            table[workload.name][name] = Found(max(tried, key=tried.__getitem__), tried)
-        best = {table[workload.name][name].setting for workload in workloads}
-        for setting in best:
+            tried = {setting: workload.rate(workload.give(started[setting], seed)) for setting in hopeful}
+            best = max(tried, key=tried.__getitem__)
+            table[workload.name][name] = Found(best, tried)
+            hopeful = [setting for setting in hopeful if tried[setting] >= HOPELESS * tried[best]]
+        kept = {table[workload.name][name].setting for workload in workloads}
+        for setting in kept:
             stack.callback(started[setting].close)
         trial.pop_all()
-    for setting in set(started) - best:
+    for setting in set(started) - kept:
         started[setting].close()
     return started
 

@@ -106,15 +106,14 @@ def _decode(options: Options, concurrency: int) -> Measured:
 
 @functools.cache
 def _served(shape: Shape, options: Options) -> dict[str, dict[str, Found]]:
-    """Servers and transformers on all workloads, in one run; the larger model, in a quick one, only on two."""
+    """Servers and transformers on all workloads, in one run; the larger model once, in a quick one only on two."""
     _need_cpu(options)
     small = shape is SMOLLM_135M
     new = 16 if options.quick else 32
     some = CONCURRENCY if small or not options.quick else CONCURRENCY[:2]
     workloads = [Workload(f"c{n}", n, max(n, 2 if options.quick else 4), new=new) for n in some]
-    counts = thread_counts()
-    engines = _engines(shape, counts if small or not options.quick else counts[-1:])
-    turns = 1 if options.quick else 3
+    engines = _engines(shape, thread_counts() if small else thread_counts()[-1:])
+    turns = 3 if small and not options.quick else 1
     try:
         return compare(engines, [*workloads, PREFILL] if small else workloads, turns, shape.name)
     except Missing as missing:

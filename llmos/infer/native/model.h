@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <deque>
 #include <memory>
 #include <new>
 #include <vector>
@@ -45,6 +46,29 @@ class Memory {
     int64_t _bytes = 0;
 };
 
+// Weights, one after the other in large pieces: a matrix of its own rarely fills a huge page, and the processor's
+// prefetch ends where a page does.
+class Arena {
+  public:
+    uint8_t* take(int64_t bytes) {
+        bytes = round_up(bytes, 64);
+        if (bytes > _left) {
+            int64_t size = std::max(bytes, PIECE_BYTES);
+            _pieces.emplace_back().allocate(size + HUGE_BYTES);
+            _next = (uint8_t*)round_up((int64_t)_pieces.back().get(), HUGE_BYTES), _left = size;
+        }
+        uint8_t* taken = _next;
+        _next += bytes, _left -= bytes;
+        return taken;
+    }
+
+  private:
+    static constexpr int64_t HUGE_BYTES = 1 << 21, PIECE_BYTES = 1 << 26;
+    std::deque<Memory> _pieces;
+    uint8_t* _next = nullptr;
+    int64_t _left = 0;
+};
+
 // Activations of some rows, padded to whole panels.
 struct Activations {
     Memory memory;
@@ -79,9 +103,7 @@ struct Shape {
 
 using Floats = std::vector<float>;
 
-struct Matrix : Packed {
-    Memory memory;
-};
+using Matrix = Packed;
 
 struct Layer {
     Floats attention_norm, mlp_norm, qkv_bias, query_norm, key_norm;
@@ -96,6 +118,7 @@ struct Model {
     const void* embedding = nullptr;
     int embedding_bits = 0;
     Pages pages;
+    Arena weights;
     Memory cache;
     Team team;
 

@@ -77,8 +77,7 @@ int llmos_matrix(Model* model, int layer, int which, const void* weight, const f
             using Format = decltype(format);
             int64_t group_bytes = (Format::SCALED ? PANEL * 4 : 0) + int64_t(matrix.group_pairs) * Format::PAIR_BYTES;
             matrix.panel_bytes = matrix.groups * group_bytes;
-            matrix.memory.allocate(matrix.bytes());
-            matrix.data = matrix.memory.get();
+            matrix.data = model->weights.take(matrix.bytes());
 #pragma omp parallel for num_threads(threads)
             for (int panel = 0; panel < matrix.panels; ++panel) pack_panel<Format>(matrix, panel, weight, scale);
         });

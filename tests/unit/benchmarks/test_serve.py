@@ -63,6 +63,14 @@ def test_engines_are_compared_each_at_its_best_on_prompts_that_none_has_seen() -
     assert not any(engine.open for engine in paced.values())
 
 
+def test_a_setting_far_from_the_best_is_not_tried_with_the_next_workload() -> None:
+    paced = {Setting(1): Paced(10), Setting(2): Paced(30), Setting(2, "float32"): Paced(20)}
+    engines = {"a": Engine(lambda setting: paced[setting], list(paced))}
+    table = compare(engines, [Workload("v", 1, 1), Workload("w", 1, 1)], turns=1, title="test")
+    assert list(table["v"]["a"].tried) == list(paced)
+    assert list(table["w"]["a"].tried) == [Setting(2), Setting(2, "float32")]
+
+
 def test_what_was_started_ends_when_another_cannot_start() -> None:
     first = Paced(10)
 
