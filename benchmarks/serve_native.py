@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,10 @@ def in_turn(runs: Sequence[Callable[[], object]], repeats: int) -> list[Timing]:
 
 def read_bytes_per_s(threads: int) -> Callable[[], float]:
     """Measures how fast ``threads`` threads read memory, in bytes per second, whenever it is called."""
-    block = torch.ones(READ_BYTES // 4, dtype=torch.int32)
+    pages = mmap.mmap(-1, READ_BYTES)  # huge ones, as those of the weights
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    block = torch.frombuffer(pages, dtype=torch.int32).fill_(1)
 
     def measure() -> float:
         began = time.perf_counter()

@@ -20,7 +20,8 @@ class Team {
     int threads() const { return _threads; }
     std::atomic<int>& next() { return _next.value; }
 
-    // Until all threads are here. They spin, for phases are short; with fewer cores than threads they make room.
+    // Until all threads are here. They spin, for phases are short; after a third of a millisecond they make room, as
+    // there may be fewer cores than threads. Sooner, other work would get a whole slice of time at every short wait.
     // The last one puts the counter of parts back: nobody takes from it now.
     void meet() {
         unsigned round = _round.value.load(std::memory_order_relaxed);
@@ -31,7 +32,7 @@ class Team {
             return;
         }
         for (int spins = 0; _round.value.load(std::memory_order_acquire) == int(round); ++spins)
-            if (spins < 2000) PAUSE();
+            if (spins < 20000) PAUSE();
             else sched_yield();
     }
 
