@@ -1,6 +1,7 @@
 // The threads of one step: they share out the parts of each phase, and wait for one another between phases.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <sched.h>
 
@@ -20,8 +21,8 @@ class Team {
     int threads() const { return _threads; }
     std::atomic<int>& next() { return _next.value; }
 
-    // Until all threads are here. They spin, for phases are short; after a third of a millisecond they make room, as
-    // there may be fewer cores than threads. Sooner, other work would get a whole slice of time at every short wait.
+    // Until all threads are here. They spin, for phases are short, up to a third of a millisecond where that helps.
+    // Where it does not, as other work has the core that a thread needs, they soon make room instead.
     // The last one puts the counter of parts back: nobody takes from it now.
     void meet() {
         unsigned round = _round.value.load(std::memory_order_relaxed);
@@ -31,17 +32,21 @@ class Team {
             _round.value.store(round + 1, std::memory_order_release);
             return;
         }
-        for (int spins = 0; _round.value.load(std::memory_order_acquire) == int(round); ++spins)
-            if (spins < 20000) PAUSE();
+        int spins = 0, patience = _patience.value.load(std::memory_order_relaxed);
+        for (; _round.value.load(std::memory_order_acquire) == int(round); ++spins)
+            if (spins < patience) PAUSE();
             else sched_yield();
+        patience = spins > patience ? std::max(LEAST, patience / 2) : std::min(MOST, patience + patience / 8);
+        _patience.value.store(patience, std::memory_order_relaxed);
     }
 
   private:
     struct alignas(64) Counter {  // a cache line each
         std::atomic<int> value{0};
     };
+    static constexpr int LEAST = 200, MOST = 20000;  // looks, of about 15 ns
     int _threads = 1;
-    Counter _next, _here, _round;
+    Counter _next, _here, _round, _patience{MOST};
 };
 
 // One thread of a team. All members call `each` in the same order; who is free takes the next part.
