@@ -21,11 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmos.compress.quantize import quantization_for
 from llmos.infer.native.bindings import library
 from llmos.infer.native.runner import NativeRunner
 from llmos.infer.shard import LayerShard, Matrix, Shard
 from llmos.infer.step import BLOCK_TOKENS, Step
 from llmos.models import ModelConfig
+from llmos.models.quantization import LINEAR, OUTPUT, Quantization, Scheme
 
 SMOL = ModelConfig(
     vocab_size=49152,
@@ -82,36 +84,36 @@ def read_bytes_per_s(threads: int) -> Callable[[], float]:
     return measure
 
 
-def random_shard(config: ModelConfig, bits: int, group: int = 32, head_bits: int = 16) -> Shard:
-    """A whole model with its layers stored in ``bits`` bits and its output matrix in ``head_bits``."""
+def random_shard(config: ModelConfig, quantization: Quantization | None = None) -> Shard:
+    """A whole model in bf16, or quantized as `llmos compress` does it."""
+    inner, head = (quantization.schemes[LINEAR], quantization.scheme(OUTPUT)) if quantization else (None, None)
     rows = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     hidden, features = config.hidden_size, config.intermediate_size
 
     def layer() -> LayerShard:
         matrices = (
-            random_matrix(rows, hidden, bits, group),
-            random_matrix(hidden, config.num_heads * config.head_dim, bits, group),
-            random_matrix(2 * features, hidden, bits, group),
-            random_matrix(hidden, features, bits, group),
+            random_matrix(rows, hidden, inner),
+            random_matrix(hidden, config.num_heads * config.head_dim, inner),
+            random_matrix(2 * features, hidden, inner),
+            random_matrix(hidden, features, inner),
         )
         ones = torch.ones(hidden)
         return LayerShard(ones, matrices[0], None, None, None, matrices[1], ones, *matrices[2:])
 
-    output = random_matrix(config.vocab_size, hidden, head_bits, group)
+    output = random_matrix(config.vocab_size, hidden, head)
     embedding = torch.randn(config.vocab_size, hidden).bfloat16()
     layers = tuple(layer() for _ in range(config.num_layers))
     return Shard(config, config.num_heads, config.num_kv_heads, 0, layers, embedding, torch.ones(hidden), output)
 
 
-def random_matrix(outputs: int, inputs: int, bits: int, group: int) -> Matrix:
+def random_matrix(outputs: int, inputs: int, scheme: Scheme | None) -> Matrix:
     """Normal with deviation 0.02, or whole numbers of the same size once scaled."""
-    if bits > 8:
-        weight = (torch.randn(outputs, inputs) * 0.02).to(torch.float32 if bits == 32 else torch.bfloat16)
-        return Matrix(weight, bits)
-    if bits == 8:
+    if scheme is None:
+        return Matrix((torch.randn(outputs, inputs) * 0.02).bfloat16(), 16)
+    if scheme.bits == 8:
         return Matrix(torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8), 8, torch.full((outputs, 1), 3e-4))
     packed = torch.randint(0, 256, (outputs, inputs // 2), dtype=torch.uint8)
-    return Matrix(packed, 4, torch.full((outputs, inputs // group), 4e-3), group)
+    return Matrix(packed, 4, torch.full((outputs, scheme.groups(inputs)), 4e-3), scheme.group)
 
 
 def decode_step(sequences: int, context: int = CONTEXT) -> Step:
@@ -129,11 +131,11 @@ def prefill_step(tokens: int) -> Step:
     return Step(at_N % 97, at_N, starts_S, blocks_SM, at_N[-1:])
 
 
-def runner_of(config: ModelConfig, bits: int, threads: int | None, head_bits: int = 16) -> NativeRunner:
+def runner_of(
+    config: ModelConfig, threads: int | None = None, quantization: Quantization | None = None
+) -> NativeRunner:
     """A runner with room for the largest step measured here."""
-    return NativeRunner(
-        random_shard(config, bits, head_bits=head_bits), 64 * (CONTEXT // BLOCK_TOKENS + 1), threads=threads
-    )
+    return NativeRunner(random_shard(config, quantization), 64 * (CONTEXT // BLOCK_TOKENS + 1), threads=threads)
 
 
 def stepper(runner: NativeRunner, step: Step) -> Callable[[], Tensor]:
@@ -148,7 +150,7 @@ def stepper(runner: NativeRunner, step: Step) -> Callable[[], Tensor]:
 
 def measure(config: ModelConfig = SMOL, threads: int | None = None, repeats: int = 30) -> dict[str, float]:
     """The figures by name: tokens/s, ratios, bytes/s."""
-    plain = runner_of(config, 16, threads)
+    plain = runner_of(config, threads)
     threads = plain.threads
     row: dict[str, float] = {"threads": threads}
     read = read_bytes_per_s(threads)
@@ -165,7 +167,7 @@ def measure(config: ModelConfig = SMOL, threads: int | None = None, repeats: int
     (timing,) = in_turn([stepper(plain, prefill_step(2048))], 3)
     row["prefill_2048"] = 2048 / timing.typical_s
     for bits in (8, 4):
-        small = runner_of(config, bits, threads)
+        small = runner_of(config, threads, quantization_for(config, bits))
         few, ours = in_turn([stepper(small, decode_step(1)), decode], repeats)
         row[f"int{bits}_b1"] = 1 / few.typical_s
         row[f"int{bits}_b1_ratio"] = ours.typical_s / few.typical_s
@@ -176,7 +178,7 @@ def measure(config: ModelConfig = SMOL, threads: int | None = None, repeats: int
 
 def torch_prefill_s(config: ModelConfig, tokens: int, dtype: torch.dtype) -> float:
     """Seconds that plain torch takes for the layers of a prompt."""
-    shard = random_shard(config, 16)
+    shard = random_shard(config)
     layers = [[m.weight.to(dtype) for m in (la.qkv, la.out, la.gate_up, la.down)] for la in shard.layers]
     x_ND = torch.randn(tokens, config.hidden_size, dtype=dtype)
     heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]

@@ -9,12 +9,13 @@ from statistics import median
 
 from benchmarks.rows import Measured, Options, Unmeasured
 from benchmarks.serve_native import SMOL, decode_step, in_turn, read_bytes_per_s, runner_of, stepper
+from llmos.compress.quantize import quantization_for
 
 
 def roofline_b1(options: Options) -> Measured:
     """Bytes of weights read per second at batch 1, against what the same threads read of memory, by turns."""
     _need_cpu(options)
-    runner = runner_of(SMOL, 16, None)
+    runner = runner_of(SMOL)
     read, found = read_bytes_per_s(runner.threads), list[float]()
     (step, _) = in_turn([stepper(runner, decode_step(1)), lambda: found.append(read())], _repeats(options))
     weight_bytes, threads = int(str(runner.stats()["weight_bytes"])), runner.threads
@@ -25,21 +26,21 @@ def roofline_b1(options: Options) -> Measured:
 
 
 def int8_b1(options: Options) -> Measured:
-    """Weights in int8, a scale per channel."""
+    """Weights as `llmos compress --int8` makes them."""
     return _quantized(options, 8)
 
 
 def int4_b1(options: Options) -> Measured:
-    """Weights in int4, a scale for 32 of them."""
+    """Weights as `llmos compress --int4` makes them."""
     return _quantized(options, 4)
 
 
 def _quantized(options: Options, bits: int) -> Measured:
     _need_cpu(options)
-    plain = runner_of(SMOL, 16, None)
-    small = runner_of(SMOL, bits, plain.threads)
+    plain, quantization = runner_of(SMOL), quantization_for(SMOL, bits)
+    small = runner_of(SMOL, plain.threads, quantization)
     few, all_bits = in_turn([stepper(runner, decode_step(1)) for runner in (small, plain)], _repeats(options))
-    why = f"{plain.threads} threads; the output matrix stays in bf16"
+    why = f"{plain.threads} threads; {quantization}"
     plain.close()
     small.close()
     return Measured(1 / few.typical_s, 1 / all_bits.typical_s, all_bits.typical_s / few.typical_s, why)

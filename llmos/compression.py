@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,13 @@ def compress(
     progress: Progress,
     *,
     group: int | None = None,
+    keep_output: bool = False,
     out: Path | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
     """Quantize ``model``, a directory or ``name[@version]`` of the cluster that ``connect`` reaches, to ``bits``.
 
+    The output matrix goes to 8 bits, whatever ``bits``; with ``keep_output`` it stays as it is.
     The result goes to the new directory ``out``, or else becomes a model of the cluster: ``name``, by default the
     registered model's with ``-int8`` or ``-int4`` after it. Returns the original, the bits, the errors and the sizes,
     and ``path`` or ``model`` (its ``name@version``). Raises UsageError, NotFoundError, ConflictError, ModelError,
@@ -46,8 +49,9 @@ def compress(
     if out is not None and name is not None:
         raise UsageError("`--out` and `--name`: expected one of them", hint="Register the directory afterwards.")
     source, source_name = _source(model, connect)
+    write = partial(_write, source, source_name, progress, bits=bits, group=group, keep_output=keep_output)
     if out is not None:
-        return _written(source, source_name, out.absolute(), bits, group, progress) | {"path": str(out)}
+        return write(out.absolute()) | {"path": str(out)}
     new = name or _default_name(source_name, bits)
     try:
         check_name(new)
@@ -55,8 +59,7 @@ def compress(
         raise UsageError(str(error), hint="Name it with `--name`.", param="--name") from None
     with tempfile.TemporaryDirectory(prefix="llmos-compress-") as temporary:
         directory = Path(temporary) / new
-        done = _written(source, source_name, directory, bits, group, progress)
-        return done | {"model": connect().import_model(new, directory).ref}
+        return write(directory) | {"model": connect().import_model(new, directory).ref}
 
 
 def _source(model: str, connect: Connect) -> tuple[Path, str]:
@@ -83,15 +86,22 @@ def _default_name(source_name: str, bits: int) -> str:
     return f"{source_name.partition('@')[0]}-int{bits}"
 
 
-def _written(
-    source: Path, source_name: str, target: Path, bits: int, group: int | None, progress: Progress
+def _write(
+    source: Path,
+    source_name: str,
+    progress: Progress,
+    target: Path,
+    *,
+    bits: int,
+    group: int | None,
+    keep_output: bool,
 ) -> dict[str, Any]:
     """Write the quantized model to ``target``, which appears whole or not at all."""
     from llmos.compress import card, quantize  # load torch
     from llmos.models.digest import digest
 
     config = model_files.inspect(source)
-    quantization = quantize.quantization_for(config, bits, group)
+    quantization = quantize.quantization_for(config, bits, group, keep_output=keep_output)
     with _appearing(target) as directory:
         for path in model_files.files(source):
             if path.name not in _WRITTEN_ANEW and not path.name.startswith("model"):

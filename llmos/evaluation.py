@@ -111,8 +111,9 @@ def _exported(path: Path, target: Path, layout: Layout) -> Path:
 
 
 def _trained_as(directory: Path) -> dict[str, Any]:
-    """The spec that the model was trained by, if it says so."""
+    """The spec that the model, or the one it was compressed from, was trained by, if it says so."""
     lineage = read_json(directory / "lineage.json")
+    lineage = lineage.get("original", lineage) if isinstance(lineage, dict) else None
     spec = lineage.get("spec") if isinstance(lineage, dict) else None
     return spec if isinstance(spec, dict) else {}
 

@@ -11,7 +11,7 @@ import yaml
 
 from llmos.compress.quantize import Errors
 from llmos.files import read_json, write_atomic, write_json
-from llmos.models.quantization import OUTPUT, Quantization
+from llmos.models.quantization import LINEAR, OUTPUT, Quantization, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,19 @@ class Compressed:
     original_bytes: int
     size_bytes: int
 
+    @property
+    def layers(self) -> Scheme:
+        """How the linears of the layers are quantized."""
+        return self.quantization.schemes[LINEAR]
+
     def to_json(self) -> dict[str, Any]:
         """For programs, and for lineage.json."""
         return {
             "compressed_from": self.source,
             "compressed_from_digest": self.source_digest,
-            "bits": self.quantization.bits,
-            "group_size": self.quantization.group or None,
+            "bits": self.layers.bits,
+            "group_size": self.layers.group or None,
+            "output_bits": None if (output := self.quantization.scheme(OUTPUT)) is None else output.bits,
             "relative_error": self.errors.whole,
             "worst_relative_error": self.errors.worst,
             "worst_matrix": self.errors.worst_matrix,
@@ -58,18 +64,23 @@ def write_about(done: Compressed, source: Path, target: Path) -> None:
 def _card(done: Compressed, original: str) -> str:
     meta, text = _front_matter(original)
     meta = {**meta, "library_name": "transformers", "pipeline_tag": "text-generation"}
-    meta["tags"] = sorted({*map(str, meta.get("tags") or ()), "compressed-tensors", f"int{done.quantization.bits}"})
+    meta["tags"] = sorted({*map(str, meta.get("tags") or ()), "compressed-tensors", f"int{done.layers.bits}"})
     facts = {
         "made from": f"{done.source} (digest `{done.source_digest}`)",
-        "weights": f"{done.quantization}, rounded to nearest; embeddings, norms and `{OUTPUT}` as they were",
+        "weights": _weights(done.quantization),
         "size": f"{done.size_bytes / 1e6:,.1f} MB, of {done.original_bytes / 1e6:,.1f} MB",
         "error": f"{done.errors.whole:.4f} of the weights (root mean square); "
         f"at most {done.errors.worst:.4f}, in `{done.errors.worst_matrix}`",
         "layout": "compressed-tensors: for llmos, vLLM and transformers",
     }
     rows = "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in facts.items())])
-    head = f"---\n{yaml.safe_dump(meta, allow_unicode=True)}---\n\n# {_cell(done.source)}, int{done.quantization.bits}"
+    head = f"---\n{yaml.safe_dump(meta, allow_unicode=True)}---\n\n# {_cell(done.source)}, int{done.layers.bits}"
     return "\n\n".join([head, rows, *(["## The original's card", text] if text else [])]) + "\n"
+
+
+def _weights(quantization: Quantization) -> str:
+    kept = "embeddings, norms" + (f" and `{OUTPUT}`" if quantization.scheme(OUTPUT) is None else "")
+    return f"{quantization}, rounded to nearest; {kept} as they were"
 
 
 def _front_matter(card: str) -> tuple[Mapping[str, Any], str]:

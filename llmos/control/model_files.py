@@ -125,10 +125,13 @@ def _unpacked(
         matrix, _, part = name.rpartition(".")
         if part == "weight_packed":
             found[matrix] = shapes.get(f"{matrix}{_WHOLE}", (0, 0))
+            if (scheme := quantization.scheme(matrix)) is None:
+                what = f"{directory}: {name} is there, but by config.json {matrix} is not quantized"
+                raise ModelError(f"{what}; expected plain weights", hint=_COPY_AGAIN)
             rows, columns = found[matrix]
-            if shape != (rows, -(-columns * quantization.bits // 32)):
+            if shape != (rows, -(-columns * scheme.bits // 32)):
                 what = f"{directory}: {name} has shape {list(shape)}, which does not hold {rows} × {columns} values"
-                raise ModelError(f"{what} of {quantization.bits} bits in words of 32", hint=_COPY_AGAIN)
+                raise ModelError(f"{what} of {scheme.bits} bits in words of 32", hint=_COPY_AGAIN)
         elif part not in ("weight_shape", "weight_scale"):
             found[name] = shape
     return found

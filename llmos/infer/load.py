@@ -23,7 +23,7 @@ from llmos.infer.split import FEATURES, Split, aligned, split
 from llmos.models.config import ModelConfig
 from llmos.models.headers import EMBEDDING, OUTPUT, Header, headers, opened
 from llmos.models.packed_layout import dequantize, stored_bytes
-from llmos.models.quantization import Quantization
+from llmos.models.quantization import Quantization, Scheme
 
 _STORED_BYTES = {"I8": 1, "I32": 4, "I64": 8}
 
@@ -57,7 +57,7 @@ def load_shard(
     config = ModelConfig.load(directory)
     quantization = Quantization.load(directory)
     found = headers(directory, config, quantization)
-    quantum = max(FEATURES, quantization.group) if quantization else FEATURES
+    quantum = max(FEATURES, quantization.widest_group) if quantization else FEATURES
     part, ranks = split(config, tp, pp, quantum), tp[1] * pp[1]
     memory.check_weights(_size_bytes(found, dtype) // ranks, torch.device(device), ranks)
     with ExitStack() as stack:
@@ -145,38 +145,41 @@ class _Reader:
 
     def matrix(self, slices: Sequence[_Slice]) -> Matrix:
         """The slices of linears below one another, which are quantized alike or not at all."""
-        quantized = [f"{part.name}.weight_scale" in self._headers for part in slices]
-        if not any(quantized):
+        scheme = self._scheme([part.name for part in slices])
+        if scheme is None:
             return plain(self.plain([_Slice(f"{part.name}.weight", part.rows, part.columns) for part in slices]))
-        if not all(quantized):
-            names = " and ".join(part.name for part in slices)
+        return (self._int4 if scheme.bits == 4 else self._int8)(slices, scheme)
+
+    def _scheme(self, linears: Sequence[str]) -> Scheme | None:
+        """The one of all of them. Raises ModelError if there is none."""
+        schemes = {linear: self._quantization.scheme(linear) if self._quantization else None for linear in linears}
+        if len(set(schemes.values())) > 1:
+            what = ", ".join(f"{linear} {scheme or 'not quantized'}" for linear, scheme in schemes.items())
             raise ModelError(
-                f"some of {names} are quantized and some are not: expected all or none, as they are one product",
+                f"{what}: expected one scheme for all of them or none, as they are one product",
                 hint="Quantize the original model with `llmos compress`, or use it as it is.",
             )
-        assert self._quantization is not None
-        quantize = self._int4 if self._quantization.bits == 4 else self._int8
-        return quantize(slices, self._quantization)
+        return schemes[linears[0]]
 
     def plain(self, slices: Sequence[_Slice]) -> Tensor:
         """The slices of tensors below one another, in the type and on the device of the shard."""
         return self._gather([self._slice(part.name, part.rows, part.columns) for part in slices], self._dtype)
 
-    def _int8(self, slices: Sequence[_Slice], quantization: Quantization) -> Matrix:
-        values_OI = self._gather([self._values(part, quantization) for part in slices], torch.int8)
-        scale_OG, group = self._scales(slices, quantization)
+    def _int8(self, slices: Sequence[_Slice], scheme: Scheme) -> Matrix:
+        values_OI = self._gather([self._values(part, scheme) for part in slices], torch.int8)
+        scale_OG, group = self._scales(slices, scheme)
         if scale_OG.shape[1] == 1:
             return Matrix(values_OI, 8, scale_OG)
         _log.info("int8 in groups of %d columns is computed as %s: %s …", group, self._dtype, slices[0].name)
         return plain(dequantize(values_OI, scale_OG).to(self._dtype))
 
-    def _int4(self, slices: Sequence[_Slice], quantization: Quantization) -> Matrix:
+    def _int4(self, slices: Sequence[_Slice], scheme: Scheme) -> Matrix:
         bytes_OB = self._gather([self._packed_bytes(part, 4) for part in slices], torch.uint8)
-        scale_OG, group = self._scales(slices, quantization)
+        scale_OG, group = self._scales(slices, scheme)
         return Matrix(bytes_OB, 4, scale_OG, group)
 
-    def _values(self, part: _Slice, quantization: Quantization) -> Tensor:
-        if not quantization.packed:
+    def _values(self, part: _Slice, scheme: Scheme) -> Tensor:
+        if not scheme.packed:
             return self._slice(f"{part.name}.weight", part.rows, part.columns)
         return (self._packed_bytes(part, 8) ^ 0x80).view(torch.int8)  # stored + 128
 
@@ -193,9 +196,9 @@ class _Reader:
             )
         return stored_bytes(self._slice(name, part.rows, words).contiguous(), bits, len(columns))
 
-    def _scales(self, slices: Sequence[_Slice], quantization: Quantization) -> tuple[Tensor, int]:
+    def _scales(self, slices: Sequence[_Slice], scheme: Scheme) -> tuple[Tensor, int]:
         """float32, with the columns that each is for: fewer than in the file where a group is cut."""
-        columns, group = slices[0].columns, quantization.group
+        columns, group = slices[0].columns, scheme.group
         if not group:
             scales = [self._slice(f"{part.name}.weight_scale", part.rows, range(1)) for part in slices]
             return self._gather(scales, torch.float32), len(columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from llmos.errors import ModelError
 from llmos.files import read_json
 from llmos.models.config import ModelConfig
 from llmos.models.packed_layout import words
-from llmos.models.quantization import Quantization
+from llmos.models.quantization import Quantization, Scheme
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -67,12 +67,16 @@ def forms(config: ModelConfig, quantization: Quantization | None = None) -> dict
     """
     needed: dict[str, Form] = {}
     for name, shape in _shapes(config).items():
-        linear = name.removesuffix(".weight") if len(shape) == 2 and name != EMBEDDING else None
-        if quantization and linear and quantization.covers(linear):
-            needed |= _quantized(linear, shape, quantization)
-        else:
-            needed[name] = Form(shape)
+        scheme = scheme_of(name, shape, quantization)
+        needed |= {name: Form(shape)} if scheme is None else _quantized(name.removesuffix(".weight"), shape, scheme)
     return needed
+
+
+def scheme_of(name: str, shape: Sequence[int], quantization: Quantization | None) -> Scheme | None:
+    """How the weights ``name`` of that shape are quantized; None for those in plain floats: all but some linears."""
+    if quantization is None or len(shape) != 2 or name == EMBEDDING:
+        return None
+    return quantization.scheme(name.removesuffix(".weight"))
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -101,12 +105,12 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return ends | {f"model.layers.{number}.{name}": shape for number in layers for name, shape in layer.items()}
 
 
-def _quantized(linear: str, shape: tuple[int, ...], quantization: Quantization) -> dict[str, Form]:
+def _quantized(linear: str, shape: tuple[int, ...], scheme: Scheme) -> dict[str, Form]:
     rows, columns = shape
-    scale = {f"{linear}.weight_scale": Form((rows, quantization.groups(columns)))}
-    if not quantization.packed:
+    scale = {f"{linear}.weight_scale": Form((rows, scheme.groups(columns)))}
+    if not scheme.packed:
         return {f"{linear}.weight": Form(shape, ("I8",)), **scale}
-    packed = Form((rows, words(columns, quantization.bits)), ("I32",))
+    packed = Form((rows, words(columns, scheme.bits)), ("I32",))
     return {f"{linear}.weight_packed": packed, f"{linear}.weight_shape": Form((2,), ("I64", "I32")), **scale}
 
 

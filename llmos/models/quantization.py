@@ -1,8 +1,8 @@
 """How a model's weights are quantized, as `quantization_config` of its config.json says it. No torch here.
 
 The layout is that of compressed-tensors (https://github.com/vllm-project/compressed-tensors), which transformers and
-vLLM read. The linears of the layers are quantized symmetrically: w = value · scale, the values whole numbers of 4 or 8
-bits. Embeddings, norms and the output matrix stay as they were.
+vLLM read. Linears are quantized symmetrically: w = value · scale, the values whole numbers of 4 or 8 bits. Targets say
+which of several schemes is for which linears. Embeddings and norms stay as they were.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ PACKED, PLAIN = "pack-quantized", "int-quantized"
 """Formats: values packed into int32 (``weight_packed``, ``weight_shape``), or int8 as they are (``weight``)."""
 
 OUTPUT = "lm_head"
+LINEAR = "Linear"
+"""The target that is every linear."""
 _METHOD = "compressed-tensors"
+_MIXED = "mixed-precision"
+_PATTERN = "re:"
 
 
 @dataclass(frozen=True, slots=True)
-class Quantization:
+class Scheme:
     """Symmetric weights of ``bits`` bits; a scale for each ``group`` columns of a row, or (0) for the whole row.
 
-    ``packed``: how they are stored. ``ignore``: names of linears that are not quantized, or patterns after ``re:``.
+    ``packed``: how they are stored.
     """
 
     bits: int
     group: int = 0
     packed: bool = True
-    ignore: tuple[str, ...] = (OUTPUT,)
 
     def __str__(self) -> str:
         """``int4 in groups of 128``, ``int8 by channel``."""
         return f"int{self.bits} " + (f"in groups of {self.group}" if self.group else "by channel")
-
-    def covers(self, linear: str) -> bool:
-        """Whether the linear of that name (``model.layers.0.mlp.down_proj``) is quantized."""
-        return not any(_matches(pattern, linear) for pattern in self.ignore)
 
     def groups(self, columns: int) -> int:
         """Scales of a row. Raises ModelError unless the groups divide its ``columns``."""
@@ -50,6 +49,38 @@ class Quantization:
             what = f"groups of {self.group} columns do not divide rows of {columns}"
             raise ModelError(what, hint="Quantize it with a group size that divides them.", param="group_size")
         return columns // self.group if self.group else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """``schemes`` by target: the name of a linear, a pattern of names after ``re:``, or LINEAR.
+
+    ``ignore``: such names and patterns of linears that are not quantized, whatever the targets say.
+    """
+
+    schemes: Mapping[str, Scheme]
+    ignore: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """``int8 by channel``, ``int4 in groups of 64, lm_head int8 by channel``."""
+        if len(set(self.schemes.values())) == 1:
+            return str(next(iter(self.schemes.values())))
+        return ", ".join(str(s) if target == LINEAR else f"{target} {s}" for target, s in self.schemes.items())
+
+    def scheme(self, linear: str) -> Scheme | None:
+        """How the linear of that name (``model.layers.0.mlp.down_proj``) is quantized; None if it is not.
+
+        A name goes before a pattern, and a pattern before LINEAR; of two patterns, the first in the alphabet.
+        """
+        if any(_matches(pattern, linear) for pattern in self.ignore):
+            return None
+        targets = sorted(self.schemes, key=lambda target: (target == LINEAR, target.startswith(_PATTERN), target))
+        return next((self.schemes[target] for target in targets if _matches(target, linear)), None)
+
+    @property
+    def widest_group(self) -> int:
+        """The most columns that share a scale, where not the whole row does; 0: none do."""
+        return max(scheme.group for scheme in self.schemes.values())
 
     @classmethod
     def load(cls, directory: str | Path) -> Quantization | None:
@@ -70,37 +101,57 @@ class Quantization:
             return None
         whole = _object("quantization_config", found)
         _check("quant_method", whole.get("quant_method"), (_METHOD,))
-        groups = list(_object("config_groups", whole.get("config_groups")).values())
-        if len(groups) != 1:
-            raise _wrong("config_groups", f"{len(groups)} groups", "one, for all linears")
-        scheme = _object("config_groups.*", groups[0])
-        _check("targets", scheme.get("targets"), (["Linear"],))
-        kind = scheme.get("format") or whole.get("format")
-        _check("format", kind, (PACKED, PLAIN))
-        _check_activations(scheme.get("input_activations"))
         for name in ("output_activations", "kv_cache_scheme"):
-            _check(name, scheme.get(name) or whole.get(name), (None,))
-        bits, group = _weights(_object("weights", scheme.get("weights")))
-        if kind == PLAIN:
-            _check("num_bits", bits, (8,))
-        return cls(bits, group, kind == PACKED, _ignore(whole.get("ignore")))
+            _check(name, whole.get(name), (None,))
+        groups = _object("config_groups", whole.get("config_groups"))
+        if not groups:
+            raise _wrong("config_groups", "{}", "at least one group")
+        schemes = dict[str, Scheme]()
+        for found_group in groups.values():
+            group = _object("config_groups.*", found_group)
+            schemes |= dict.fromkeys(_targets(group.get("targets")), _scheme(group, whole.get("format")))
+        ignore = whole.get("ignore")
+        return cls(schemes, () if ignore is None else _patterns("ignore", ignore))
 
     def to_hf(self) -> dict[str, Any]:
-        """`quantization_config` (JSON), as compressed-tensors writes it."""
-        weights = {
-            **{"num_bits": self.bits, "type": "int", "symmetric": True, "dynamic": False},
-            **{"strategy": "group" if self.group else "channel", "group_size": self.group or None},
-        }
-        kind = PACKED if self.packed else PLAIN
-        scheme = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+        """`quantization_config` (JSON), as compressed-tensors writes it: a group for each scheme."""
+        schemes = list(dict.fromkeys(self.schemes.values()))
+        targets = [[target for target, other in self.schemes.items() if other == scheme] for scheme in schemes]
+        kinds = list(dict.fromkeys(_format(scheme) for scheme in schemes))
+        pairs = enumerate(zip(schemes, targets, strict=True))
         return {
             "quant_method": _METHOD,
-            "format": kind,
+            "format": kinds[0] if len(kinds) == 1 else _MIXED,
             "quantization_status": "compressed",
-            "config_groups": {"group_0": {**scheme, "format": kind}},
+            "config_groups": {f"group_{at}": _scheme_to_hf(scheme, names) for at, (scheme, names) in pairs},
             "ignore": list(self.ignore),
             "kv_cache_scheme": None,
         }
+
+
+def _format(scheme: Scheme) -> str:
+    return PACKED if scheme.packed else PLAIN
+
+
+def _scheme_to_hf(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
+    weights = {
+        **{"num_bits": scheme.bits, "type": "int", "symmetric": True, "dynamic": False},
+        **{"strategy": "group" if scheme.group else "channel", "group_size": scheme.group or None},
+    }
+    inputs = {"input_activations": None, "output_activations": None}
+    return {"targets": targets, "weights": weights, **inputs, "format": _format(scheme)}
+
+
+def _scheme(found: Mapping[str, Any], default_format: object) -> Scheme:
+    """Of one of `config_groups`; `format` may also be that of all."""
+    kind = found.get("format") or default_format
+    _check("format", kind, (PACKED, PLAIN))
+    _check_activations(found.get("input_activations"))
+    _check("output_activations", found.get("output_activations"), (None,))
+    bits, group = _weights(_object("weights", found.get("weights")))
+    if kind == PLAIN:
+        _check("num_bits", bits, (8,))
+    return Scheme(bits, group, kind == PACKED)
 
 
 def _weights(found: Mapping[str, Any]) -> tuple[int, int]:
@@ -127,21 +178,33 @@ def _check_activations(found: object) -> None:
         _check("input_activations.dynamic", _object("input_activations", found).get("dynamic", False), (True,))
 
 
-def _ignore(found: object) -> tuple[str, ...]:
-    names = [] if found is None else found
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _wrong("ignore", json.dumps(found, default=str)[:80], "a list of names")
-    for name in names:
-        if name.startswith("re:"):
+def _targets(found: object) -> tuple[str, ...]:
+    """Classes other than ``Linear`` would be of modules that are not read in this form: embeddings, experts."""
+    names = _patterns("targets", found)
+    known = [name in (LINEAR, OUTPUT) or name.startswith(_PATTERN) or "." in name for name in names]
+    if not names or not all(known):
+        expected = f"`{LINEAR}`, names of linears, or patterns after `{_PATTERN}`"
+        raise _wrong("targets", json.dumps(names)[:80], expected)
+    return names
+
+
+def _patterns(field: str, found: object) -> tuple[str, ...]:
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise _wrong(field, json.dumps(found, default=str)[:80], "a list of names")
+    for name in found:
+        if name.startswith(_PATTERN):
             try:
-                re.compile(name[3:])
+                re.compile(name.removeprefix(_PATTERN))
             except re.error as error:
-                raise _wrong("ignore", json.dumps(name)[:80], f"a regular expression after `re:` ({error})") from error
-    return tuple(names)
+                expected = f"a regular expression after `{_PATTERN}` ({error})"
+                raise _wrong(field, json.dumps(name)[:80], expected) from error
+    return tuple(found)
 
 
 def _matches(pattern: str, name: str) -> bool:
-    return bool(re.match(pattern[3:], name)) if pattern.startswith("re:") else pattern in (name, "Linear")
+    if pattern.startswith(_PATTERN):
+        return bool(re.match(pattern.removeprefix(_PATTERN), name))
+    return pattern in (name, LINEAR)
 
 
 def _object(name: str, found: object) -> Mapping[str, Any]:

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from llmos.errors import ModelError
 from llmos.files import sync_directory, write_json
+from llmos.models import packed_layout
 from llmos.models.config import ModelConfig
 from llmos.models.digest import digest as digest
+from llmos.models.headers import DTYPES, INDEX, SINGLE, opened, scheme_of
 from llmos.models.headers import EMBEDDING as EMBEDDING
-from llmos.models.headers import INDEX, SINGLE, opened
 from llmos.models.headers import Header as Header
 from llmos.models.headers import headers as headers
 from llmos.models.headers import read as read
-from llmos.models.quantization import Quantization
+from llmos.models.packed_layout import unpack
+from llmos.models.quantization import Quantization, Scheme
 from llmos.models.transformer import Transformer
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -29,30 +31,45 @@ MAX_FILE_BYTES = 5 * 10**9
 
 
 def load_model(
-    directory: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    dequantize: bool = False,
 ) -> Transformer:
     """The model in ``directory``, on ``device``, in ``dtype`` (default: that of its files).
 
-    Raises ModelError, naming the file and what was expected, unless exactly the weights that config.json calls for are
-    there, whole, in plain floats.
+    ``dequantize``: quantized weights become the floats that they stand for. Raises ModelError, naming the file and what
+    was expected, unless exactly the weights that config.json calls for are there, whole, and (else) in plain floats.
     """
     directory = Path(directory)
     config = ModelConfig.load(directory)
-    if (quantization := Quantization.load(directory)) is not None:
+    if (quantization := Quantization.load(directory)) is not None and not dequantize:
         what = f"{directory} has quantized weights ({quantization}): expected plain floats"
-        raise ModelError(what, hint="Only the inference engine reads them; here, use the original model.")
+        raise ModelError(what, hint="The inference engine and `llmos eval` read them; here, use the original model.")
     with torch.device("meta"):
         model = Transformer(config)
-    found = headers(directory, config)
-    kind = dtype or reduce(torch.promote_types, (header.dtype for header in found.values()))
-    model = model.to(kind).to_empty(device=device)
+    found = headers(directory, config, quantization)
+    floats = (header.dtype for header in found.values() if header.kind in DTYPES)
+    model = model.to(dtype or reduce(torch.promote_types, floats)).to_empty(device=device)
+    schemes = {name: scheme_of(name, p.shape, quantization) for name, p in model.named_parameters()}
     with torch.no_grad():
         for path in dict.fromkeys(header.path for header in found.values()):
             with opened(path) as file:
                 for name, parameter in model.named_parameters():
-                    if found[name].path == path:
+                    if schemes[name] is None and found[name].path == path:
                         parameter.copy_(file.get_tensor(name))
+        for name, parameter in model.named_parameters():
+            if (scheme := schemes[name]) is not None:
+                parameter.copy_(_dequantized(found, name, scheme, parameter.shape[1]))
     return model
+
+
+def _dequantized(found: Mapping[str, Header], name: str, scheme: Scheme, columns: int) -> Tensor:
+    """The weights [O, ``columns``], float32, that the quantized ones of ``name`` stand for."""
+    stored_name, scale_name = f"{name}_packed" if scheme.packed else name, f"{name}_scale"
+    stored, scale_OG = read(found[stored_name], stored_name), read(found[scale_name], scale_name)
+    return packed_layout.dequantize(unpack(stored, scheme.bits, columns) if scheme.packed else stored, scale_OG)
 
 
 def save_model(model: Transformer, directory: str | Path, dtype: torch.dtype | None = None) -> None:

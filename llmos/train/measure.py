@@ -102,7 +102,7 @@ def _held_out(directory: Path, groups: data.Pieces, tokenizer: Tokenizer, chats:
 def _spread(directory: Path, vocab_size: int, length: int) -> SpreadModel:
     """The model as one rank holds it: exact on CPUs, in bf16 on GPUs. Raises ModelError, UsageError."""
     world = World.current()
-    model: Transformer = weights.load_model(directory, torch.float32)
+    model: Transformer = weights.load_model(directory, torch.float32, dequantize=True)
     if length > model.config.max_position:
         limit = f"the model is made for at most {model.config.max_position}"
         raise UsageError(f"`--sequence {length}` is too long: {limit}", param="--sequence")

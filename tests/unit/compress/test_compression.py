@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from pathlib import Path
@@ -16,10 +17,14 @@ from llmos.control import model_files
 from llmos.errors import ConflictError, DataError, ModelError, NotFoundError, UsageError
 from llmos.models import weights
 from llmos.models.digest import digest
-from llmos.models.quantization import Quantization
+from llmos.models.quantization import LINEAR, OUTPUT, Quantization, Scheme
 from llmos.views import ModelView
 from tests.unit.compress.conftest import SHAPE
 from tests.unit.compress.test_quantize import quiet
+
+INT8 = Quantization({LINEAR: Scheme(8), OUTPUT: Scheme(8)})
+INT4 = Quantization({LINEAR: Scheme(4, 32), OUTPUT: Scheme(8)})
+UNTIED = dataclasses.replace(SHAPE, tie_embeddings=False)
 
 
 class Cluster:
@@ -47,8 +52,8 @@ def leftovers(directory: Path) -> list[str]:
 def test_a_directory_becomes_a_smaller_one(source: Path, tmp_path: Path):
     found = compression.compress(str(source), 4, nobody, quiet, group=32, out=tmp_path / "made" / "small")
     small = tmp_path / "made" / "small"
-    assert leftovers(small.parent) == ["small"] and model_files.inspect(small) == SHAPE
-    assert Quantization.load(small) == Quantization(4, 32)
+    assert leftovers(small.parent) == ["small"] and model_files.inspect(small) == UNTIED
+    assert Quantization.load(small) == INT4
     kept = {"LICENSE", "tokenizer.json", "tokenizer_config.json"}
     assert set(leftovers(small)) == kept | {"README.md", "config.json", "lineage.json", "model.safetensors"}
     assert all((small / name).read_bytes() == (source / name).read_bytes() for name in kept)
@@ -67,22 +72,30 @@ def test_it_says_where_it_comes_from(source: Path, tmp_path: Path):
     assert yaml.safe_load(head)["license"] == "apache-2.0"
     assert yaml.safe_load(head)["tags"] == ["code", "compressed-tensors", "int8"]
     assert f"{found['relative_error']:.4f} of the weights" in text and digest(source) in text
+    assert "| weights | int8 by channel, rounded to nearest; embeddings, norms as they were |" in text
     assert "## The original's card\n\n# coder@1\n\nLearnt from code." in text
+
+
+def test_the_output_matrix_may_stay_as_it_is(source: Path, tmp_path: Path):
+    found = compression.compress(str(source), 4, nobody, quiet, keep_output=True, out=tmp_path / "small")
+    assert Quantization.load(tmp_path / "small") == Quantization({LINEAR: Scheme(4, 32)}, (OUTPUT,))
+    assert model_files.inspect(tmp_path / "small") == SHAPE and found["output_bits"] is None
+    assert "embeddings, norms and `lm_head` as they were" in (tmp_path / "small" / "README.md").read_text()
 
 
 def test_a_registered_model_becomes_another(source: Path):
     cluster = Cluster(source)
     found = compression.compress("coder", 4, lambda: cluster, quiet)
     assert found["model"] == "coder-int4@1" and found["compressed_from"] == "coder@3"
-    assert cluster.imported == {"name": "coder-int4", "config": SHAPE, "quantization": Quantization(4, 32)}
+    assert cluster.imported == {"name": "coder-int4", "config": UNTIED, "quantization": INT4}
     assert compression.compress("coder", 8, lambda: cluster, quiet, name="small")["model"] == "small@1"
-    assert cluster.imported["quantization"] == Quantization(8)
+    assert cluster.imported["quantization"] == INT8
 
 
 def test_a_registered_model_may_go_to_a_directory_instead(source: Path, tmp_path: Path):
     cluster = Cluster(source)
     compression.compress("coder", 8, lambda: cluster, quiet, out=tmp_path / "small")
-    assert not cluster.imported and Quantization.load(tmp_path / "small") == Quantization(8)
+    assert not cluster.imported and Quantization.load(tmp_path / "small") == INT8
 
 
 def test_what_cannot_be_asked(source: Path, tmp_path: Path):
@@ -144,4 +157,10 @@ def test_a_truncated_result_is_not_taken_in(source: Path, tmp_path: Path):
     tensors["model.layers.0.mlp.up_proj.weight_shape"][1] += 64
     weights.save_file(tensors, small / "model.safetensors")
     with pytest.raises(ModelError, match=r"up_proj\.weight_packed has shape \[160, 8\], which does not hold 160 × 128"):
+        model_files.inspect(small)
+    (small / "model.safetensors").write_bytes(whole)
+    config = json.loads((small / "config.json").read_text())
+    config["quantization_config"]["ignore"] = ["lm_head"]
+    (small / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="lm_head.weight_packed is there, but by config.json lm_head is not quantized"):
         model_files.inspect(small)

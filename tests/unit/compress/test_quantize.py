@@ -11,18 +11,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmos.compress import quantize
 from llmos.compress.quantize import quantization_for, quantize_weights
 from llmos.errors import ModelError, UsageError
 from llmos.models import Transformer, weights
 from llmos.models.headers import headers
-from llmos.models.quantization import Quantization
+from llmos.models.quantization import LINEAR, OUTPUT, Quantization, Scheme
 from tests.unit.compress.conftest import SHAPE
+from tests.unit.infer.quantized import write_quantized
+from tests.unit.models.small import make
 
 LINEARS = {
     f"model.layers.{layer}.{part}_proj"
     for layer in range(SHAPE.num_layers)
     for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
 }
+
+
+INT8, INT4 = (Quantization({LINEAR: scheme, OUTPUT: Scheme(8)}) for scheme in (Scheme(8), Scheme(4, 32)))
+INT4_LAYERS = Quantization({LINEAR: Scheme(4, 32)}, (OUTPUT,))
 
 
 def quiet(done: int, total: int) -> None:
@@ -39,18 +46,25 @@ def by_numpy(tensors: dict[str, torch.Tensor], linear: str, bits: int) -> np.nda
     return values_OI * np.repeat(scale_OG, columns // scale_OG.shape[1], axis=1)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("bits", "group", "error"), [(8, None, 0.01), (4, None, 0.10), (4, 16, 0.09)])
-def test_the_layout_holds_the_original_but_for_the_rounding(source: Path, tmp_path: Path, bits, group, error):
-    quantization = quantization_for(SHAPE, bits, group)
+def test_the_layout_holds_the_original_but_for_the_rounding(tmp_path: Path, monkeypatch, bits, group, error, tied):
+    source, shape = tmp_path / "in", dataclasses.replace(SHAPE, tie_embeddings=tied)
+    weights.save_model(Transformer(shape), source, torch.bfloat16)
+    monkeypatch.setattr(quantize, "ROWS", 100)  # several times, and a rest
     told: list[tuple[int, int]] = []
+    quantization = quantization_for(shape, bits, group)
     errors = quantize_weights(source, tmp_path / "out", quantization, lambda *counts: told.append(counts))
     before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
-    parts = {f"{linear}.{part}" for linear in LINEARS for part in ("weight_packed", "weight_scale", "weight_shape")}
-    assert set(after) == parts | (set(before) - {f"{linear}.weight" for linear in LINEARS})
+    before.setdefault("lm_head.weight", before["model.embed_tokens.weight"])
+    rounded = {*LINEARS, "lm_head"}
+    parts = {f"{linear}.{part}" for linear in rounded for part in ("weight_packed", "weight_scale", "weight_shape")}
+    assert set(after) == parts | (set(before) - {f"{linear}.weight" for linear in rounded})
     differences, sizes, each = 0.0, 0.0, {}
-    for linear in LINEARS:
+    for linear in rounded:
         weight_OI = before[f"{linear}.weight"].float().numpy()
-        difference = np.square(by_numpy(after, linear, bits) - weight_OI).sum()
+        found_OI = by_numpy(after, linear, 8 if linear == "lm_head" else bits)
+        difference = np.square(found_OI - weight_OI).sum()
         each[linear] = np.sqrt(difference / np.square(weight_OI).sum())
         differences, sizes = differences + difference, sizes + np.square(weight_OI).sum()
         assert after[f"{linear}.weight_scale"].dtype == torch.bfloat16
@@ -58,21 +72,42 @@ def test_the_layout_holds_the_original_but_for_the_rounding(source: Path, tmp_pa
     assert errors.worst == pytest.approx(max(each.values()), rel=1e-4) and each[errors.worst_matrix] == max(
         each.values()
     )
+    assert each["lm_head"] < 0.01
     assert all(torch.equal(after[name], before[name]) for name in set(before) & set(after))
-    assert told == [(done, len(LINEARS)) for done in range(1, len(LINEARS) + 1)]
+    assert told == [(done, len(rounded)) for done in range(1, len(rounded) + 1)]
 
 
-def test_config_says_how(source: Path, tmp_path: Path):
-    quantize_weights(source, tmp_path / "out", Quantization(4, 32), quiet)
+def test_the_output_matrix_may_stay_as_it_is(source: Path, tmp_path: Path):
+    quantize_weights(source, tmp_path / "out", quantization_for(SHAPE, 4, keep_output=True), quiet)
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert not any(name.startswith("lm_head") for name in after)
+    assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(("quantization", "tied"), [(INT4, False), (INT4_LAYERS, True)], ids=["all", "layers"])
+def test_config_says_how(source: Path, tmp_path: Path, quantization: Quantization, tied: bool):
+    quantize_weights(source, tmp_path / "out", quantization, quiet)
     before, after = (json.loads((path / "config.json").read_text()) for path in (source, tmp_path / "out"))
-    assert after.pop("quantization_config") == Quantization(4, 32).to_hf() and after == before
-    assert Quantization.load(tmp_path / "out") == Quantization(4, 32) and Quantization.load(source) is None
-    assert len(headers(tmp_path / "out", SHAPE, Quantization(4, 32))) == len(LINEARS) * 3 + 2 * SHAPE.num_layers + 2
+    assert after.pop("quantization_config") == quantization.to_hf()
+    assert after == before | {"tie_word_embeddings": tied}
+    assert Quantization.load(tmp_path / "out") == quantization and Quantization.load(source) is None
+    found = headers(tmp_path / "out", dataclasses.replace(SHAPE, tie_embeddings=tied), quantization)
+    assert len(found) == (len(LINEARS) + (not tied)) * 3 + 2 * SHAPE.num_layers + 2
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_floats_that_it_stands_for(tmp_path: Path, packed: bool):
+    model = make(tie_embeddings=False)
+    scheme = Scheme(8, 0) if packed else Scheme(8, packed=False)
+    expected = write_quantized(model, tmp_path, Quantization({LINEAR: Scheme(4, 16), OUTPUT: scheme})).state_dict()
+    found = weights.load_model(tmp_path, dequantize=True).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_only_one_file_of_the_result_is_in_memory(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    quantize_weights(source, whole, Quantization(8), quiet)
+    quantize_weights(source, whole, INT8, quiet)
     monkeypatch.setattr(weights, "MAX_FILE_BYTES", 20_000)
     largest, save = 0, weights.save_file
 
@@ -82,7 +117,7 @@ def test_only_one_file_of_the_result_is_in_memory(source: Path, tmp_path: Path, 
         save(tensors, *args, **more)
 
     monkeypatch.setattr(weights, "save_file", saved)
-    errors = quantize_weights(source, parts, Quantization(8), quiet)
+    errors = quantize_weights(source, parts, INT8, quiet)
     files = sorted(parts.glob("model-*.safetensors"))
     assert len(files) > 5 and largest <= 320 * 64 * 2  # the embedding, which is larger than a file may be
     assert errors.whole > 0
@@ -98,10 +133,10 @@ def test_other_families_keep_their_biases_and_norms(tmp_path: Path, architecture
     )
     shape = dataclasses.replace(shape, tie_embeddings=False)
     weights.save_model(Transformer(shape), tmp_path / "in")
-    quantize_weights(tmp_path / "in", tmp_path / "out", Quantization(8), quiet)
+    quantize_weights(tmp_path / "in", tmp_path / "out", INT8, quiet)
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
     same = set(before) & set(after)
-    assert same == {name for name in before if name.removesuffix(".weight") not in LINEARS} and "lm_head.weight" in same
+    assert same == {name for name in before if name.removesuffix(".weight") not in {*LINEARS, "lm_head"}}
     assert all(torch.equal(after[name], before[name]) for name in same)
     assert after[f"{min(LINEARS)}.weight_scale"].dtype == torch.float32
 
@@ -111,14 +146,14 @@ def test_weights_that_are_no_numbers_are_refused_by_name(source: Path, tmp_path:
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
     save_file(tensors, source / "model.safetensors")
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has weights that are no numbers"):
-        quantize_weights(source, tmp_path / "out", Quantization(8), quiet)
+        quantize_weights(source, tmp_path / "out", INT8, quiet)
 
 
 def test_a_quantized_model_is_refused_here_and_for_training(source: Path, tmp_path: Path):
-    quantize_weights(source, tmp_path / "out", Quantization(4, 32), quiet)
-    with pytest.raises(ModelError, match="is quantized already \\(int4 in groups of 32\\)"):
-        quantize_weights(tmp_path / "out", tmp_path / "again", Quantization(8), quiet)
-    with pytest.raises(ModelError, match="has quantized weights \\(int4 in groups of 32\\): expected plain floats"):
+    quantize_weights(source, tmp_path / "out", INT4, quiet)
+    with pytest.raises(ModelError, match="is quantized already \\(int4 in groups of 32, lm_head int8 by channel\\)"):
+        quantize_weights(tmp_path / "out", tmp_path / "again", INT8, quiet)
+    with pytest.raises(ModelError, match="has quantized weights \\(int4 .* by channel\\): expected plain floats"):
         weights.load_model(tmp_path / "out")
 
 
@@ -126,8 +161,9 @@ def test_a_quantized_model_is_refused_here_and_for_training(source: Path, tmp_pa
     ("changes", "group"), [({}, 32), ({"intermediate_size": 256}, 64), ({"intermediate_size": 176}, 16)]
 )
 def test_the_widest_group_that_all_rows_allow(changes, group):
-    assert quantization_for(dataclasses.replace(SHAPE, **changes), 4) == Quantization(4, group)
-    assert quantization_for(dataclasses.replace(SHAPE, **changes), 8) == Quantization(8)
+    found = quantization_for(dataclasses.replace(SHAPE, **changes), 4)
+    assert found.scheme("model.layers.0.mlp.up_proj") == Scheme(4, group) and found.scheme("lm_head") == Scheme(8)
+    assert quantization_for(dataclasses.replace(SHAPE, **changes), 8) == INT8
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,16 @@ from torch import nn
 
 from llmos.models import Transformer, weights
 from llmos.models.packed_layout import dequantize, pack
-from llmos.models.quantization import Quantization
+from llmos.models.quantization import LINEAR, OUTPUT, Quantization, Scheme
+
+
+def linears(bits: int, group: int = 0, packed: bool = True) -> Quantization:
+    """One scheme for the linears of the layers; the output matrix stays as it is."""
+    return Quantization({LINEAR: Scheme(bits, group, packed)}, (OUTPUT,))
+
+
+INT4 = Quantization({LINEAR: Scheme(4, 32), OUTPUT: Scheme(8)})
+"""As `llmos compress --int4` makes it."""
 
 
 def write_quantized(model: Transformer, directory: Path, quantization: Quantization) -> Transformer:
@@ -20,16 +29,17 @@ def write_quantized(model: Transformer, directory: Path, quantization: Quantizat
     weights.save_model(model, directory)
     tensors, nearest = load_file(directory / "model.safetensors"), copy.deepcopy(model)
     for name, module in nearest.named_modules():
-        if not isinstance(module, nn.Linear) or not quantization.covers(name):
+        scheme = quantization.scheme(name) if isinstance(module, nn.Linear) else None
+        if scheme is None:
             continue
         weight_OI = tensors.pop(f"{name}.weight")
-        weight_OGC = weight_OI.unflatten(1, (quantization.groups(weight_OI.shape[1]), -1))
-        largest = 2 ** (quantization.bits - 1) - 1
+        weight_OGC = weight_OI.unflatten(1, (scheme.groups(weight_OI.shape[1]), -1))
+        largest = 2 ** (scheme.bits - 1) - 1
         scale_OG = (weight_OGC.abs().amax(-1) / largest).bfloat16()
         values_OGC = (weight_OGC / scale_OG[..., None].float()).round().clamp(-largest, largest)
         values_OI = values_OGC.flatten(1).to(torch.int8)
-        if quantization.packed:
-            tensors[f"{name}.weight_packed"] = pack(values_OI, quantization.bits)
+        if scheme.packed:
+            tensors[f"{name}.weight_packed"] = pack(values_OI, scheme.bits)
             tensors[f"{name}.weight_shape"] = torch.tensor(weight_OI.shape)
         else:
             tensors[f"{name}.weight"] = values_OI

@@ -21,7 +21,7 @@ from llmos.infer.split import FEATURES, split
 from llmos.models import weights
 from llmos.models.packed_layout import dequantize
 from llmos.models.quantization import Quantization
-from tests.unit.infer.quantized import write_quantized
+from tests.unit.infer.quantized import INT4, linears, write_quantized
 from tests.unit.models.small import SMALL, make
 
 HEAD = SMALL.head_dim
@@ -64,7 +64,7 @@ def _value(matrix: Matrix) -> Tensor:
 
 @pytest.mark.parametrize(
     "quantization",
-    [None, Quantization(8), Quantization(8, packed=False), Quantization(4, 32), Quantization(4)],
+    [None, linears(8), linears(8, packed=False), linears(4, 32), linears(4), INT4],
     ids=str,
 )
 @pytest.mark.parametrize("tp", [1, 2, 4])
@@ -75,7 +75,7 @@ def test_slices_are_those_of_the_whole(tmp_path: Path, quantization: Quantizatio
     else:
         model = write_quantized(model, tmp_path, quantization)
     whole, layer = model.state_dict(), "model.layers.2."
-    quantum = max(FEATURES, quantization.group if quantization else 0)
+    quantum = max(FEATURES, quantization.widest_group if quantization else 0)
     for rank in range(tp):
         shard = load_shard(tmp_path, torch.float32, tp=(rank, tp), pp=(1, 2))
         part = split(model.config, (rank, tp), (1, 2), quantum)
@@ -88,7 +88,8 @@ def test_slices_are_those_of_the_whole(tmp_path: Path, quantization: Quantizatio
         assert torch.equal(_value(ours.out), whole[layer + "self_attn.o_proj.weight"][:, heads])
         assert torch.equal(_value(ours.down), whole[layer + "mlp.down_proj.weight"][:, list(part.features)])
         assert shard.output is not None and shard.embedding_VD is None and shard.first_layer + len(shard.layers) == 3
-        assert torch.equal(shard.output.weight, whole["lm_head.weight"][list(part.vocabulary)])
+        assert torch.equal(_value(shard.output), whole["lm_head.weight"][list(part.vocabulary)])
+        assert shard.output.bits == (8 if quantization == INT4 else 32)
         assert (shard.heads, shard.kv_heads) == (8 // tp, max(1, 2 // tp))
         assert shard.vocabulary_start == part.vocabulary.start
 
@@ -147,12 +148,16 @@ def _plain_key(tensors: dict[str, Tensor]) -> None:
     [
         (_lost, (), rf"lacks weights: {NAME}"),
         (_reshaped, (), rf"{NAME} has shape \[64, 1\]; config.json calls for \[64, 3\]"),
-        (_plain_key, ("model.layers.0.self_attn.k_proj",), "some of .*q_proj and .*k_proj .* are quantized"),
+        (
+            _plain_key,
+            ("model.layers.0.self_attn.k_proj",),
+            "q_proj int4 .* of 32, .*k_proj not quantized, .* one",
+        ),
     ],
     ids=["lost", "reshaped", "mixed"],
 )
 def test_quantized_files_that_are_not_whole(tmp_path: Path, edit, ignore, says) -> None:  # type: ignore[no-untyped-def]
-    write_quantized(make(intermediate_size=96), tmp_path, Quantization(4, 32))
+    write_quantized(make(intermediate_size=96), tmp_path, linears(4, 32))
     tensors = load_file(tmp_path / "model.safetensors")
     edit(tensors)
     save_file(tensors, tmp_path / "model.safetensors")
@@ -172,7 +177,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "quantization", "share"), [(torch.float32, None, 1.0), (torch.bfloat16, Quantization(4, 32), 0.2)]
+    ("dtype", "quantization", "share"), [(torch.float32, None, 1.0), (torch.bfloat16, linears(4, 32), 0.2)]
 )
 def test_more_weights_than_free_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, quantization: Quantization | None, share: float

@@ -17,7 +17,7 @@ from llmos.infer.native.runner import NativeModel, NativeRunner, Span
 from llmos.infer.shard import Matrix, Shard
 from llmos.infer.step import Step
 from llmos.models import ModelConfig
-from tests.unit.infer.random_shard import SHAPE, Pages, change, logits_of, plain, random_shard
+from tests.unit.infer.random_shard import SHAPE, Pages, change, logits_of, plain, random_matrix, random_shard
 
 BLOCKS = 96
 
@@ -126,8 +126,10 @@ def test_other_formats_are_as_good_as_their_weights(bits: int, bound: float, con
 def test_formats_may_differ_between_matrices() -> None:
     shard = random_shard(SHAPE, 4)
     assert shard.output is not None
-    mixed = dataclasses.replace(shard, output=Matrix(plain(shard.output), 32))
-    check(mixed, texts_of(*LENGTHS), replayed(mixed, texts_of(*LENGTHS), RAGGED), 0.1)
+    rows, columns = shard.output.weight.shape
+    for output in (Matrix(plain(shard.output), 32), random_matrix(rows, columns, 8, 0)):
+        mixed = dataclasses.replace(shard, output=output)
+        check(mixed, texts_of(*LENGTHS), replayed(mixed, texts_of(*LENGTHS), RAGGED), 0.1)
 
 
 def test_what_a_block_held_before_does_not_matter() -> None:

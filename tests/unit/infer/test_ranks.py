@@ -22,8 +22,7 @@ from llmos.infer import rank, ranks
 from llmos.infer.ranks import RanksRunner
 from llmos.infer.wire import Channel, Meeting, packed, unpacked
 from llmos.models import Transformer, weights
-from llmos.models.quantization import Quantization
-from tests.unit.infer.quantized import write_quantized
+from tests.unit.infer.quantized import INT4, write_quantized
 from tests.unit.infer.steps import BLOCKS, Script, expected, worst
 from tests.unit.models.small import make
 
@@ -116,7 +115,9 @@ def test_ranks_compute_what_one_process_does(
 
 
 def test_quantized_weights_are_shared_too(tmp_path: Path, launcher: Launcher) -> None:
-    model, script = write_quantized(make(intermediate_size=96), tmp_path, Quantization(4, 32)), Script()
+    """The output matrix too, by the vocabulary."""
+    model = write_quantized(make(intermediate_size=96, tie_embeddings=False), tmp_path, INT4)
+    script = Script()
     runner = RanksRunner(tmp_path, BLOCKS, tp=2, runner="torch", launch=launcher)
     try:
         assert worst(_pipelined(runner, script), expected(model, script)) < FP32_TOLERANCE

@@ -20,7 +20,7 @@ from llmos.infer.torch_runner import TorchRunner
 from llmos.models import Transformer, weights
 from llmos.models.quantization import Quantization
 from llmos.models.rope_config import YarnScaling
-from tests.unit.infer.quantized import write_quantized
+from tests.unit.infer.quantized import INT4, linears, write_quantized
 from tests.unit.infer.steps import BLOCKS, Script, computed, expected, worst
 from tests.unit.models.small import make
 
@@ -73,26 +73,29 @@ def test_bf16_weights_are_multiplied_as_they_are(save: Save) -> None:
 @pytest.mark.parametrize(
     ("quantization", "dtype", "tolerance"),
     [
-        (Quantization(8), torch.float32, FP32_TOLERANCE),
-        (Quantization(8, packed=False), torch.bfloat16, BF16_TOLERANCE),
-        (Quantization(8, 32), torch.float32, FP32_TOLERANCE),
-        (Quantization(4, 16), torch.float32, FP32_TOLERANCE),
-        (Quantization(4, 32), torch.bfloat16, BF16_TOLERANCE),
-        (Quantization(4), torch.float32, FP32_TOLERANCE),
+        (linears(8), torch.float32, FP32_TOLERANCE),
+        (linears(8, packed=False), torch.bfloat16, BF16_TOLERANCE),
+        (linears(8, 32), torch.float32, FP32_TOLERANCE),
+        (linears(4, 16), torch.float32, FP32_TOLERANCE),
+        (linears(4, 32), torch.bfloat16, BF16_TOLERANCE),
+        (linears(4), torch.float32, FP32_TOLERANCE),
+        (INT4, torch.float32, FP32_TOLERANCE),
+        (INT4, torch.bfloat16, BF16_TOLERANCE),
     ],
     ids=str,
 )
 def test_quantized_weights(tmp_path: Path, quantization: Quantization, dtype: torch.dtype, tolerance: float) -> None:
-    nearest = write_quantized(make(intermediate_size=128), tmp_path, quantization)
+    nearest = write_quantized(make(intermediate_size=128, tie_embeddings=False), tmp_path, quantization)
     runner = TorchRunner(load_shard(tmp_path, dtype), BLOCKS, dtype=dtype)
     script = Script()
     assert worst(computed(runner, script), expected(nearest, script)) < tolerance
     if dtype is torch.bfloat16:
-        assert any(f"int{quantization.bits}" in kernel for kernel in runner.stats()["kernels"])  # type: ignore[attr-defined]
+        kernels = str(runner.stats()["kernels"])
+        assert all(f"int{scheme.bits}" in kernels for scheme in quantization.schemes.values())
 
 
 def test_dequantizing_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_quantized(make(intermediate_size=144), tmp_path, Quantization(4, 8))
+    write_quantized(make(intermediate_size=144), tmp_path, linears(4, 8))
     with caplog.at_level(logging.WARNING, "llmos.infer.packed"):
         TorchRunner(load_shard(tmp_path, torch.float32), 1)
     assert [record.getMessage() for record in caplog.records] == [

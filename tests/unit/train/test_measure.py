@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
+from llmos.compression import compress
 from llmos.errors import DataError, LlmosError, ModelError, NotFoundError, UsageError
 from llmos.evaluation import Sampling, evaluate
 from llmos.files import write_json
@@ -57,6 +58,21 @@ def test_it_measures_what_training_measured_of_an_export_and_of_a_checkpoint(tra
     dirs.spec.unlink()
     with pytest.raises(NotFoundError, match="expected the spec of the job"):
         evaluate(str(newest), [str(held_out)], trainer.layout, print, sampling=QUIET)
+
+
+def test_a_quantized_model_is_measured_as_what_it_stands_for(model: Path, tmp_path: Path) -> None:
+    """In rows as long as those that the original was trained on."""
+    write_json(model / "lineage.json", {"spec": {"sequence_length": 24}})
+    small, same, text = tmp_path / "small", tmp_path / "same", tmp_path / "one.txt"
+    compress(str(model), 4, lambda: pytest.fail("no cluster is needed"), lambda done, of: None, out=small)
+    weights.save_model(weights.load_model(small, torch.float32, dequantize=True), same)
+    Tokenizer.load(model).save(same)
+    text.write_text("two and two are four\n" * 40)
+    losses = [
+        evaluate(str(directory), [str(text)], Layout(tmp_path), print, sequence=sequence, sampling=QUIET)["loss"]
+        for directory, sequence in ((small, None), (same, 24), (model, 24), (small, 23))
+    ]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
 
 
 def test_of_chats_the_assistants_tokens_count(model: Path, tmp_path: Path) -> None:
