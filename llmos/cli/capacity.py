@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmos.cli.output import columns, duration, fields, size
-from llmos.core.capacity import Candidate, Hardware, Load, Memory, Serving
+from llmos.core.capacity import Candidate, Hardware, Load, Memory, Mesh, Serving
 from llmos.spec import TrainJob
 
 DAY_S = 86400.0
@@ -19,7 +19,7 @@ TRAINING_HEADER = (
     *("STEP", "BUBBLE", "COMM", "MFU", "DAYS", "HOURS", "PRICE"),
 )
 SERVING_HEADER = (
-    *("REPLICAS", "TP", "ACCELERATORS", "SEQUENCES", "MEMORY", "WEIGHTS", "CACHE"),
+    *("REPLICAS", "MESH", "ACCELERATORS", "SEQUENCES", "MEMORY", "WEIGHTS", "CACHE"),
     *("FIRST TOKEN", "PER TOKEN", "$/HOUR", "$/M TOKENS"),
 )
 
@@ -39,11 +39,19 @@ def way_view(way: Candidate) -> dict[str, Any]:
     }
 
 
+def machines(ranks: int, kind: Hardware) -> int:
+    """Nodes that ``ranks`` accelerators of ``kind`` fill."""
+    return -(-ranks // kind.per_node)
+
+
 def cost_view(way: Candidate, kind: Hardware, tokens: float) -> dict[str, Any]:
-    """What ``tokens`` tokens take that way (JSON): days, hours of all accelerators, dollars (None: no known price)."""
+    """What ``tokens`` tokens take that way (JSON): machines, days, hours of all accelerators, dollars (None: no known
+    price)."""
     days = tokens / way.time.tokens_per_s / DAY_S
     hours = days * 24 * way.mesh.size
-    return {"days": days, "accelerator_hours": hours, "price": None if kind.price is None else hours * kind.price}
+    price = None if kind.price is None else hours * kind.price
+    needed = machines(way.mesh.size, kind)
+    return {"machines": needed, "days": days, "accelerator_hours": hours, "price": price}
 
 
 def training_table(ways: Sequence[Candidate], kind: Hardware, tokens: float) -> str:
@@ -56,10 +64,11 @@ def serving_table(ways: Sequence[Serving]) -> str:
     return columns(SERVING_HEADER, map(_serving_row, ways))
 
 
-def serving_view(ways: Sequence[Serving], load: Load, kind: Hardware) -> dict[str, Any]:
+def serving_view(ways: Sequence[Serving], load: Load, kind: Hardware, weights: str) -> dict[str, Any]:
     """Every way to serve ``load`` (JSON)."""
-    found = [dataclasses.asdict(way) for way in ways]
-    return {"hardware": kind.kind, "load": dataclasses.asdict(load), "recommended": found[0], "ways": found}
+    found = [dataclasses.asdict(way) | {"machines": machines(way.accelerators, kind)} for way in ways]
+    about = {"hardware": kind.kind, "weights": weights, "load": dataclasses.asdict(load)}
+    return {**about, "recommended": found[0], "ways": found}
 
 
 def job_view(job: TrainJob, way: Candidate, kind: Hardware, parameters: int) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def _training_row(way: Candidate, cost: dict[str, Any]) -> tuple[str, ...]:
 
 def _serving_row(way: Serving) -> tuple[str, ...]:
     return (
-        *map(str, (way.replicas, way.tp, way.accelerators, way.sequences)),
+        *map(str, (way.replicas, Mesh(tp=way.tp, pp=way.pp), way.accelerators, way.sequences)),
         *(size(amount) for amount in (way.memory.total, way.memory.weights, way.memory.cache)),
         f"{1000 * way.first_token_s:.0f} ms",
         f"{1000 * way.token_s:.1f} ms",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llmos import settings
+from llmos.cli import estimate_options as option
 from llmos.cli.output import Format, Output, client, fields, note, say, say_json
 from llmos.core import capacity
 from llmos.errors import NotFoundError, UsageError
@@ -17,7 +19,7 @@ from llmos.files import read_json, write_json
 from llmos.layout import Layout
 
 if TYPE_CHECKING:
-    from llmos.core.capacity import Candidate, Demand, Hardware, Load, ModelShape
+    from llmos.core.capacity import Candidate, Demand, Hardware, Load, Mesh, ModelShape
     from llmos.spec import TrainJob
 
 app = typer.Typer()
@@ -25,58 +27,36 @@ PANEL = "Planning"
 SHOWN = 10
 TOKENS_PER_WEIGHT = 20
 """Hoffmann et al., arXiv 2203.15556: what gives the lowest loss for the operations spent."""
+_AXIS = re.compile(r"(dp|fsdp|tp|pp|cp)\s*[= ]?\s*(\d{1,6})")
 _UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-
-Model = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="a preset, a size such as 8B, or a directory with config.json")
-]
-Gpus = Annotated[int | None, typer.Option("--gpus", min=1, metavar="N", help="how many; default 1, or see --deadline")]
-Gpu = Annotated[str, typer.Option("--gpu", metavar="KIND", help=", ".join(capacity.KINDS))]
-Tokens = Annotated[str, typer.Option("--tokens", help="to train on, as in 15T; default: 20 for each weight")]
-Deadline = Annotated[str, typer.Option("--deadline", help="such as 30d: finds the number of GPUs")]
-Sequence = Annotated[int, typer.Option("--sequence", min=1, help="tokens of a sequence")]
-Batch = Annotated[int | None, typer.Option("--batch", min=1, help="sequences of a step; default: 4Mi tokens")]
-MicroBatch = Annotated[
-    int | None, typer.Option("--micro-batch", min=1, help="sequences of a forward pass; default: best")
-]
-Precision = Annotated[str, typer.Option("--precision", help=", ".join(capacity.PRECISIONS))]
-Optimizer = Annotated[str, typer.Option("--optimizer", help=", ".join(capacity.OPTIMIZERS))]
-Recompute = Annotated[
-    str, typer.Option("--checkpointing", help=f"of activations: auto, {', '.join(capacity.CHECKPOINTING)}")
-]
-Compiled = Annotated[bool, typer.Option("--compile", help="with torch.compile")]
-Price = Annotated[float | None, typer.Option("--price", min=0, help="dollars per hour of one GPU")]
-Requests = Annotated[float | None, typer.Option("--requests", min=0.001, help="per second: estimate serving instead")]
-Prompt = Annotated[int, typer.Option("--prompt", min=1, help="tokens of a prompt")]
-Answer = Annotated[int, typer.Option("--answer", min=1, help="tokens of an answer")]
-FirstToken = Annotated[float, typer.Option("--first-token", min=0, help="seconds to it that are promised")]
-PerToken = Annotated[float, typer.Option("--per-token", min=0, help="seconds for each that are promised")]
-Calibrate = Annotated[bool, typer.Option("--calibrate", help="measure this machine; later estimates use it")]
-StateDir = Annotated[Path | None, typer.Option("--state-dir", help="default: LLMOS_STATE_DIR, else ~/.llmos")]
 
 
 @app.command(rich_help_panel=PANEL)
 def estimate(
-    model: Model = None,
-    gpus: Gpus = None,
-    gpu: Gpu = "H100",
-    tokens: Tokens = "",
-    deadline: Deadline = "",
-    sequence: Sequence = 8192,
-    batch: Batch = None,
-    micro_batch: MicroBatch = None,
-    precision: Precision = "bf16",
-    optimizer: Optimizer = "adamw",
-    checkpointing: Recompute = "auto",
-    compiled: Compiled = False,
-    price: Price = None,
-    requests: Requests = None,
-    prompt: Prompt = 1024,
-    answer: Answer = 256,
-    first_token: FirstToken = 1.0,
-    per_token: PerToken = 0.05,
-    calibrate: Calibrate = False,
-    state_dir: StateDir = None,
+    model: option.Model = None,
+    gpus: option.Gpus = None,
+    gpu: option.Gpu = "H100",
+    tokens: option.Tokens = "",
+    deadline: option.Deadline = "",
+    sequence: option.Sequence = 8192,
+    batch: option.Batch = None,
+    micro_batch: option.MicroBatch = None,
+    mesh: option.MeshText = "",
+    precision: option.Precision = "bf16",
+    optimizer: option.Optimizer = "adamw",
+    checkpointing: option.Recompute = "auto",
+    schedule: option.Schedule = "1f1b",
+    stages: option.Stages = 1,
+    compiled: option.Compiled = False,
+    price: option.Price = None,
+    requests: option.Requests = None,
+    prompt: option.Prompt = 1024,
+    answer: option.Answer = 256,
+    first_token: option.FirstToken = 1.0,
+    per_token: option.PerToken = 0.05,
+    weights: option.Weights = "bf16",
+    calibrate: option.Calibrate = False,
+    state_dir: option.StateDir = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Say what a model takes to train, or to serve: memory, time and price for each way to split it."""
@@ -87,11 +67,16 @@ def estimate(
         return _nothing_to_estimate(calibrate)
     shape, kind = shape_of(model), _priced(calibrated(capacity.hardware(gpu), layout), price)
     if requests is not None:
-        return _say_serving(shape, capacity.Load(requests, prompt, answer, first_token, per_token), kind, output)
-    training = _training(sequence, precision, optimizer, kind, compiled)
+        load = capacity.Load(requests, prompt, answer, first_token, per_token)
+        return _say_serving(shape, load, kind, weights, output)
+    training = dataclasses.replace(
+        _training(sequence, precision, optimizer, kind, compiled), **_pipeline(schedule, stages)
+    )
     total = parse_tokens(tokens) if tokens else float(TOKENS_PER_WEIGHT * shape.num_parameters)
     modes = _known("checkpointing", checkpointing, ("auto", *capacity.CHECKPOINTING), auto=capacity.CHECKPOINTING)
-    demand = capacity.Demand(shape, total, training, kind, batch, micro_batch, modes)
+    wanted = parse_mesh(mesh) if mesh else None
+    demand = capacity.Demand(shape, total, training, kind, batch, micro_batch, modes, wanted)
+    _positions(shape, sequence, "--sequence")
     _say_training(_answer(demand, gpus, deadline), demand, output)
 
 
@@ -153,6 +138,32 @@ def parse_tokens(text: str) -> float:
     return number
 
 
+def parse_mesh(text: str) -> Mesh:
+    """``fsdp=8,tp=4`` → the mesh; ``×`` or spaces may stand for the comma. Raises UsageError."""
+    parts = [part for part in re.split(r"[,×x]\s*|\s+(?=[a-z])", text.strip()) if part]
+    found = [_AXIS.fullmatch(part.strip()) for part in parts]
+    ways = {match[1]: int(match[2]) for match in found if match}
+    if len(ways) < len(parts) or not ways or min(ways.values()) < 1:
+        axes = "dp, fsdp, tp, pp and cp"
+        raise UsageError(f"`--mesh {text[:40]}`: expected sizes of {axes}, such as fsdp=8,tp=4", param="--mesh")
+    return capacity.Mesh(**ways)
+
+
+def _pipeline(schedule: str, stages: int) -> dict[str, Any]:
+    """The schedule and its stages. Raises UsageError when they do not go together."""
+    (schedule,) = _known("schedule", schedule, capacity.SCHEDULES)
+    looped = schedule in ("interleaved", "zero_bubble")
+    if stages > 1 and not looped:
+        what = f"`--stages {stages}`: `--schedule {schedule}` runs 1 stage a rank"
+        raise UsageError(what, hint="Take --schedule interleaved or zero_bubble.", param="--stages")
+    return {"schedule": schedule, "stages": stages}
+
+
+def _positions(shape: ModelShape, tokens: int, what: str) -> None:
+    if tokens > shape.max_position:
+        note(f"warning: {what} {tokens:,} is longer than the {shape.max_position:,} positions of the model")
+
+
 def _nothing_to_estimate(calibrated: bool) -> None:
     if not calibrated:
         raise UsageError("no MODEL was given: expected a preset, a size such as 8B, or a directory", param="MODEL")
@@ -181,20 +192,29 @@ def _known(option: str, value: str, known: tuple[str, ...], auto: tuple[str, ...
 
 
 def _answer(demand: Demand, gpus: int | None, deadline: str) -> list[Candidate]:
-    """The ways on as many ranks as were asked for, or as the deadline needs. Raises UsageError."""
+    """The ways on as many ranks as were asked for, as the deadline needs, or as hold the model. Raises UsageError."""
+    if gpus and demand.mesh and gpus != demand.mesh.size:
+        what = f"`--gpus {gpus}` with `--mesh`: {demand.mesh} are {demand.mesh.size} ranks"
+        raise UsageError(what, hint="Leave one of the two out.", param="--gpus")
+    seconds = _deadline_s(deadline) if deadline else math.inf
+    ranks = demand.mesh.size if demand.mesh else gpus
+    if ranks is None:
+        return demand.within(seconds) if deadline else demand.fewest()
+    found = demand.on(ranks)
+    if not found:
+        raise demand.refusal(ranks)
+    if (late_s := demand.tokens / found[0].time.tokens_per_s) > seconds:
+        note(f"warning: {ranks} × {demand.kind.kind} take {late_s / 86400:.3g} days, longer than {deadline}")
+    return found
+
+
+def _deadline_s(deadline: str) -> float:
     from llmos.spec.base import parse_duration
 
-    if deadline and gpus is None:
-        try:
-            return demand.within(parse_duration(deadline))
-        except ValueError as error:
-            raise UsageError(f"`--deadline {deadline[:40]}` is {error}", param="--deadline") from None
-    found = demand.on(gpus or 1)
-    if not found:
-        raise demand.refusal(gpus or 1)
-    if deadline and (late_s := demand.tokens / found[0].time.tokens_per_s) > parse_duration(deadline):
-        note(f"warning: {gpus} × {demand.kind.kind} take {late_s / 86400:.3g} days, longer than {deadline}")
-    return found
+    try:
+        return parse_duration(deadline)
+    except ValueError as error:
+        raise UsageError(f"`--deadline {deadline[:40]}` is {error}", param="--deadline") from None
 
 
 def _say_training(found: list[Candidate], demand: Demand, output: Format) -> None:
@@ -209,21 +229,31 @@ def _say_training(found: list[Candidate], demand: Demand, output: Format) -> Non
     more = f"; {len(found) - SHOWN} slower ones with -o json" if len(found) > SHOWN else ""
     note(
         f"{parameters / 1e9:.3g}B parameters, {demand.tokens:.3g} tokens, {found[0].training.batch} sequences a step, "
-        f"{found[0].mesh.size} × {kind.kind}; recommended: the first, {found[0].mesh}{more}"
+        f"{_hardware(found[0].mesh.size, kind)}; recommended: the first, {found[0].mesh}{more}"
     )
 
 
-def _say_serving(shape: ModelShape, load: Load, kind: Hardware, output: Format) -> None:
+def _say_serving(shape: ModelShape, load: Load, kind: Hardware, weights: str, output: Format) -> None:
     from llmos.cli.capacity import serving_table, serving_view
 
-    found = capacity.serve(shape, load, kind)
+    _known("weights", weights, tuple(capacity.WEIGHTS))
+    _positions(shape, load.context, "--prompt + --answer")
+    found = capacity.serve(shape, load, kind, weights)
     if output is Format.JSON:
-        return say_json(serving_view(found, load, kind))
+        return say_json(serving_view(found, load, kind, weights))
     say(serving_table(found))
     note(
-        f"for {load.requests_per_s:g} requests/s of {load.prompt} + {load.answer} tokens on {kind.kind}, bf16; "
-        "recommended: the first"
+        f"for {load.requests_per_s:g} requests/s of {load.prompt} + {load.answer} tokens, {weights} weights; "
+        f"recommended: the first, {_hardware(found[0].accelerators, kind)}"
     )
+
+
+def _hardware(ranks: int, kind: Hardware) -> str:
+    """``16 × H100 in 2 machines``."""
+    from llmos.cli.capacity import machines
+
+    count = machines(ranks, kind)
+    return f"{ranks} × {kind.kind} in {count} machine{'s' if count > 1 else ''}"
 
 
 def _calibrate(layout: Layout) -> None:

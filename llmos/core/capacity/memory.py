@@ -49,17 +49,33 @@ def training_memory(shape: ModelShape, training: Training, mesh: Mesh) -> Memory
     return max(stages, key=lambda memory: memory.total)
 
 
-def serving_memory(shape: ModelShape, sequences: int, context: int, number: int = 2, tp: int = 1) -> Memory:
-    """Bytes of a rank that serves ``sequences`` sequences of ``context`` tokens at once, ``number`` bytes a number."""
-    cache = 2 * shape.num_layers * shape.kv_size * number * sequences * context / tp
+def serving_memory(
+    shape: ModelShape,
+    sequences: int,
+    context: int,
+    number: int = 2,
+    tp: int = 1,
+    *,
+    pp: int = 1,
+    weight: float | None = None,
+) -> Memory:
+    """Bytes of the fullest of tp × pp ranks that serve ``sequences`` sequences of ``context`` tokens at once.
+
+    ``number`` is the bytes of a number, ``weight`` those of a weight in the layers' matrices, if it is another.
+    """
+    mesh, saved = Mesh(tp=tp, pp=pp), number - (weight or number)
     widest = max(2 * shape.intermediate_size, shape.query_size + 2 * shape.kv_size) + 2 * shape.hidden_size
-    logits = sequences * shape.vocab_size * (FP32 + number) / tp
-    return Memory(
-        weights=shape.num_parameters * number / tp,
-        activations=context * widest * number / tp,  # one prompt of full length is read at a time
-        logits=logits,
-        cache=cache,
-    )
+
+    def held(stage: int) -> Memory:
+        layers = layers_of(shape, pp, stage)
+        return Memory(
+            weights=stage_parameters(shape, mesh, stage) * number - layers * shape.layer_products * saved / tp,
+            activations=context * widest * number / tp,  # one prompt of full length is read at a time
+            logits=sequences / pp * shape.vocab_size * (FP32 + number) / tp if stage == pp - 1 else 0.0,
+            cache=2 * layers * shape.kv_size * number * sequences * context / tp,
+        )
+
+    return max(map(held, sorted({0, pp - 1})), key=lambda memory: memory.total)
 
 
 def layers_of(shape: ModelShape, stages: int, stage: int) -> int:
