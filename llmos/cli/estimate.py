@@ -67,16 +67,11 @@ def estimate(
         return _nothing_to_estimate(calibrate)
     shape, kind = shape_of(model), _priced(calibrated(capacity.hardware(gpu), layout), price)
     if requests is not None:
-        load = capacity.Load(requests, prompt, answer, first_token, per_token)
-        return _say_serving(shape, load, kind, weights, output)
-    training = dataclasses.replace(
-        _training(sequence, precision, optimizer, kind, compiled), **_pipeline(schedule, stages)
-    )
-    total = parse_tokens(tokens) if tokens else float(TOKENS_PER_WEIGHT * shape.num_parameters)
-    modes = _known("checkpointing", checkpointing, ("auto", *capacity.CHECKPOINTING), auto=capacity.CHECKPOINTING)
-    wanted = parse_mesh(mesh) if mesh else None
-    demand = capacity.Demand(shape, total, training, kind, batch, micro_batch, modes, wanted)
-    _positions(shape, sequence, "--sequence")
+        return _say_serving(
+            shape, capacity.Load(requests, prompt, answer, first_token, per_token), kind, weights, output
+        )
+    training = _training(sequence, precision, optimizer, kind, compiled, schedule, stages)
+    demand = _demand(shape, tokens, training, kind, batch, micro_batch, checkpointing, mesh)
     _say_training(_answer(demand, gpus, deadline), demand, output)
 
 
@@ -149,16 +144,6 @@ def parse_mesh(text: str) -> Mesh:
     return capacity.Mesh(**ways)
 
 
-def _pipeline(schedule: str, stages: int) -> dict[str, Any]:
-    """The schedule and its stages. Raises UsageError when they do not go together."""
-    (schedule,) = _known("schedule", schedule, capacity.SCHEDULES)
-    looped = schedule in ("interleaved", "zero_bubble")
-    if stages > 1 and not looped:
-        what = f"`--stages {stages}`: `--schedule {schedule}` runs 1 stage a rank"
-        raise UsageError(what, hint="Take --schedule interleaved or zero_bubble.", param="--stages")
-    return {"schedule": schedule, "stages": stages}
-
-
 def _positions(shape: ModelShape, tokens: int, what: str) -> None:
     if tokens > shape.max_position:
         note(f"warning: {what} {tokens:,} is longer than the {shape.max_position:,} positions of the model")
@@ -173,11 +158,41 @@ def _priced(kind: Hardware, price: float | None) -> Hardware:
     return kind if price is None else dataclasses.replace(kind, price=price)
 
 
-def _training(sequence: int, precision: str, optimizer: str, kind: Hardware, compiled: bool) -> capacity.Training:
+def _training(
+    sequence: int, precision: str, optimizer: str, kind: Hardware, compiled: bool, schedule: str, stages: int
+) -> capacity.Training:
+    """What the options say of how to train. Raises UsageError for what is not known, or does not go together."""
     _known("precision", precision, tuple(capacity.PRECISIONS))
     _known("optimizer", optimizer, tuple(capacity.OPTIMIZERS))
-    cpu = kind.kind == "CPU"
-    return capacity.Training(1, 1, sequence, precision=precision, optimizer=optimizer, compiled=compiled, cpu=cpu)
+    _known("schedule", schedule, capacity.SCHEDULES)
+    if stages > 1 and schedule not in ("interleaved", "zero_bubble"):
+        what = f"`--stages {stages}`: `--schedule {schedule}` runs 1 stage a rank"
+        raise UsageError(what, hint="Take --schedule interleaved or zero_bubble.", param="--stages")
+    return capacity.Training(
+        *(1, 1, sequence, precision, optimizer),
+        schedule=schedule,
+        stages=stages,
+        compiled=compiled,
+        cpu=kind.kind == "CPU",
+    )
+
+
+def _demand(
+    shape: ModelShape,
+    tokens: str,
+    training: capacity.Training,
+    kind: Hardware,
+    batch: int | None,
+    micro_batch: int | None,
+    checkpointing: str,
+    mesh: str,
+) -> Demand:
+    """What is to be trained, and what is left open. Raises UsageError."""
+    total = parse_tokens(tokens) if tokens else float(TOKENS_PER_WEIGHT * shape.num_parameters)
+    modes = _known("checkpointing", checkpointing, ("auto", *capacity.CHECKPOINTING), auto=capacity.CHECKPOINTING)
+    _positions(shape, training.sequence, "--sequence")
+    wanted = parse_mesh(mesh) if mesh else None
+    return capacity.Demand(shape, total, training, kind, batch, micro_batch, modes, wanted)
 
 
 def _known(option: str, value: str, known: tuple[str, ...], auto: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -2,12 +2,12 @@
 
 A replica generates for many sequences at once (continuous batching): a step reads all weights and all cached keys and
 values once, so it takes as long as that or as its products, whichever is longer. Prompts are read in between. Pipeline
-stages each work on a share of the sequences at a time, so that all are busy.
+stages each work on a share of the sequences at a time, so that all are busy. How many replicas that takes, says
+core/replicas, as it does for services that run.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,10 +17,9 @@ from llmos.core.capacity.memory import Memory, serving_memory
 from llmos.core.capacity.meshes import USABLE
 from llmos.core.capacity.shape import ModelShape
 from llmos.core.capacity.time import ATTENTION_SHARE, MEMORY_SHARE
+from llmos.core.replicas import needed
 from llmos.errors import UsageError
 
-HEADROOM = 0.8
-"""Of what a replica can do, the share it is given: arrivals come in bursts."""
 NUMBER = 2
 """Bytes of a cached number, and of a weight that is not rounded: bf16."""
 MOST_SEQUENCES = 512
@@ -47,7 +46,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """One way to serve a load. ``sequences`` at once, and ``requests_per_s``, are of one replica at its limit."""
+    """One way to serve a load. ``sequences`` at once, ``requests_per_s`` and the times are of one replica at its limit;
+    a request may wait for its place besides."""
 
     tp: int
     pp: int
@@ -113,7 +113,7 @@ def _handed_on(shape: ModelShape, tokens: float, kind: Hardware, pp: int) -> flo
 
 
 def _best(shape: ModelShape, load: Load, kind: Hardware, weights: str, tp: int, pp: int) -> Serving | None:
-    """The most sequences at once that fit and keep the promises."""
+    """As many sequences at once as need the fewest replicas, of those that fit and keep the promises."""
     best, weight = None, WEIGHTS[weights]
     reading_s = prompt_seconds(shape, load.prompt, kind, tp) + _handed_on(shape, load.prompt, kind, pp)
     for sequences in range(pp, MOST_SEQUENCES + 1, pp):
@@ -123,13 +123,15 @@ def _best(shape: ModelShape, load: Load, kind: Hardware, weights: str, tp: int, 
         at_once = sequences / pp
         step_s = token_seconds(shape, at_once, load.prompt + load.answer / 2, kind, tp, weight)
         step_s += _handed_on(shape, at_once, kind, pp)
-        alone = sequences / (load.answer * step_s)  # requests per second if prompts took no time
-        rate = alone / (1 + alone * reading_s / pp)
-        busy = min(rate * HEADROOM * reading_s / pp, 0.99)
+        pauses_s = at_once * reading_s  # while a sequence is answered, each of the others' prompts is read once
+        held_s = load.answer * step_s + pauses_s
+        busy = min(pauses_s / held_s, 0.99)
         first_s = reading_s * (1 + busy / (2 * (1 - busy))) + step_s  # waiting for the prompts before it: M/D/1
-        token_s = step_s / (1 - busy)
+        token_s = held_s / load.answer
         if first_s <= load.first_token_s and token_s <= load.token_s:
-            best = _serving(load, kind, (tp, pp), sequences, memory, rate, first_s, token_s)
+            replicas = max(1, needed(load.requests_per_s, sequences, held_s, load.first_token_s - first_s))
+            if best is None or replicas <= best.replicas:
+                best = _serving(load, kind, (tp, pp), sequences, memory, held_s, first_s, token_s, replicas)
     return best
 
 
@@ -139,15 +141,16 @@ def _serving(
     split: tuple[int, int],
     sequences: int,
     memory: Memory,
-    rate: float,
+    held_s: float,
     first_s: float,
     token_s: float,
+    replicas: int,
 ) -> Serving:
-    replicas, ranks = max(1, math.ceil(load.requests_per_s / (rate * HEADROOM))), split[0] * split[1]
-    price = None if kind.price is None else replicas * ranks * kind.price
+    ranks, rate = replicas * split[0] * split[1], sequences / held_s
+    price = None if kind.price is None else ranks * kind.price
     tokens = load.requests_per_s * load.answer * 3600
-    million = None if price is None or not tokens else price / tokens * 1e6
-    return Serving(*split, sequences, memory, rate, first_s, token_s, replicas, replicas * ranks, price, million)
+    million = None if price is None else price / tokens * 1e6
+    return Serving(*split, sequences, memory, rate, first_s, token_s, replicas, ranks, price, million)
 
 
 def _refusal(shape: ModelShape, load: Load, kind: Hardware, weights: str, tp: int, pp: int) -> UsageError:
