@@ -60,12 +60,10 @@ def estimate(
     output: Output = Format.TABLE,
 ) -> None:
     """Say what a model takes to train, or to serve: memory, time and price for each way to split it."""
-    layout = Layout(settings.state_dir(state_dir))
-    if calibrate:
-        _calibrate(layout)
+    kind = _kind(gpu, price, Layout(settings.state_dir(state_dir)), calibrate)
     if model is None:
         return _nothing_to_estimate(calibrate)
-    shape, kind = shape_of(model), _priced(calibrated(capacity.hardware(gpu), layout), price)
+    shape = shape_of(model)
     if requests is not None:
         return _say_serving(
             shape, capacity.Load(requests, prompt, answer, first_token, per_token), kind, weights, output
@@ -154,7 +152,11 @@ def _nothing_to_estimate(calibrated: bool) -> None:
         raise UsageError("no MODEL was given: expected a preset, a size such as 8B, or a directory", param="MODEL")
 
 
-def _priced(kind: Hardware, price: float | None) -> Hardware:
+def _kind(gpu: str, price: float | None, layout: Layout, calibrate: bool) -> Hardware:
+    """The kind called ``gpu`` at that price, as this machine is if it was, or is now, measured. Raises UsageError."""
+    if calibrate:
+        _calibrate(layout)
+    kind = calibrated(capacity.hardware(gpu), layout)
     return kind if price is None else dataclasses.replace(kind, price=price)
 
 
