@@ -67,7 +67,7 @@ class Demand:
         batch, precision = self._training(1).batch, self.training.precision
         raise UsageError(
             f"no number of {self.kind.kind} up to {LARGEST_CLUSTER} holds {self.shape.num_parameters / 1e9:,.3g}B "
-            f"parameters in {precision} with {batch} sequences of {self.training.sequence} tokens a step",
+            f"parameters in {precision} with batches of {batch} × {self.training.sequence} tokens",
             hint="Take shorter sequences, another --precision, a larger --batch, or a kind with more memory.",
             param="--gpus",
         )
@@ -121,10 +121,14 @@ class Demand:
         return [size] if share % size == 0 else []
 
     def _training(self, ranks: int) -> Training:
-        """A batch that is not named divides among any of the data-parallel ranks that a mesh of ``ranks`` may have."""
-        odd = ranks // (ranks & -ranks)
-        batch = self.batch or math.ceil(STEP_TOKENS / self.training.sequence / odd) * odd
-        return dataclasses.replace(self.training, batch=batch)
+        """A batch that is not named is rounded up, by a quarter at most, so that data-parallel ranks can share it: all
+        of a named mesh, else all ranks, or a half, a quarter … of them where there are too many."""
+        if self.batch:
+            return dataclasses.replace(self.training, batch=self.batch)
+        least, share = math.ceil(STEP_TOKENS / self.training.sequence), self.mesh.data if self.mesh else ranks
+        while not self.mesh and share % 2 == 0 and share > least // 4:
+            share //= 2
+        return dataclasses.replace(self.training, batch=math.ceil(least / share) * share)
 
 
 def _powers(first: int, last: int) -> Iterator[int]:

@@ -8,6 +8,7 @@ writes the formulas out. n is the number of tokens of a micro-batch on a rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 from llmos.core.capacity.settings import BLOCK_ATTENTION_TOKENS, OPTIMIZERS, Mesh, Training
 from llmos.core.capacity.shape import ModelShape
@@ -78,6 +79,7 @@ def serving_memory(
     return max(map(held, sorted({0, pp - 1})), key=lambda memory: memory.total)
 
 
+@lru_cache(4096)
 def layers_of(shape: ModelShape, stages: int, stage: int) -> int:
     """Layers of one of ``stages`` stages, as parallel/stage.py splits them: so that the slowest does least.
 
