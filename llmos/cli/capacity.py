@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmos.cli.output import columns, duration, fields, size
-from llmos.core.capacity import Candidate, Hardware, Load, Memory, Mesh, Serving
+from llmos.control.estimate import cost_view, way_view
+from llmos.core.capacity import Candidate, Hardware, Memory, Mesh, Serving
 from llmos.spec import TrainJob
 
-DAY_S = 86400.0
 PARTS = ("weights", "gradients", "optimizer", "activations")
 """Of the memory, what the table shows; JSON has all of it."""
 TRAINING_HEADER = (
@@ -24,36 +24,6 @@ SERVING_HEADER = (
 )
 
 
-def way_view(way: Candidate) -> dict[str, Any]:
-    """One way to train (JSON): sizes in bytes, times in seconds, shares between 0 and 1."""
-    return {
-        "mesh": dataclasses.asdict(way.mesh),
-        "ranks": way.mesh.size,
-        "batch": way.training.batch,
-        "micro_batch": way.training.micro_batch,
-        "checkpointing": way.training.checkpointing,
-        "memory_bytes": {"total": way.memory.total, **dataclasses.asdict(way.memory)},
-        "step_s": way.time.total_s,
-        **dataclasses.asdict(way.time),
-        "bubble": way.time.bubble,
-    }
-
-
-def machines(ranks: int, kind: Hardware) -> int:
-    """Nodes that ``ranks`` accelerators of ``kind`` fill."""
-    return -(-ranks // kind.per_node)
-
-
-def cost_view(way: Candidate, kind: Hardware, tokens: float) -> dict[str, Any]:
-    """What ``tokens`` tokens take that way (JSON): machines, days, hours of all accelerators, dollars (None: no known
-    price)."""
-    days = tokens / way.time.tokens_per_s / DAY_S
-    hours = days * 24 * way.mesh.size
-    price = None if kind.price is None else hours * kind.price
-    needed = machines(way.mesh.size, kind)
-    return {"machines": needed, "days": days, "accelerator_hours": hours, "price": price}
-
-
 def training_table(ways: Sequence[Candidate], kind: Hardware, tokens: float) -> str:
     """One line a way."""
     return columns(TRAINING_HEADER, [_training_row(way, cost_view(way, kind, tokens)) for way in ways])
@@ -62,13 +32,6 @@ def training_table(ways: Sequence[Candidate], kind: Hardware, tokens: float) -> 
 def serving_table(ways: Sequence[Serving]) -> str:
     """One line a way."""
     return columns(SERVING_HEADER, map(_serving_row, ways))
-
-
-def serving_view(ways: Sequence[Serving], load: Load, kind: Hardware, weights: str) -> dict[str, Any]:
-    """Every way to serve ``load`` (JSON)."""
-    found = [dataclasses.asdict(way) | {"machines": machines(way.accelerators, kind)} for way in ways]
-    about = {"hardware": kind.kind, "weights": weights, "load": dataclasses.asdict(load)}
-    return {**about, "recommended": found[0], "ways": found}
 
 
 def job_view(job: TrainJob, way: Candidate, kind: Hardware, parameters: int) -> dict[str, Any]:

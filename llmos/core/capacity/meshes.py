@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from llmos.core.capacity.hardware import GB, Hardware
 from llmos.core.capacity.memory import Memory, training_memory
@@ -203,7 +204,8 @@ def _doubled(ranks: int, batch: int) -> Iterator[int]:
         more *= 2
 
 
-@cache
+@lru_cache(1024)
 def _divisors(number: int) -> tuple[int, ...]:
     """Smallest first. Remembered: a search asks for those of a few numbers thousands of times."""
-    return tuple(n for n in range(1, number + 1) if number % n == 0)
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return tuple(sorted({*small, *(number // n for n in small)}))

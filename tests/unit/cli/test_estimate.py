@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
+from llmos import estimate
+from llmos.cli import estimate as cli
+from llmos.control.estimate import Question
 from llmos.parallel import calibrate
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.test_jobs import table
@@ -33,6 +38,24 @@ def test_estimate_in_json_has_everything(llmos: Run) -> None:
 def test_estimate_finds_the_machines_a_deadline_needs(llmos: Run) -> None:
     found = json.loads(llmos("estimate", "8B", "--tokens", "1T", "--deadline", "30d", "-o", "json").out)
     assert found["recommended"]["days"] <= 30
+
+
+def test_every_option_of_the_command_is_one_of_python(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = {name: one.default for name, one in inspect.signature(cli.estimate).parameters.items()}
+    command["compile"] = command.pop("compiled")
+    asked = {field.name: field.default for field in dataclasses.fields(Question)}
+    assert {name: command[name] for name in asked} == asked
+    assert command.keys() - asked.keys() == {"model", "calibrate", "state_dir", "output"}
+    options = ["--gpus", "64", "--batch", "256", "--micro-batch", "2", "--mesh", "fsdp=8,pp=8", "--tokens", "1T"]
+    options += ["--deadline", "1000d", "--sequence", "4096", "--precision", "bf16_weights", "--optimizer", "sgd"]
+    options += ["--checkpointing", "full", "--schedule", "interleaved", "--stages", "2", "--compile", "--price", "1"]
+    named = {"gpus": 64, "batch": 256, "micro_batch": 2, "mesh": "fsdp=8,pp=8", "tokens": "1T", "deadline": "1000d"}
+    named |= {"sequence": 4096, "precision": "bf16_weights", "optimizer": "sgd", "checkpointing": "full", "price": 1.0}
+    said = json.loads(llmos("estimate", "8B", *options, "-o", "json").out)
+    assert said == estimate("8B", schedule="interleaved", stages=2, compile=True, **named)
+    serving = {"requests": 3.0, "prompt": 77, "answer": 33, "first_token": 2.0, "per_token": 0.07, "weights": "int8"}
+    options = [part for name, value in serving.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert json.loads(llmos("estimate", "8B", *options, "-o", "json").out) == estimate("8B", **serving)
 
 
 def test_estimate_without_a_number_takes_the_fewest_that_hold_it(llmos: Run) -> None:
