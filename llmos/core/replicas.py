@@ -4,7 +4,7 @@ A replica answers so many sequences at once that a token still comes in time; al
 queue, and few enough requests may wait too long in it (M/M/N: Halfin and Whitt, Operations Research 29(3), 1981).
 A new replica answers only after its cold start, so the count follows the load that is expected then, and what will have
 piled up until then. A replica goes when it was not needed for as long as it would take to start again: whatever comes,
-that costs at most twice what knowing the future would (ski rental: Karlin et al., Algorithmica 3, 1988).
+idling and starting cost at most twice what knowing the future would (ski rental: Karlin et al., Algorithmica 3, 1988).
 """
 
 from __future__ import annotations

@@ -160,6 +160,21 @@ def test_a_dip_that_is_shorter_than_a_cold_start_costs_none() -> None:
     assert moves(found[18:]) == 0
 
 
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40)), min_size=1, max_size=8))
+def test_idling_and_starting_cost_at_most_twice_what_knowing_the_future_would(bursts: list[tuple[int, int]]) -> None:
+    busy = [True] + [on for ticks, idle in bursts for on in (*[True] * ticks, *[False] * idle)] + [True]
+
+    def load(now: float) -> Traffic:
+        return dataclasses.replace(TRAFFIC, requests_per_s=5.0 if busy[int(now / TICK_S)] else 0.0)
+
+    found = [one.count for one in after(load, len(busy) * TICK_S, Scale(0), bounds=(0, 1))]
+    idled = sum(count for count, on in zip(found, busy, strict=True) if not on) * TICK_S
+    starts = sum(was < now for was, now in itertools.pairwise(found))
+    best = sum(min(idle * TICK_S, RATES.start_s) for _, idle in bursts)
+    assert idled + starts * RATES.start_s <= 2 * best
+    assert all(count == 1 for count, on in zip(found, busy, strict=True) if on)
+
+
 def test_growth_is_met_before_it_arrives() -> None:
     growing = dataclasses.replace(TRAFFIC, growth_per_s=2.0)
     ahead = scale((1, 1000), PROMISES, growing, RATES, Scale(4), 0.0).count
