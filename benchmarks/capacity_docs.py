@@ -51,6 +51,8 @@ def _said(arguments: list[str]) -> str:
             text=True,
             check=False,
         )
+    if "this should not happen" in done.stdout:
+        raise RuntimeError(f"`llmos {' '.join(arguments)}` failed: {done.stdout}")
     return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
 
 
