@@ -1,9 +1,12 @@
 """``estimate_published``: step times that ``core/capacity`` gives, against runs that others have published.
 
-    python -m benchmarks.published            prints the table
+    python -m benchmarks.published            prints the table that docs/capacity.md shows
     python -m benchmarks.published --fit      fits the constants again, to the rows that are not held out
 
-Every run is known by model, kind of GPU, mesh, sequence and batch alone. torchtitan: benchmarks/ of pytorch/torchtitan
+A run is given as its publisher describes it: model, kind and number of GPUs, mesh with its pipeline's schedule,
+sequence, batch with its micro-batch, type of numbers, checkpointing, asynchronous tensor parallelism. Nothing that was
+measured is given. The column `alone` knows neither of the last two: it recomputes as little as fits, and takes all
+tensor parallelism for asynchronous. torchtitan: benchmarks/ of pytorch/torchtitan
 (llama3_h100_202412, asyncTP_llama3_h100_2025-06, llama3_8b_h200_2025-06), H100 of 96 GB held to 500 W; with a pipeline,
 a step has as many micro-batches as the pipeline has stages, the default of its commit 9dec370. Megatron-Bridge:
 docs/performance-summary.md, DGX H100, containers 25.11 and 26.02 (GBS 256 and 1536).
@@ -17,10 +20,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llmos.core.capacity import KINDS, SIZES, Mesh, Training, step_time
+from llmos.core.capacity import KINDS, SIZES, Mesh, Training, fits, step_time, training_memory
 from llmos.core.capacity import time as step
 
 TOLERANCE = 0.15
+LEAST_FIRST = ("none", "alternate", "full")
+"""How much is recomputed: what torchtitan calls none, selective (every second product) and full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,21 @@ class Run:
     @property
     def ratio(self) -> float:
         """Predicted to published tokens per second."""
-        time = step_time(SIZES[self.size], self.training, self.mesh, KINDS[self.kind])
-        return time.tokens_per_s / self.mesh.size / self.tokens_per_s
+        return self.predicted(self.training) / self.tokens_per_s
+
+    @property
+    def alone(self) -> float | None:
+        """The same for the least checkpointing that fits, with asynchronous tensor parallelism; None: nothing fits."""
+        for mode in LEAST_FIRST:
+            training = dataclasses.replace(self.training, checkpointing=mode, async_tp=self.mesh.tp > 1)
+            if fits(training_memory(SIZES[self.size], training, self.mesh), KINDS[self.kind]):
+                return self.predicted(training) / self.tokens_per_s
+        return None
+
+    def predicted(self, training: Training) -> float:
+        """Tokens per second on each GPU that the model of time gives for ``training``."""
+        time = step_time(SIZES[self.size], training, self.mesh, KINDS[self.kind])
+        return time.tokens_per_s / self.mesh.size
 
 
 def _run(batch: int, micro_batch: int, precision: str, **more: object) -> Training:
@@ -82,6 +100,35 @@ RUNS = (
     Run("Megatron-Bridge 405B, fp8", "H100", "405B", _405B_BRIDGE, _run(512, 1, _FP8, stages=8, **_PIPES), 292),
     Run("Megatron-Bridge 405B, GBS 1536", "H100", "405B", _405B_BRIDGE, _run(1536, 1, _FP8, stages=8, **_PIPES), 311),
 )
+
+
+def table() -> str:
+    """All runs as Markdown: what they are, what was published, and how far off the predictions are."""
+    header = ("run", "kind", "GPUs", "mesh", "batch / micro", "how", "published", "predicted", "error", "alone")
+    lines = [header, ("---",) * len(header), *map(_row, RUNS)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    training, alone = run.training, run.alone
+    pipeline = f", {training.schedule}" + (f" × {training.stages}" if training.stages > 1 else "")
+    asynchronous = ", async tp" if training.async_tp else ""
+    recompute = "" if training.checkpointing == "none" else f", {_RECOMPUTED[training.checkpointing]}"
+    numbers = "fp8" if training.precision == "fp8" else "bf16"
+    return (
+        run.name.split(",")[0] + (" – **held out**" if run.held_out else ""),
+        *(run.kind, str(run.mesh.size), str(run.mesh), f"{training.batch} / {training.micro_batch}"),
+        numbers + recompute + asynchronous + (pipeline if run.mesh.pp > 1 else ""),
+        *(f"{run.tokens_per_s:,.0f}", f"{run.predicted(training):,.0f}", _percent(run.ratio)),
+        "does not fit" if alone is None else _percent(alone),
+    )
+
+
+_RECOMPUTED = {"alternate": "selective", "full": "full"}
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %".replace("-", "−")
 
 
 def estimate_published() -> Mapping[str, object]:
@@ -132,7 +179,6 @@ def _error(kinds: Sequence[str], point: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    for run in RUNS:
-        print(f"{run.name:34} {run.tokens_per_s:8,.0f} {run.ratio - 1:+7.1%}{'  held out' if run.held_out else ''}")
+    print(table())
     if "--fit" in sys.argv:
         print(fit())

@@ -43,6 +43,7 @@ ROWS = (
     _row("node_loss_to_step", "cluster_rows", "s", _RAY, _AS_FAST),
     _row("memory_fsdp4", "memory_rows", "bytes", "one rank", Target("ratio", most=0.29)),
     _row("memory_predicted", "memory_rows", "bytes", "measured", Target("ratio", least=0.9, most=1.1)),
+    _row("step_predicted", "step_rows", "s", "measured", Target("ratio", least=0.8, most=1.2)),
     _row("shakespeare", "shakespeare_row", "nats/character", "nanoGPT", Target("value", most=1.88), _AS_FAST),
     _row("mfu_1p3b", "mfu_row", "% MFU", "none", Target("value", least=55)),
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmos.client import Client, connect
+    from llmos.control.estimate import estimate
     from llmos.errors import (
         AuthError,
         CapacityError,
@@ -57,7 +58,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = ("llmos.errors", "llmos.views", "llmos.client", "llmos.functions", "llmos.spec")  # cheapest import first
+# cheapest import first
+_HOMES = ("llmos.errors", "llmos.views", "llmos.client", "llmos.functions", "llmos.spec", "llmos.control.estimate")
 
 __all__ = [
     "AuthError",
@@ -104,6 +106,7 @@ __all__ = [
     "Workers",
     "__version__",
     "connect",
+    "estimate",
     "train_function",
 ]
 

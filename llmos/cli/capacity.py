@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmos.cli.output import columns, duration, fields, size
-from llmos.core.capacity import Candidate, Hardware, Load, Memory, Serving
+from llmos.control.estimate import cost_view, way_view
+from llmos.core.capacity import Candidate, Hardware, Memory, Mesh, Serving
 from llmos.spec import TrainJob
 
-DAY_S = 86400.0
 PARTS = ("weights", "gradients", "optimizer", "activations")
 """Of the memory, what the table shows; JSON has all of it."""
 TRAINING_HEADER = (
@@ -19,31 +19,9 @@ TRAINING_HEADER = (
     *("STEP", "BUBBLE", "COMM", "MFU", "DAYS", "HOURS", "PRICE"),
 )
 SERVING_HEADER = (
-    *("REPLICAS", "TP", "ACCELERATORS", "SEQUENCES", "MEMORY", "WEIGHTS", "CACHE"),
+    *("REPLICAS", "MESH", "ACCELERATORS", "SEQUENCES", "MEMORY", "WEIGHTS", "CACHE"),
     *("FIRST TOKEN", "PER TOKEN", "$/HOUR", "$/M TOKENS"),
 )
-
-
-def way_view(way: Candidate) -> dict[str, Any]:
-    """One way to train (JSON): sizes in bytes, times in seconds, shares between 0 and 1."""
-    return {
-        "mesh": dataclasses.asdict(way.mesh),
-        "ranks": way.mesh.size,
-        "batch": way.training.batch,
-        "micro_batch": way.training.micro_batch,
-        "checkpointing": way.training.checkpointing,
-        "memory_bytes": {"total": way.memory.total, **dataclasses.asdict(way.memory)},
-        "step_s": way.time.total_s,
-        **dataclasses.asdict(way.time),
-        "bubble": way.time.bubble,
-    }
-
-
-def cost_view(way: Candidate, kind: Hardware, tokens: float) -> dict[str, Any]:
-    """What ``tokens`` tokens take that way (JSON): days, hours of all accelerators, dollars (None: no known price)."""
-    days = tokens / way.time.tokens_per_s / DAY_S
-    hours = days * 24 * way.mesh.size
-    return {"days": days, "accelerator_hours": hours, "price": None if kind.price is None else hours * kind.price}
 
 
 def training_table(ways: Sequence[Candidate], kind: Hardware, tokens: float) -> str:
@@ -54,12 +32,6 @@ def training_table(ways: Sequence[Candidate], kind: Hardware, tokens: float) -> 
 def serving_table(ways: Sequence[Serving]) -> str:
     """One line a way."""
     return columns(SERVING_HEADER, map(_serving_row, ways))
-
-
-def serving_view(ways: Sequence[Serving], load: Load, kind: Hardware) -> dict[str, Any]:
-    """Every way to serve ``load`` (JSON)."""
-    found = [dataclasses.asdict(way) for way in ways]
-    return {"hardware": kind.kind, "load": dataclasses.asdict(load), "recommended": found[0], "ways": found}
 
 
 def job_view(job: TrainJob, way: Candidate, kind: Hardware, parameters: int) -> dict[str, Any]:
@@ -114,7 +86,7 @@ def _training_row(way: Candidate, cost: dict[str, Any]) -> tuple[str, ...]:
 
 def _serving_row(way: Serving) -> tuple[str, ...]:
     return (
-        *map(str, (way.replicas, way.tp, way.accelerators, way.sequences)),
+        *map(str, (way.replicas, Mesh(tp=way.tp, pp=way.pp), way.accelerators, way.sequences)),
         *(size(amount) for amount in (way.memory.total, way.memory.weights, way.memory.cache)),
         f"{1000 * way.first_token_s:.0f} ms",
         f"{1000 * way.token_s:.1f} ms",

@@ -122,7 +122,7 @@ def _rows(found: Network) -> list[tuple[str, ...]]:
 
 
 def _explain(found: Network, kind: str, layout: Layout) -> None:
-    from llmos.cli.estimate import calibrated
+    from llmos.control.estimate import calibrated
 
     note(
         f"{found.ranks} ranks over {found.backend}: {_time(found.latency_s)} + 2(n-1)/n · bytes / "

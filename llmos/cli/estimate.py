@@ -3,96 +3,62 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from llmos import settings
+from llmos.cli import estimate_options as option
 from llmos.cli.output import Format, Output, client, fields, note, say, say_json
-from llmos.core import capacity
-from llmos.errors import NotFoundError, UsageError
+from llmos.errors import UsageError
 from llmos.files import read_json, write_json
 from llmos.layout import Layout
 
 if TYPE_CHECKING:
-    from llmos.core.capacity import Candidate, Demand, Hardware, Load, ModelShape
+    from llmos.control.estimate import Answer, Question
+    from llmos.core.capacity import Candidate, Demand, Hardware, Load, Serving
     from llmos.spec import TrainJob
 
 app = typer.Typer()
 PANEL = "Planning"
 SHOWN = 10
-TOKENS_PER_WEIGHT = 20
-"""Hoffmann et al., arXiv 2203.15556: what gives the lowest loss for the operations spent."""
-_UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-
-Model = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="a preset, a size such as 8B, or a directory with config.json")
-]
-Gpus = Annotated[int | None, typer.Option("--gpus", min=1, metavar="N", help="how many; default 1, or see --deadline")]
-Gpu = Annotated[str, typer.Option("--gpu", metavar="KIND", help=", ".join(capacity.KINDS))]
-Tokens = Annotated[str, typer.Option("--tokens", help="to train on, as in 15T; default: 20 for each weight")]
-Deadline = Annotated[str, typer.Option("--deadline", help="such as 30d: finds the number of GPUs")]
-Sequence = Annotated[int, typer.Option("--sequence", min=1, help="tokens of a sequence")]
-Batch = Annotated[int | None, typer.Option("--batch", min=1, help="sequences of a step; default: 4Mi tokens")]
-MicroBatch = Annotated[
-    int | None, typer.Option("--micro-batch", min=1, help="sequences of a forward pass; default: best")
-]
-Precision = Annotated[str, typer.Option("--precision", help=", ".join(capacity.PRECISIONS))]
-Optimizer = Annotated[str, typer.Option("--optimizer", help=", ".join(capacity.OPTIMIZERS))]
-Recompute = Annotated[
-    str, typer.Option("--checkpointing", help=f"of activations: auto, {', '.join(capacity.CHECKPOINTING)}")
-]
-Compiled = Annotated[bool, typer.Option("--compile", help="with torch.compile")]
-Price = Annotated[float | None, typer.Option("--price", min=0, help="dollars per hour of one GPU")]
-Requests = Annotated[float | None, typer.Option("--requests", min=0.001, help="per second: estimate serving instead")]
-Prompt = Annotated[int, typer.Option("--prompt", min=1, help="tokens of a prompt")]
-Answer = Annotated[int, typer.Option("--answer", min=1, help="tokens of an answer")]
-FirstToken = Annotated[float, typer.Option("--first-token", min=0, help="seconds to it that are promised")]
-PerToken = Annotated[float, typer.Option("--per-token", min=0, help="seconds for each that are promised")]
-Calibrate = Annotated[bool, typer.Option("--calibrate", help="measure this machine; later estimates use it")]
-StateDir = Annotated[Path | None, typer.Option("--state-dir", help="default: LLMOS_STATE_DIR, else ~/.llmos")]
 
 
 @app.command(rich_help_panel=PANEL)
 def estimate(
-    model: Model = None,
-    gpus: Gpus = None,
-    gpu: Gpu = "H100",
-    tokens: Tokens = "",
-    deadline: Deadline = "",
-    sequence: Sequence = 8192,
-    batch: Batch = None,
-    micro_batch: MicroBatch = None,
-    precision: Precision = "bf16",
-    optimizer: Optimizer = "adamw",
-    checkpointing: Recompute = "auto",
-    compiled: Compiled = False,
-    price: Price = None,
-    requests: Requests = None,
-    prompt: Prompt = 1024,
-    answer: Answer = 256,
-    first_token: FirstToken = 1.0,
-    per_token: PerToken = 0.05,
-    calibrate: Calibrate = False,
-    state_dir: StateDir = None,
+    model: option.Model = None,
+    gpus: option.Gpus = None,
+    gpu: option.Gpu = "H100",
+    tokens: option.Tokens = "",
+    deadline: option.Deadline = "",
+    sequence: option.Sequence = 8192,
+    batch: option.Batch = None,
+    micro_batch: option.MicroBatch = None,
+    mesh: option.MeshText = "",
+    precision: option.Precision = "bf16",
+    optimizer: option.Optimizer = "adamw",
+    checkpointing: option.Recompute = "auto",
+    schedule: option.Schedule = "1f1b",
+    stages: option.Stages = 1,
+    compiled: option.Compiled = False,
+    price: option.Price = None,
+    requests: option.Requests = None,
+    prompt: option.Prompt = 1024,
+    answer: option.Answer = 256,
+    first_token: option.FirstToken = 1.0,
+    per_token: option.PerToken = 0.05,
+    weights: option.Weights = "bf16",
+    calibrate: option.Calibrate = False,
+    state_dir: option.StateDir = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Say what a model takes to train, or to serve: memory, time and price for each way to split it."""
-    layout = Layout(settings.state_dir(state_dir))
-    if calibrate:
-        _calibrate(layout)
-    if model is None:
-        return _nothing_to_estimate(calibrate)
-    shape, kind = shape_of(model), _priced(calibrated(capacity.hardware(gpu), layout), price)
-    if requests is not None:
-        return _say_serving(shape, capacity.Load(requests, prompt, answer, first_token, per_token), kind, output)
-    training = _training(sequence, precision, optimizer, kind, compiled)
-    total = parse_tokens(tokens) if tokens else float(TOKENS_PER_WEIGHT * shape.num_parameters)
-    modes = _known("checkpointing", checkpointing, ("auto", *capacity.CHECKPOINTING), auto=capacity.CHECKPOINTING)
-    demand = capacity.Demand(shape, total, training, kind, batch, micro_batch, modes)
-    _say_training(_answer(demand, gpus, deadline), demand, output)
+    from llmos.control.estimate import Question
+
+    how = (gpus, gpu, tokens, deadline, sequence, batch, micro_batch, mesh, precision, optimizer, checkpointing)
+    serving = (requests, prompt, answer, first_token, per_token, weights)
+    _say(model, Question(*how, schedule, stages, compiled, price, *serving), state_dir, calibrate, output)
 
 
 def dry_run(job: TrainJob, output: Format, here: bool) -> None:
@@ -100,6 +66,7 @@ def dry_run(job: TrainJob, output: Format, here: bool) -> None:
     directory. Raises UsageError that says what would fit."""
     from llmos.cli.capacity import job_table, job_view
     from llmos.control.capacity import hardware_of, model_shape, ways
+    from llmos.control.estimate import calibrated
     from llmos.local import registered
 
     base = None
@@ -116,41 +83,20 @@ def dry_run(job: TrainJob, output: Format, here: bool) -> None:
     say(job_table(job, way, kind, shape.num_parameters))
 
 
-def shape_of(model: str) -> ModelShape:
-    """The shape of a preset, a size, or a directory with config.json. Raises NotFoundError, UsageError, ModelError."""
-    from llmos.models import ModelConfig
-    from llmos.spec import PRESETS, Data
+def _say(model: str | None, question: Question, state_dir: Path | None, calibrate: bool, output: Format) -> None:
+    from llmos.control.estimate import asked, shape_of, view
 
-    if model in PRESETS:
-        return capacity.ModelShape.of(PRESETS[model], vocab_size=Data.model_fields["vocab_size"].default)
-    if capacity.is_size(model):
-        return capacity.shape_of_size(model)
-    path = Path(model).expanduser()
-    directory = path.parent if path.name == "config.json" else path
-    if not (directory / "config.json").is_file():
-        known = f"a preset ({', '.join(PRESETS)}), a size such as 8B, or a directory with config.json"
-        raise NotFoundError(f"no model `{model[:200]}`: expected {known}", hint="Check the path.")
-    return capacity.ModelShape.of(ModelConfig.load(directory))
-
-
-def calibrated(kind: Hardware, layout: Layout) -> Hardware:
-    """``kind`` with what ``--calibrate`` measured of it in this state directory, if it did."""
-    measured = (read_json(layout.calibration) or {}).get(kind.kind)
-    return capacity.calibrated(kind, measured) if measured else kind
-
-
-def parse_tokens(text: str) -> float:
-    """``15T`` → 15e12. Raises UsageError."""
-    unit = _UNITS.get(text[-1:])
-    try:
-        number = float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise UsageError(
-            f"`--tokens {text[:40]}`: expected a number of tokens, as in 15T, 300B or 1e9", param="--tokens"
-        )
-    return number
+    layout = Layout(settings.state_dir(state_dir))
+    if calibrate:
+        _calibrate(layout)
+    if model is None:
+        return _nothing_to_estimate(calibrate)
+    answer = asked(shape_of(model), question, layout)
+    for warning in answer.warnings:
+        note(f"warning: {warning}")
+    if output is Format.JSON:
+        return say_json(view(answer))
+    _say_table(answer, question.weights)
 
 
 def _nothing_to_estimate(calibrated: bool) -> None:
@@ -158,72 +104,43 @@ def _nothing_to_estimate(calibrated: bool) -> None:
         raise UsageError("no MODEL was given: expected a preset, a size such as 8B, or a directory", param="MODEL")
 
 
-def _priced(kind: Hardware, price: float | None) -> Hardware:
-    return kind if price is None else dataclasses.replace(kind, price=price)
+def _say_table(answer: Answer, weights: str) -> None:
+    from llmos.core.capacity import Candidate, Serving
+
+    if answer.load:
+        served = [way for way in answer.ways if isinstance(way, Serving)]
+        return _say_serving(served, answer.load, answer.kind, weights)
+    assert answer.demand
+    _say_training([way for way in answer.ways if isinstance(way, Candidate)], answer.demand)
 
 
-def _training(sequence: int, precision: str, optimizer: str, kind: Hardware, compiled: bool) -> capacity.Training:
-    _known("precision", precision, tuple(capacity.PRECISIONS))
-    _known("optimizer", optimizer, tuple(capacity.OPTIMIZERS))
-    cpu = kind.kind == "CPU"
-    return capacity.Training(1, 1, sequence, precision=precision, optimizer=optimizer, compiled=compiled, cpu=cpu)
+def _say_training(found: list[Candidate], demand: Demand) -> None:
+    from llmos.cli.capacity import training_table
 
-
-def _known(option: str, value: str, known: tuple[str, ...], auto: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """``value`` as the only choice, or all that ``auto`` may choose from. Raises UsageError for what is not known."""
-    if value not in known:
-        raise UsageError(
-            f"`--{option} {value[:40]}`: expected one of {', '.join(known)}",
-            hint="`llmos estimate --help` lists the options.",
-            param=f"--{option}",
-        )
-    return auto if value == "auto" else (value,)
-
-
-def _answer(demand: Demand, gpus: int | None, deadline: str) -> list[Candidate]:
-    """The ways on as many ranks as were asked for, or as the deadline needs. Raises UsageError."""
-    from llmos.spec.base import parse_duration
-
-    if deadline and gpus is None:
-        try:
-            return demand.within(parse_duration(deadline))
-        except ValueError as error:
-            raise UsageError(f"`--deadline {deadline[:40]}` is {error}", param="--deadline") from None
-    found = demand.on(gpus or 1)
-    if not found:
-        raise demand.refusal(gpus or 1)
-    if deadline and (late_s := demand.tokens / found[0].time.tokens_per_s) > parse_duration(deadline):
-        note(f"warning: {gpus} × {demand.kind.kind} take {late_s / 86400:.3g} days, longer than {deadline}")
-    return found
-
-
-def _say_training(found: list[Candidate], demand: Demand, output: Format) -> None:
-    from llmos.cli.capacity import cost_view, training_table, way_view
-
-    kind, parameters = demand.kind, demand.shape.num_parameters
-    if output is Format.JSON:
-        views = [way_view(way) | cost_view(way, kind, demand.tokens) for way in found]
-        about: dict[str, Any] = {"parameters": parameters, "tokens": demand.tokens, "hardware": kind.kind}
-        return say_json({**about, "recommended": views[0], "feasible": views})
-    say(training_table(found[:SHOWN], kind, demand.tokens))
+    say(training_table(found[:SHOWN], demand.kind, demand.tokens))
     more = f"; {len(found) - SHOWN} slower ones with -o json" if len(found) > SHOWN else ""
     note(
-        f"{parameters / 1e9:.3g}B parameters, {demand.tokens:.3g} tokens, {found[0].training.batch} sequences a step, "
-        f"{found[0].mesh.size} × {kind.kind}; recommended: the first, {found[0].mesh}{more}"
+        f"{demand.shape.num_parameters / 1e9:.3g}B parameters, {demand.tokens:.3g} tokens, {found[0].training.batch} "
+        f"sequences a step, {_hardware(found[0].mesh.size, demand.kind)}; recommended: the first, {found[0].mesh}{more}"
     )
 
 
-def _say_serving(shape: ModelShape, load: Load, kind: Hardware, output: Format) -> None:
-    from llmos.cli.capacity import serving_table, serving_view
+def _say_serving(found: list[Serving], load: Load, kind: Hardware, weights: str) -> None:
+    from llmos.cli.capacity import serving_table
 
-    found = capacity.serve(shape, load, kind)
-    if output is Format.JSON:
-        return say_json(serving_view(found, load, kind))
     say(serving_table(found))
     note(
-        f"for {load.requests_per_s:g} requests/s of {load.prompt} + {load.answer} tokens on {kind.kind}, bf16; "
-        "recommended: the first"
+        f"for {load.requests_per_s:g} requests/s of {load.prompt} + {load.answer} tokens, {weights} weights; "
+        f"recommended: the first, {_hardware(found[0].accelerators, kind)}"
     )
+
+
+def _hardware(ranks: int, kind: Hardware) -> str:
+    """``16 × H100 in 2 machines``."""
+    from llmos.control.estimate import machines
+
+    count = machines(ranks, kind)
+    return f"{ranks} × {kind.kind} in {count} machine{'s' if count > 1 else ''}"
 
 
 def _calibrate(layout: Layout) -> None:

@@ -64,6 +64,13 @@ class ExportModel(_Body):
     path: str = Field(max_length=4096, description="a directory on the head node that does not exist yet")
 
 
+class Estimate(_Body):
+    model: str = Field(max_length=200, description="a preset, a size such as 8B, or a registered model")
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="those of `llmos estimate`, such as gpus, deadline, requests, micro_batch"
+    )
+
+
 class CreateKey(_Body):
     name: str = Field(description="what the key is for")
     scopes: list[str] = Field(default=["infer"], description="some of infer, submit, admin; each contains the former")
@@ -95,6 +102,10 @@ def create_api(port: ControlPort) -> FastAPI:
     @app.get(f"{PREFIX}/status", name="status")
     async def status(authorization: Authorization = None) -> Any:
         return await port.call("status", authorization)
+
+    @app.post(f"{PREFIX}/estimate", name="estimate")
+    async def estimate(body: Estimate, authorization: Authorization = None) -> Any:
+        return await port.call("estimate", authorization, **body.model_dump())
 
     @app.get(f"{PREFIX}/openapi.json", name="openapi")
     async def openapi(authorization: Authorization = None) -> Any:

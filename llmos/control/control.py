@@ -10,14 +10,17 @@ from typing import Any
 
 import llmos
 from llmos.control import admission, functions, journal
+from llmos.control import estimate as estimates
 from llmos.control.auth import Auth
 from llmos.control.capacity import placed
 from llmos.control.describe import job_files, job_view, node_views, service_view
 from llmos.control.loop import Loop
 from llmos.control.registry import Registry
 from llmos.control.store import Store
+from llmos.core.capacity import ModelShape
 from llmos.core.types import JobPhase
 from llmos.layout import Layout
+from llmos.models import ModelConfig
 from llmos.spec import TrainJob, digest
 
 View = dict[str, Any]
@@ -29,7 +32,7 @@ SCOPE_OF: Mapping[str, str] = {
     **dict.fromkeys(("list_models", "get_model"), "submit"),
     **dict.fromkeys(("import_model", "export_model", "remove_model"), "admin"),
     **dict.fromkeys(("list_keys", "create_key", "revoke_key"), "admin"),
-    "status": "submit",
+    **dict.fromkeys(("status", "estimate"), "submit"),
 }
 """The scope that each verb needs: all that can be called from outside, and nothing else."""
 
@@ -179,6 +182,11 @@ class Control:
             "waiting": dict(sight.waiting),
             "services": [service_view(row, sight) for row in services],
         }
+
+    def estimate(self, model: str, options: Mapping[str, Any]) -> View:
+        """What a preset, a size or a registered model takes to train or to serve; ``options`` of ``llmos.estimate``."""
+        shape = estimates.named(model) or ModelShape.of(ModelConfig.load(self._registry.get(model)["path"]))
+        return estimates.view(estimates.asked(shape, estimates.question(options), self._layout))
 
     def _job(self, row: View) -> View:
         return job_view(row, self._layout, self._loop.sight)

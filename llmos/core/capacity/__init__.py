@@ -10,11 +10,12 @@ from llmos.core.capacity.meshes import (
     fits,
     largest_micro_batch,
     meshes,
+    obstacle,
     recommend,
     refusal,
     would_fit,
 )
-from llmos.core.capacity.serving import Load, Serving, serve
+from llmos.core.capacity.serving import WEIGHTS, Load, Serving, serve
 from llmos.core.capacity.settings import (
     BLOCK_ATTENTION_TOKENS,
     CHECKPOINTING,
@@ -36,6 +37,7 @@ __all__ = [
     "SCHEDULES",
     "SIZES",
     "USABLE",
+    "WEIGHTS",
     "Candidate",
     "Demand",
     "Hardware",
@@ -54,6 +56,7 @@ __all__ = [
     "is_size",
     "largest_micro_batch",
     "meshes",
+    "obstacle",
     "recommend",
     "refusal",
     "serve",

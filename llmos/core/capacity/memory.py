@@ -8,6 +8,7 @@ writes the formulas out. n is the number of tokens of a micro-batch on a rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 from llmos.core.capacity.settings import BLOCK_ATTENTION_TOKENS, OPTIMIZERS, Mesh, Training
 from llmos.core.capacity.shape import ModelShape
@@ -49,19 +50,36 @@ def training_memory(shape: ModelShape, training: Training, mesh: Mesh) -> Memory
     return max(stages, key=lambda memory: memory.total)
 
 
-def serving_memory(shape: ModelShape, sequences: int, context: int, number: int = 2, tp: int = 1) -> Memory:
-    """Bytes of a rank that serves ``sequences`` sequences of ``context`` tokens at once, ``number`` bytes a number."""
-    cache = 2 * shape.num_layers * shape.kv_size * number * sequences * context / tp
+def serving_memory(
+    shape: ModelShape,
+    sequences: int,
+    context: int,
+    number: int = 2,
+    tp: int = 1,
+    *,
+    pp: int = 1,
+    weight: float | None = None,
+) -> Memory:
+    """Bytes of the fullest of tp × pp ranks that serve ``sequences`` sequences of ``context`` tokens at once.
+
+    ``number`` is the bytes of a number, ``weight`` those of a weight in the layers' matrices, if it is another.
+    """
+    mesh, saved = Mesh(tp=tp, pp=pp), number - (weight or number)
     widest = max(2 * shape.intermediate_size, shape.query_size + 2 * shape.kv_size) + 2 * shape.hidden_size
-    logits = sequences * shape.vocab_size * (FP32 + number) / tp
-    return Memory(
-        weights=shape.num_parameters * number / tp,
-        activations=context * widest * number / tp,  # one prompt of full length is read at a time
-        logits=logits,
-        cache=cache,
-    )
+
+    def held(stage: int) -> Memory:
+        layers = layers_of(shape, pp, stage)
+        return Memory(
+            weights=stage_parameters(shape, mesh, stage) * number - layers * shape.layer_products * saved / tp,
+            activations=context * widest * number / tp,  # one prompt of full length is read at a time
+            logits=sequences / pp * shape.vocab_size * (FP32 + number) / tp if stage == pp - 1 else 0.0,
+            cache=2 * layers * shape.kv_size * number * sequences * context / tp,
+        )
+
+    return max(map(held, sorted({0, pp - 1})), key=lambda memory: memory.total)
 
 
+@lru_cache(4096)
 def layers_of(shape: ModelShape, stages: int, stage: int) -> int:
     """Layers of one of ``stages`` stages, as parallel/stage.py splits them: so that the slowest does least.
 

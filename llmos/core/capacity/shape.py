@@ -5,6 +5,8 @@ The fields are those of ``spec.Preset`` and ``models.ModelConfig``; :meth:`Model
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -99,6 +101,9 @@ SIZES: Mapping[str, ModelShape] = MappingProxyType(
     }
 )
 
+WIDE, NARROW = 120, 20
+"""Features of the stream for each layer: of Llama 3 (8B, 70B, 405B: 128, 102, 130), and of SmolLM-135M (19)."""
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([MBT])", re.IGNORECASE)
 _UNITS = {"M": 1e6, "B": 1e9, "T": 1e12}
 
@@ -109,7 +114,7 @@ def is_size(text: str) -> bool:
 
 
 def shape_of_size(text: str) -> ModelShape:
-    """The published shape of that size (:data:`SIZES`), else one in the proportions of Llama 3 that is nearest to it.
+    """The published shape of that size (:data:`SIZES`), else one near it in the proportions of Llama 3.
 
     Raises UsageError when ``text`` is not a size between 1M and 10T.
     """
@@ -119,27 +124,28 @@ def shape_of_size(text: str) -> ModelShape:
     wanted = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
     if not 1e6 <= wanted <= 1e13:
         raise UsageError(f"{text[:40]!r} is not a size: expected a number from 1M to 10T, as in `8B` or `350M`")
-    layers = range(2, 257, 2)
-    return min((_proportioned(n, wanted) for n in layers), key=lambda shape: abs(shape.num_parameters - wanted))
+    small, width = wanted < 1e9, 1024 if wanted >= 1e9 else 256 if wanted >= 1e8 else 64
+    shapes = (_of_width(width * n, wanted, small) for n in range(1, 65))
+    depth = NARROW if small else WIDE
+    return min(shapes, key=lambda shape: _unlikeness(shape, wanted, depth))
 
 
-def _proportioned(num_layers: int, wanted: float) -> ModelShape:
-    """128 features a layer deep and heads of 128 (8B, 70B, 405B: 128, 102, 130), feed-forward 3.5 times as wide.
+def _of_width(hidden: int, wanted: float, small: bool) -> ModelShape:
+    """As many layers of ``hidden`` features as come nearest to ``wanted`` parameters, feed-forward 3.5 times as wide.
 
-    Below a billion parameters the vocabulary would be most of the model, so it is smaller and used twice (as SmolLM).
+    Widths are multiples of 1,024 from a billion parameters on, so that tensor parallelism can split the heads 8 ways.
+    Below that the vocabulary would be most of the model, so it is smaller and used twice, and heads have 64 features.
     """
-    small = wanted < 1e9
-    hidden, head = (64 * num_layers // 3 // 64 * 64 or 64, 64) if small else (128 * num_layers, 128)
+    head = 64 if small else 128
     heads = hidden // head
     kv_heads = next(k for k in (8, 4, 2, 1) if heads % k == 0)
-    vocab_size = 49152 if wanted > 5e7 else 4096
-    return ModelShape(
-        vocab_size if small else _LLAMA_3,
-        hidden,
-        hidden * 7 // 2,
-        num_layers,
-        heads,
-        kv_heads,
-        head,
-        tie_embeddings=small,
-    )
+    vocab_size = _LLAMA_3 if not small else 49152 if wanted > 5e7 else 4096
+    one = ModelShape(vocab_size, hidden, hidden * 7 // 2, 1, heads, kv_heads, head, tie_embeddings=small)
+    outside = one.num_parameters - one.layer_parameters
+    return dataclasses.replace(one, num_layers=max(1, round((wanted - outside) / one.layer_parameters)))
+
+
+def _unlikeness(shape: ModelShape, wanted: float, depth: float) -> float:
+    """A hundredth of the size off is as bad as proportions that are a tenth off: both on a logarithmic scale."""
+    proportions = math.log(shape.hidden_size / shape.num_layers / depth)
+    return 10 * abs(math.log(shape.num_parameters / wanted)) + abs(proportions)

@@ -32,6 +32,7 @@ NAMES = [
     "node_loss_to_step",
     "memory_fsdp4",
     "memory_predicted",
+    "step_predicted",
     "shakespeare",
     "mfu_1p3b",
 ]

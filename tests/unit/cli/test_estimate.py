@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
+from llmos import estimate
+from llmos.cli import estimate as cli
+from llmos.control.estimate import Question
 from llmos.parallel import calibrate
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.test_jobs import table
@@ -35,6 +40,56 @@ def test_estimate_finds_the_machines_a_deadline_needs(llmos: Run) -> None:
     assert found["recommended"]["days"] <= 30
 
 
+def test_every_option_of_the_command_is_one_of_python(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = {name: one.default for name, one in inspect.signature(cli.estimate).parameters.items()}
+    command["compile"] = command.pop("compiled")
+    asked = {field.name: field.default for field in dataclasses.fields(Question)}
+    assert {name: command[name] for name in asked} == asked
+    assert command.keys() - asked.keys() == {"model", "calibrate", "state_dir", "output"}
+    options = ["--gpus", "64", "--batch", "256", "--micro-batch", "2", "--mesh", "fsdp=8,pp=8", "--tokens", "1T"]
+    options += ["--deadline", "1000d", "--sequence", "4096", "--precision", "bf16_weights", "--optimizer", "sgd"]
+    options += ["--checkpointing", "full", "--schedule", "interleaved", "--stages", "2", "--compile", "--price", "1"]
+    named = {"gpus": 64, "batch": 256, "micro_batch": 2, "mesh": "fsdp=8,pp=8", "tokens": "1T", "deadline": "1000d"}
+    named |= {"sequence": 4096, "precision": "bf16_weights", "optimizer": "sgd", "checkpointing": "full", "price": 1.0}
+    said = json.loads(llmos("estimate", "8B", *options, "-o", "json").out)
+    assert said == estimate("8B", schedule="interleaved", stages=2, compile=True, **named)
+    serving = {"requests": 3.0, "prompt": 77, "answer": 33, "first_token": 2.0, "per_token": 0.07, "weights": "int8"}
+    options = [part for name, value in serving.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert json.loads(llmos("estimate", "8B", *options, "-o", "json").out) == estimate("8B", **serving)
+
+
+def test_estimate_without_a_number_takes_the_fewest_that_hold_it(llmos: Run) -> None:
+    found = json.loads(llmos("estimate", "70B", "-o", "json").out)
+    assert found["recommended"]["ranks"] == 32 and found["recommended"]["machines"] == 4
+    assert "32 × H100 in 4 machines" in llmos("estimate", "70B").err
+
+
+def test_estimate_of_one_mesh_as_the_table_names_it(llmos: Run) -> None:
+    rows = table(llmos("estimate", "70b", "--gpus", "64").out)
+    again = table(llmos("estimate", "70b", "--mesh", rows[1]["MESH"]).out)
+    assert again == [rows[1]]
+    assert table(llmos("estimate", "70b", "--mesh", rows[1]["MESH"], "--gpus", "64").out) == again
+
+
+def test_more_stages_of_a_rank_have_a_smaller_bubble(llmos: Run) -> None:
+    asked = ("estimate", "8B", "--mesh", "fsdp=4,pp=8", "--batch", "64", "-o", "json")
+    plain, interleaved = (
+        json.loads(llmos(*asked, *more).out)["recommended"]
+        for more in ((), ("--schedule", "interleaved", "--stages", "2"))
+    )
+    assert interleaved["bubble"] < plain["bubble"]
+
+
+def test_a_deadline_that_a_number_of_gpus_misses_is_said(llmos: Run) -> None:
+    result = llmos("estimate", "8B", "--gpus", "8", "--tokens", "1T", "--deadline", "3d")
+    assert result.code == 0 and "longer than 3d" in result.err
+
+
+def test_what_is_longer_than_the_model_s_positions_is_said(llmos: Run) -> None:
+    result = llmos("estimate", "8B", "--requests", "1", "--prompt", "131072", "--first-token", "60")
+    assert "longer than the 131,072 positions" in result.err and result.code == 0
+
+
 def test_estimate_of_serving(llmos: Run) -> None:
     result = llmos("estimate", "8B", "--requests", "40", "--price", "2")
     (first, *_) = table(result.out)
@@ -62,6 +117,15 @@ def test_estimate_reads_a_config(llmos: Run, tmp_path: Path) -> None:
         (["8B", "--deadline", "soon"], "`--deadline soon`"),
         (["8B", "--gpu", "A100", "--precision", "fp8"], "A100 has no products in fp8"),
         (["405B", "--gpus", "2"], "What would fit:"),
+        (["8B", "--mesh", "tp=3"], "tp 3 does not divide the 32 heads"),
+        (["8B", "--mesh", "ep=3"], "`--mesh ep=3`: expected sizes of dp, fsdp, tp, pp and cp"),
+        (["8B", "--mesh", "fsdp=0"], "`--mesh fsdp=0`"),
+        (["8B", "--mesh", "fsdp=4", "--gpus", "8"], "fsdp 4 are 4 ranks"),
+        (["8B", "--gpus", "8", "--stages", "2"], "`--schedule 1f1b` runs 1 stage a rank"),
+        (["8B", "--gpus", "8", "--schedule", "2f2b"], "`--schedule 2f2b`"),
+        (["8B", "--requests", "5", "--weights", "int2"], "`--weights int2`"),
+        (["405B", "--requests", "5"], "What would fit: int8 weights"),
+        (["8B", "--requests", "5", "--per-token", "0.0001"], "promised are 1 s and 0.0001 s"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(llmos: Run, arguments: list[str], message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llmos import estimate
 from llmos.control.api import create_api
 from llmos.control.auth import SCOPES
 from llmos.control.control import SCOPE_OF, Control
@@ -106,6 +107,13 @@ async def test_a_request_is_one_call(
     assert port.calls == ["list_jobs", "submit_job"]
 
 
+async def test_an_estimate_is_that_of_python(http: httpx.AsyncClient, headers: dict[str, dict[str, str]]) -> None:
+    options = {"gpus": 64, "tokens": "1T", "compile": True, "price": 2.5}
+    body = {"model": "70B", "options": options}
+    response = await http.post("/api/v1/estimate", headers=headers["submit"], json=body)
+    assert response.status_code == 200 and response.json() == estimate("70B", **options)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "message"),
     [
@@ -124,6 +132,9 @@ async def test_a_request_is_one_call(
         ("DELETE", "/api/v1/models/m", None, 400, "expected `name@version`"),
         ("DELETE", "/api/v1/keys/ghost", None, 404, "no key `ghost`"),
         ("POST", "/api/v1/keys", {"name": "k", "scopes": ["root"]}, 400, "found `root`"),
+        ("POST", "/api/v1/estimate", {"model": "8B", "options": {"gpuz": 1}}, 400, "`gpuz` is no option"),
+        ("POST", "/api/v1/estimate", {"model": "8B", "options": {"mesh": "tp=3"}}, 400, "tp 3 does not divide"),
+        ("POST", "/api/v1/estimate", {"model": "ghost"}, 404, "no model `ghost`"),
         ("PATCH", "/api/v1/jobs", None, 405, "not a method"),
         ("GET", "/api/v1/nothing", None, 404, "no route"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import published
 from benchmarks.published import RUNS, TOLERANCE, Run
 from llmos.core.capacity import (
     CHECKPOINTING,
@@ -31,6 +32,7 @@ from llmos.core.capacity import (
     serve,
     shape_of_size,
     step_time,
+    time,
     training_memory,
 )
 from llmos.core.capacity.meshes import fits
@@ -78,6 +80,18 @@ def test_the_published_table_has_what_was_promised() -> None:
             assert any(run.size == size and run.name.startswith(source) for run in RUNS)
     assert len([run for run in RUNS if run.held_out]) >= 2
     assert {run.size for run in RUNS if run.held_out} == {"70B", "405B"}
+
+
+def test_constants_are_those_of_the_fit_and_held_out_rows_do_not_move_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = published.fit()
+    in_place = {kind: KINDS[kind].sustained for kind in ("H100-500W", "H100", "H200")}
+    shares = {"ATTENTION_SHARE": time.ATTENTION_SHARE, "FP8_SHARE": time.FP8_SHARE}
+    assert fitted == pytest.approx({**in_place, **shares}, abs=0.015)
+    changed = [dataclasses.replace(run, tokens_per_s=run.tokens_per_s * (0.9 if run.held_out else 1)) for run in RUNS]
+    monkeypatch.setattr(published, "RUNS", changed)
+    assert published.fit() == fitted
+    monkeypatch.setattr(published, "RUNS", [dataclasses.replace(run, held_out=False) for run in changed])
+    assert published.fit() != fitted
 
 
 @pytest.mark.parametrize(("name", "billions"), [("135M", 0.1345), ("1B", 1.236), ("8B", 8.03), ("70B", 70.55)])
