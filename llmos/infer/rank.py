@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llmos.cores import keep_to
 from llmos.errors import EngineError, LlmosError, WorkerLost
 from llmos.infer.shared_sum import agree
 from llmos.infer.stage import Part, Stage, make_stage
@@ -146,6 +147,7 @@ def main() -> None:
     """The first line of the input says where to meet."""
     told = json.loads(sys.stdin.readline())
     number = int(told.pop("number"))
+    keep_to(told.pop("cores"))
     serve(Meeting(**{**told, "secret": bytes.fromhex(told["secret"])}), number)
 
 

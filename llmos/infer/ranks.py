@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llmos.cores import usable_cores
 from llmos.errors import EngineError, LlmosError, from_json
 from llmos.infer import memory
 from llmos.infer.stage import Part
@@ -66,17 +67,19 @@ Launch = Callable[[Meeting], Sequence[Process]]
 
 
 def launch_here(meeting: Meeting) -> list[subprocess.Popen[bytes]]:
-    """On this machine."""
+    """On this machine, each rank on its share of the cores: woken at once, two may land on one and wait there."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if meeting.host == "127.0.0.1":
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    processes = []
+    cores, processes = usable_cores(), []
+    share = len(cores) // meeting.ranks
     for number in range(meeting.ranks):
         command = [sys.executable, "-m", "llmos.infer.rank"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
         told = {"host": meeting.host, "port": meeting.port, "secret": meeting.secret.hex(), "ranks": meeting.ranks}
         assert process.stdin is not None
-        process.stdin.write(json.dumps({**told, "number": number}).encode() + b"\n")
+        mine = cores[number * share : (number + 1) * share] or cores
+        process.stdin.write(json.dumps({**told, "number": number, "cores": mine}).encode() + b"\n")
         process.stdin.close()
         processes.append(process)
     return processes

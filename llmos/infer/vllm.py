@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from llmos.cores import usable_cores
 from llmos.errors import DeadlineError, EngineError, LlmosError, ModelError, UsageError
 from llmos.infer.link import Link, Listener
 from llmos.infer.local import LocalEngine
@@ -59,7 +59,7 @@ class VllmLink:
         if find_spec("vllm") is None:
             raise UsageError("vLLM is not installed, and `engine: vllm` needs it", hint=_INSTALL, param="engine")
         self._arguments, self._listener = engine_arguments(options), listener
-        cores = options.cores or len(os.sched_getaffinity(0))
+        cores = options.cores or len(usable_cores())
         self._threads = options.threads or max(1, cores - 1)  # one is for vLLM's other processes, and for ours
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
