@@ -79,7 +79,7 @@ class Rank:
             if self._part.stage + 1 < self._part.pp:
                 self._pass_on(out)
             else:
-                self._channel.send(Kind.LOGITS, memoryview(out.contiguous().cpu().numpy().data).cast("B"))
+                self._channel.send(Kind.LOGITS, _bytes(out))
 
     def _total(self, part: Tensor) -> None:
         self._pulse.at(State.WAITING)
@@ -102,6 +102,11 @@ class Rank:
             work = dist.isend(hidden_ND, self._part.rank + self._part.tp)
             assert work is not None
             self._sent.append((work, hidden_ND))
+
+
+def _bytes(logits_LV: Tensor) -> bytes | memoryview:
+    """Of ``logits_LV``, which has no rows in the middle of a prompt: a view without elements cannot be cast."""
+    return memoryview(logits_LV.contiguous().cpu().numpy().data).cast("B") if len(logits_LV) else b""
 
 
 def serve(meeting: Meeting, number: int) -> None:

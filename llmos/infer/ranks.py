@@ -119,6 +119,15 @@ class _Rank:
             self.error, self.lost_another = from_json(found["error"]), found["lost"]
 
 
+    def take_logits(self, count: int) -> Tensor:
+        """Those of the oldest step, for ``count`` tokens and this rank's rows of the vocabulary [count, V]."""
+        assert self.ready is not None
+        body, rows = self.logits.popleft(), int(str(self.ready["rows"]))
+        if not count:
+            return torch.empty((0, rows))  # torch makes no tensor of an empty buffer
+        return torch.frombuffer(body, dtype=torch.float32).view(count, rows)
+
+
 class RanksRunner:
     """Computes steps on ``tp`` × ``pp`` ranks: see :class:`llmos.infer.step.Runner`.
 
@@ -187,7 +196,7 @@ class RanksRunner:
         last = self._ranks[-self._tp :]
         self._wait(lambda: all(rank.logits for rank in last))
         self._slowest_s = max(self._slowest_s, time.monotonic() - began_s)
-        parts = [torch.frombuffer(rank.logits.popleft(), dtype=torch.float32).view(count, -1) for rank in last]
+        parts = [rank.take_logits(count) for rank in last]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def stats(self) -> dict[str, object]:
