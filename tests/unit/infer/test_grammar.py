@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,9 +154,27 @@ def test_an_answer_that_left_its_grammar_fails_alone(compiler: Grammars, tokeniz
     for id, matcher in zip("xy", matchers, strict=True):
         one.add(id, SamplingParams(grammar=grammar), 0, (), tokenizer.stop_ids, matcher)
     matchers[0].take(tokenizer.encode("q"))
-    found = one.sample(["x", "y"], torch.zeros(2, tokenizer.vocab_size))
+    found = one.verify([("x", ()), ("y", ())], torch.zeros(2, tokenizer.vocab_size))
     assert isinstance(found[0], EngineError) and "grammar" in found[0].message
     assert isinstance(found[1], Sampled)
+
+
+@pytest.mark.parametrize("bad", range(4))
+def test_drafts_of_an_answer_with_a_grammar_may_have_a_row_that_is_not_numbers(
+    compiler: Grammars, tokenizer: Tokenizer, bad: int
+) -> None:
+    """What was chosen before that row stands; the other request goes on."""
+    grammar, one = Grammar("regex", "abcd"), Sampler()
+    for id in "xy":
+        one.add(id, SamplingParams(grammar=grammar), 0, (), tokenizer.stop_ids, compiler.start(grammar).result())
+    drafts = tuple(tokenizer.encode(letter)[0] for letter in "abc")
+    logits_LV = torch.full((6, tokenizer.vocab_size), -50.0)
+    for row, letter in enumerate("abcdab"):
+        logits_LV[row, tokenizer.encode(letter)[0]] = 50.0
+    logits_LV[bad, 3] = math.nan
+    failed, other = one.verify([("x", drafts), ("y", drafts[:1])], logits_LV)
+    assert isinstance(failed, EngineError) and "not numbers" in failed.message
+    assert isinstance(other, Sampled) and other.tokens == drafts[:2]
 
 
 @pytest.mark.parametrize("extra", [{"ignore_eos": True}, {"min_tokens": 2}], ids=str)
