@@ -86,10 +86,15 @@ def _speculation(makers: _Makers) -> Callable[[Sampler], Speculation]:
         return lambda _: Speculation(PromptLookup(), options.speculative)
     from llmos.infer.draft_model import DraftModel
 
-    alone = replace(options, model_dir=options.draft, context_length=makers.context_length, tp=1, pp=1, draft=None)
-    draft = _Makers.of(alone)
+    longest = ModelConfig.load(options.draft).max_position  # it may be shorter: then long answers have no drafts
+    context_length, vocab_size = min(makers.context_length, longest), makers.config.vocab_size
+    draft = _Makers.of(
+        replace(options, model_dir=options.draft, context_length=context_length, tp=1, pp=1, draft=None)
+    )
     runner = draft.native() if draft.native_at_once else draft.torch()
-    return lambda sampler: Speculation(DraftModel(runner, sampler, makers.config.vocab_size), options.speculative)
+    return lambda sampler: Speculation(
+        DraftModel(runner, sampler, vocab_size, context_length), options.speculative
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from llmos.infer.grammar import Matcher
 from llmos.infer.messages import CoreRequest, Outcome
 from llmos.infer.meter import Meter
 from llmos.infer.sampling import Sampled, Sampler
-from llmos.infer.speculative import Speculation
+from llmos.infer.speculative import Ask, Speculation
 from llmos.infer.step import BLOCK_TOKENS, Runner
 from llmos.infer.trial import trial
 
@@ -183,7 +183,11 @@ class EngineCore:
                 self._begin(request, matcher)
 
     def _use(self, runner: Runner) -> None:
-        """Go on with ``runner``, whose cache is empty, after a first step: it shows how long others may take."""
+        """Go on with ``runner``, whose cache is empty, if its first step works: it shows how long others may take."""
+        began_s = time.monotonic()
+        runner.start(trial(BLOCK_TOKENS))
+        runner.finish()
+        self._slowest_s = (time.monotonic() - began_s) * self._limits.token_budget / BLOCK_TOKENS
         self._runner, self._about = runner, {**runner.stats(), **self._given}
         limits = self._limits
         self._blocks = Blocks(runner.blocks, limits.prefix_cache)
@@ -194,21 +198,20 @@ class EngineCore:
             context_length=limits.context_length,
             depth=runner.depth,
         )
-        began_s = time.monotonic()
-        self._runner.start(trial(BLOCK_TOKENS))
-        self._runner.finish()
-        self._slowest_s = (time.monotonic() - began_s) * self._limits.token_budget / BLOCK_TOKENS
 
     def _improve(self, better: Future[Runner]) -> None:
         """Use the better runner. Those who run are read again, with the answers they have."""
         self._better = None
-        try:
-            runner = better.result()
-        except LlmosError as error:
-            _log.warning("the engine stays with what it has: %s", error)
+        if (error := better.exception()) is not None:  # whatever it is: what there is works
+            _log.warning("the engine stays with what it has: %s: %s", type(error).__name__, error)
             return
-        old = self._runner
-        self._use(runner)
+        old, runner = self._runner, better.result()
+        try:
+            self._use(runner)
+        except Exception:
+            _log.exception("the engine stays with what it has: the first step of the better runner failed")
+            runner.close()
+            return
         old.close()
         for live in self._live.values():
             live.entry = dataclasses.replace(live.entry, computed=0, table=None, drafts=())
@@ -236,7 +239,7 @@ class EngineCore:
 
     def _draft(self, speculation: Speculation) -> None:
         ready = [entry for entry in self._batching.running if entry.decoding and not entry.in_flight]
-        drafts = speculation.propose([(entry.id, entry.tokens) for entry in ready])
+        drafts = speculation.propose([Ask(e.id, e.tokens, e.limit - 1 - len(e.tokens)) for e in ready])
         for entry in ready:
             entry.drafts = drafts.get(entry.id, ())
 

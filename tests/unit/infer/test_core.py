@@ -187,14 +187,34 @@ def test_a_better_runner_takes_over_in_the_middle_of_answers() -> None:
     assert core.stats()["blocks"] == 32
 
 
-def test_a_better_runner_that_fails_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [EngineError("no compiler"), OSError(28, "no compiler"), RuntimeError("no compiler"), SystemExit("no compiler")],
+    ids=repr,
+)
+def test_a_better_runner_that_fails_changes_nothing(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     better: Future[Any] = Future()
-    better.set_exception(EngineError("no compiler"))
+    better.set_exception(error)
     core = _core(better=better)
     request = _request((4, 5))
     core.add(request)
     assert _tokens(_run(core)[request.id]) == answer((4, 5), 6)
     assert "no compiler" in caplog.text
+
+
+def test_a_better_runner_whose_first_step_fails_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    better: Future[Any] = Future()
+    first, second = PageRunner(), PageRunner(blocks=32)
+    second.broken = RuntimeError("an illegal instruction")
+    core = _core(first, better=better)
+    request = _request((4, 5), 20)
+    core.add(request)
+    found = core.step() + core.step()
+    better.set_result(second)
+    found += _run(core)[request.id]
+    assert _tokens(found) == answer((4, 5), 20)
+    assert "an illegal instruction" in caplog.text
+    assert second.closed and not first.closed and core.stats()["blocks"] == 64
 
 
 def test_a_grammar_that_is_none_is_its_requests_own_error(model_dir: Path) -> None:
