@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmos.errors import DeadlineError, LlmosError
+from llmos.errors import LlmosError
 from llmos.infer.assemble import step_of
 from llmos.infer.batching import Batching
 from llmos.infer.blocks import Blocks
 from llmos.infer.compiling import Compiling
 from llmos.infer.entry import Batch, Entry, Part
 from llmos.infer.grammar import Matcher
-from llmos.infer.messages import CoreRequest, Outcome
+from llmos.infer.messages import CoreRequest, Outcome, late
 from llmos.infer.meter import Meter
 from llmos.infer.sampling import Sampled, Sampler
 from llmos.infer.speculative import Ask, Speculation
@@ -225,7 +225,8 @@ class EngineCore:
             batch = self._batching.next_batch(time.monotonic())
             self._meter.preempted(len(batch.preempted))
             for entry in batch.expired:
-                outcomes.append(Outcome(entry.id, error=_late(entry)))
+                error = late(len(entry.tokens) - entry.prompt, entry.limit - entry.prompt)
+                outcomes.append(Outcome(entry.id, error=error))
                 self.cancel(entry.id)
             if not batch.parts:
                 return
@@ -295,9 +296,3 @@ class EngineCore:
                 reason = "stop" if token in ends else "length"
                 return Outcome(entry.id, found.tokens[:count], found.logprobs[:count], reason)
         return Outcome(entry.id, found.tokens, found.logprobs)
-
-
-def _late(entry: Entry) -> DeadlineError:
-    got, asked = len(entry.tokens) - entry.prompt, entry.limit - entry.prompt
-    what = f"the answer was not complete by its deadline: {got} of {asked} tokens were made"
-    return DeadlineError(what, hint="Allow more time, or ask for fewer tokens.")

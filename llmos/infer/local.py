@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import math
@@ -15,7 +16,7 @@ from typing import Any
 from llmos.errors import CapacityError, ConflictError, ContextLengthError, EngineError, UsageError
 from llmos.infer.answer import Answer
 from llmos.infer.link import Link, ProcessLink, ThreadLink
-from llmos.infer.messages import CoreRequest, Report
+from llmos.infer.messages import CoreRequest, Report, late
 from llmos.infer.options import EngineOptions
 from llmos.infer.request import GenerationRequest, TokenEvent
 from llmos.infer.ticket import News, Ticket, publish
@@ -58,10 +59,15 @@ class LocalEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         """See :class:`llmos.infer.engine.Engine`."""
         ticket = self._submit(request)
+        loop, limit_s = asyncio.get_running_loop(), request.deadline_s
+        # Wherever the request is by then: the core does not know of all of them, and may be in a long step.
+        timer = None if limit_s is None else loop.call_later(limit_s, self._expire, ticket)
         try:
             async for event in ticket.events():
                 yield event
         finally:
+            if timer is not None:
+                timer.cancel()
             self._drop(ticket)
 
     async def abort(self, request_id: str) -> None:
@@ -187,10 +193,18 @@ class LocalEngine:
         what = f"{running} requests are running and {waiting} waiting, as many as may"
         return CapacityError(what, hint=f"Ask again in {wait_s} s.", retry_after_s=wait_s)
 
-    def _drop(self, ticket: Ticket) -> None:
-        """Nobody listens to ``ticket`` any more. Nothing happens if it is settled."""
-        if self._settle(ticket):
+    def _drop(self, ticket: Ticket) -> bool:
+        """Nobody listens to ``ticket`` any more. False, and nothing happens, if it is settled."""
+        if settled := self._settle(ticket):
             self._link.send(ticket.id)
+        return settled
+
+    def _expire(self, ticket: Ticket) -> None:
+        """The deadline of ``ticket`` has come."""
+        request, made = ticket.answer.request, ticket.answer.count
+        room = self.context_length - len(request.prompt_tokens)
+        if self._drop(ticket):
+            publish([(ticket, late(made, min(room, request.sampling.max_tokens or room)))])
 
     def _send(self, asked: CoreRequest) -> None:
         """Now, or when somebody else has read its prompt."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,3 +183,37 @@ def test_drafts_of_an_answer_with_a_grammar_may_have_a_row_that_is_not_numbers(
 def test_what_contradicts_a_grammar_is_refused(extra: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="grammar"):
         SamplingParams(grammar=Grammar("json_object"), **extra)
+
+
+def test_a_grammar_that_takes_long_holds_up_its_own_tenant_alone(
+    compiler: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, build, compiled = threading.Event(), grammars._built, []
+
+    def slow(known: Any, text: str) -> Any:
+        compiled.append(text)
+        if "slow" in text:
+            assert release.wait(20)
+        return build(known, text)
+
+    monkeypatch.setattr(grammars, "_built", slow)
+    try:
+        held = [compiler.start(Grammar("regex", text), "a") for text in ("slow", "b", "c")]
+        assert compiler.start(Grammar("regex", "d"), "b").result(10)
+        assert held[1].cancel() and not any(future.done() for future in (held[0], held[2]))
+        compiler.start(Grammar("regex", "slow"), "c")
+        began_s = time.monotonic()
+        compiler.close()  # which waits for nobody
+        assert time.monotonic() - began_s < 1
+    finally:
+        release.set()
+    assert held[0].result(10)
+
+
+def test_tenants_do_not_find_each_others_grammars(compiler: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    build = grammars._built
+    monkeypatch.setattr(grammars, "_built", lambda known, text: compiled.append(text) or build(known, text))
+    for tenant, count in (("a", 1), ("a", 1), ("b", 2), ("a", 2), ("b", 2)):
+        compiler.start(Grammar("regex", "x"), tenant).result()
+        assert len(compiled) == count

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from llmos.errors import CapacityError, DeadlineError, EngineError, ModelError, UsageError
 from llmos.infer.dtypes import pick_dtype
+from llmos.infer.grammar import Grammars
 from llmos.infer.local import LocalEngine
-from llmos.infer.request import TokenEvent
+from llmos.infer.request import Grammar, TokenEvent
 from llmos.infer.sampling import Sampler
 from llmos.infer.torch_runner import TorchRunner
 from tests.unit.infer.small import CONTEXT, request, running, whole
@@ -128,6 +129,34 @@ async def test_a_deadline_ends_the_answer_and_frees_its_blocks(model_dir: Path) 
         with pytest.raises(DeadlineError, match="not complete by its deadline"):
             await whole(engine, late)
         await _until(lambda: _idle(engine))
+
+
+@pytest.mark.parametrize("where", ["behind a twin", "in a grammar", "behind a slow step"])
+async def test_a_deadline_is_kept_wherever_the_request_is(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Nothing frees the place that it waits for before the end of the test."""
+    release, grammar = threading.Event(), Grammar("regex", "a")
+    if where == "in a grammar":
+        monkeypatch.setattr(Grammars, "_compile", lambda *_: release.wait(20))
+    prompt = tuple(range(3, 203))
+    try:
+        async with running(model_dir, max_batch=1, token_budget=1) as engine:
+            if where == "behind a slow step":
+                monkeypatch.setattr(TorchRunner, "finish", lambda _: release.wait(20))
+            first = asyncio.create_task(whole(engine, request(prompt, max_tokens=2)))
+            await _until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 1)
+            asked = request(grammar=grammar, ignore_eos=False) if where == "in a grammar" else request(prompt)
+            began_s = time.monotonic()
+            with pytest.raises(DeadlineError, match="0 of 12 tokens"):
+                await whole(engine, dataclasses.replace(asked, deadline_s=0.02))
+            assert time.monotonic() - began_s < 1 and not first.done()
+            first.cancel()
+            release.set()
+            if where != "behind a slow step":
+                await _until(lambda: _idle(engine))
+    finally:
+        release.set()
 
 
 async def test_a_prompt_is_read_once_for_each_tenant(model_dir: Path) -> None:
