@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from llmos.errors import EngineError, LlmosError
-from llmos.infer.link import BEAT_S, RESTART, failure, serve
+from llmos.infer.link import BEAT_S, IDLE_S, RESTART, failure, serve
 from llmos.infer.messages import Message
 
 if TYPE_CHECKING:
@@ -44,16 +44,16 @@ class Pipe:
             os._exit(1)
 
     def receive(self, wait: bool) -> list[Message] | None:
-        """What has come; None to end."""
+        """What has come, after up to IDLE_S if that is to be waited for; None to end."""
         messages: list[Message] = []
-        while (wait and not messages) or self._connection.poll():
-            try:
+        try:
+            while self._connection.poll(IDLE_S if wait and not messages else 0.0):
                 some = self._connection.recv()
-            except (EOFError, OSError):
-                os._exit(1)
-            if some is None:
-                return None
-            messages += some
+                if some is None:
+                    return None
+                messages += some
+        except (EOFError, OSError):
+            os._exit(1)
         return messages
 
     def beat(self, core: Future[EngineCore]) -> None:

@@ -149,9 +149,12 @@ class Grammars:
         with self._lock:
             self._compiled[key] = found
             self._compiled.move_to_end(key)
-            while len(self._compiled) > MAX_COMPILED or sum(len(g.text) for _, g in self._compiled) > MAX_COMPILED_CHARS:
+            while len(self._compiled) > MAX_COMPILED or self._characters() > MAX_COMPILED_CHARS:
                 self._compiled.popitem(last=False)
         return found.copy()
+
+    def _characters(self) -> int:
+        return sum(len(grammar.text) for _, grammar in self._compiled)
 
     def _compile(self, grammar: Grammar) -> Matcher:
         with self._loading:

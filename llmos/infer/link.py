@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SILENCE_S = 10.0
 """A process that says nothing for so long hangs: it speaks every BEAT_S, whatever it computes."""
 BEAT_S = 1.0
+IDLE_S = 1.0
+"""How often a core with nothing to do looks whether its runner is still there."""
 CLOSE_S = 10.0
 """What a process has for its step in progress before it is killed."""
 
@@ -66,7 +68,10 @@ class Link(Protocol):
 
 
 def serve(core: EngineCore, receive: Callable[[bool], list[Message] | None], send: Callable[[Report], None]) -> None:
-    """Step while there is something to do. ``receive(wait)`` gives what has come, None to end; it may have to wait."""
+    """Step while there is something to do, and every IDLE_S.
+
+    ``receive(wait)`` gives what has come, None to end; it may have to wait so long.
+    """
     while (messages := receive(not core.busy)) is not None:
         for message in messages:
             if isinstance(message, CoreRequest):
@@ -122,7 +127,7 @@ class ThreadLink:
     def _receive(self, wait: bool) -> list[Message] | None:
         messages: list[Message] = []
         try:
-            while (message := self._inbox.get(block=wait and not messages)) is not None:
+            while (message := self._inbox.get(block=wait and not messages, timeout=IDLE_S)) is not None:
                 messages.append(message)
         except queue.Empty:
             return messages

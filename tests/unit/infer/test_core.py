@@ -16,6 +16,7 @@ from llmos.infer import core as core_module
 from llmos.infer.core import EngineCore, Limits
 from llmos.infer.lookup import PromptLookup
 from llmos.infer.messages import CoreRequest, Outcome
+from llmos.infer.patience import TIMES
 from llmos.infer.request import Grammar, SamplingParams
 from llmos.infer.speculative import Speculation, StepCost
 from llmos.models import Tokenizer
@@ -248,6 +249,46 @@ def test_a_step_that_takes_too_long_is_known(monkeypatch: pytest.MonkeyPatch) ->
     core.step()
     assert seen[0] is None and seen[1] == pytest.approx(core_module.HANG_S + 1, abs=0.5)
     assert core.overdue_s() is None
+
+
+def test_how_long_a_step_may_take_grows_with_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with those that a step may have: 16 tokens in 4 s say nothing against 12 s for one."""
+    now, limits = [0.0], []
+    monkeypatch.setattr(core_module.time, "monotonic", lambda: now[0])
+    runner = PageRunner()
+    finish = runner.finish
+
+    def slow() -> Any:
+        now[0] += 4.0
+        return finish()
+
+    monkeypatch.setattr(runner, "finish", slow)
+    core = _core(runner, budget=64)
+    monkeypatch.setattr(runner, "start", lambda step: limits.append(core._limit_s) or runner.started.append(step))
+    core.add(_request(range(64), 2))
+    _run(core)
+    assert limits == [4 * TIMES * 4.0, TIMES * 4.0]
+
+
+class _Remote(PageRunner):
+    """A runner whose processes are others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = False
+
+    def watch(self) -> None:
+        if self.lost:
+            raise EngineError("rank 1 is gone")
+
+
+def test_a_runner_that_is_lost_while_nothing_runs_ends_everything() -> None:
+    runner = _Remote()
+    core = _core(runner)
+    assert core.step() == [] and not core.busy
+    runner.lost = True
+    with pytest.raises(EngineError, match="rank 1 is gone"):
+        core.step()
 
 
 def test_drafts_change_no_token_and_save_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,20 @@ async def test_a_deadline_ends_the_answer_and_frees_its_blocks(model_dir: Path) 
         await _until(lambda: _idle(engine))
 
 
+async def test_an_engine_that_is_lost_while_nobody_asks_says_so(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(model_dir) as engine:
+        await whole(engine, request())
+
+        def gone(_: object) -> None:
+            raise EngineError("rank 1 is gone")
+
+        monkeypatch.setattr(TorchRunner, "watch", gone, raising=False)
+        await _until(lambda: not engine.stats()["healthy"])
+        assert "rank 1 is gone" in engine.stats()["error"]
+
+
 @pytest.mark.parametrize("where", ["behind a twin", "in a grammar", "behind a slow step"])
 async def test_a_deadline_is_kept_wherever_the_request_is(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, where: str

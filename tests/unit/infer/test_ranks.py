@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 
 from llmos.errors import EngineError, ModelError
 from llmos.infer import rank, ranks
+from llmos.infer.patience import Patience
 from llmos.infer.ranks import RanksRunner
 from llmos.infer.wire import Channel, Meeting, packed, unpacked
 from llmos.models import Transformer, weights
@@ -58,13 +59,14 @@ def _serve(meeting: Meeting, number: int) -> None:
 
 
 class Launcher:
-    """Starts ranks, and remembers them."""
+    """Starts ranks, which run ``serve``, and remembers them."""
 
-    def __init__(self) -> None:
+    def __init__(self, serve: Callable[[Meeting, int], None] = _serve) -> None:
+        self._serve = serve
         self.children: list[Child] = []
 
     def __call__(self, meeting: Meeting) -> Sequence[Child]:
-        self.children = [Child(_processes.Process(target=_serve, args=(meeting, n))) for n in range(meeting.ranks)]
+        self.children = [Child(_processes.Process(target=self._serve, args=(meeting, n))) for n in range(meeting.ranks)]
         for child in self.children:
             child.process.start()
         return self.children
@@ -149,6 +151,47 @@ def test_a_lost_rank_is_named(
     with pytest.raises(EngineError, match=f"rank 1 {says}"):
         runner.start(step)
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"), [(signal.SIGKILL, "is gone"), (signal.SIGSTOP, "hangs")], ids=["dead", "hung"]
+)
+def test_a_rank_that_is_lost_while_nothing_runs_is_named(
+    tmp_path: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch, how: int, says: str
+) -> None:
+    _saved(tmp_path)
+    runner = RanksRunner(tmp_path, BLOCKS, tp=2, runner="torch", launch=launcher)
+    monkeypatch.setattr(ranks, "SILENCE_S", 2.5)
+    time.sleep(3)  # what they say meanwhile is not lost
+    runner.watch()
+    os.kill(launcher.children[1].process.pid or 0, how)
+    began_s = time.monotonic()
+    with pytest.raises(EngineError, match=f"rank 1 {says}"):
+        while time.monotonic() - began_s < 8:
+            time.sleep(0.1)
+            runner.watch()
+    runner.close()
+
+
+def _serve_and_hang(meeting: Meeting, number: int) -> None:
+    def wait(_: torch.Tensor) -> None:
+        time.sleep(60)
+
+    rank.agree = lambda *_: wait
+    _serve(meeting, number)
+
+
+def test_ranks_that_wait_for_one_another_for_ever_are_found(tmp_path: Path) -> None:
+    _saved(tmp_path)
+    launcher = Launcher(_serve_and_hang)
+    runner = RanksRunner(tmp_path, BLOCKS, tp=2, runner="torch", launch=launcher)
+    runner._patience = Patience(1.5, 1.5)
+    step, _ = next(Script().steps())
+    runner.start(step)
+    with pytest.raises(EngineError, match="waited for one another"):
+        runner.finish()
+    runner.close()
+    assert all(child.poll() is not None for child in launcher.children)
 
 
 def test_what_a_rank_cannot_load_is_said_here(tmp_path: Path, launcher: Launcher) -> None:
