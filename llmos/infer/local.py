@@ -9,6 +9,7 @@ import math
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ _CLOSED = "the engine is closed"
 class LocalEngine:
     """Generates with the model in ``model_dir``; ``options`` are the fields of :class:`EngineOptions`.
 
-    Up to ``max_batch`` requests run at once; ``max_queue`` more may wait. With ``process``, the model has a process of
+    Up to ``max_batch`` requests run at once; ``max_queue`` more may wait. When all these places are taken, a tenant
+    with fewer of them than another gets one of the other's: the newest request that waits there is refused. With ``process``, the model has a process of
     its own, which is best for serving; else a thread. Raises ModelError for a directory that holds no model,
     UsageError for wrong arguments, OutOfMemoryError. Call :meth:`close` at the end.
     """
@@ -146,11 +148,26 @@ class LocalEngine:
                 raise copy.copy(self._error)
             if request.id in self._asked:
                 raise ConflictError(f"request `{request.id}` is already running: expected an id of its own")
-            if len(self._tickets) >= self._max_batch + self._max_queue:
+            out = None
+            if len(self._tickets) >= self._max_batch + self._max_queue and (out := self._least(request.tenant)) is None:
                 raise self._full()
             self._tickets[ticket.id] = self._asked[request.id] = ticket
             self._send(self._for_core(ticket.id, request))
+        if out is not None and self._drop(out):
+            publish([(out, self._full())])
         return ticket
+
+    def _least(self, tenant: str) -> Ticket | None:
+        """Who gives its place to a request of ``tenant`` when all are taken: the newest without a token of the tenant
+        that has most places, if that has at least two more."""
+        places = Counter(ticket.answer.request.tenant for ticket in self._tickets.values())
+        if not places:
+            return None
+        crowd, most = places.most_common(1)[0]
+        if most < places[tenant] + 2:
+            return None
+        theirs = (ticket for ticket in reversed(self._tickets.values()) if ticket.answer.request.tenant == crowd)
+        return next((ticket for ticket in theirs if not ticket.answer.count), None)
 
     def _for_core(self, id: str, request: GenerationRequest) -> CoreRequest:
         sampling, now = request.sampling, time.monotonic()

@@ -53,6 +53,29 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(model_dir: Path) 
         await _until(lambda: _idle(engine))
 
 
+async def test_a_full_queue_is_shared_by_tenants(model_dir: Path) -> None:
+    """Whoever has fewest places gets those of who has most, as long as nothing has been answered there."""
+
+    async def ask(tenant: str, number: int) -> str:
+        asked = dataclasses.replace(request((5 + number,), max_tokens=LONG), tenant=tenant)
+        try:
+            return f"{tenant}{(await whole(engine, asked)).completion_tokens}"
+        except CapacityError as error:
+            assert error.retry_after_s >= 1
+            return f"{tenant} refused"
+
+    async with running(model_dir, max_batch=2, max_queue=6) as engine:
+        crowd = [asyncio.create_task(ask("a", n)) for n in range(8)]
+        await _until(lambda: engine.stats()["waiting"] == 6)
+        assert await ask("a", 9) == "a refused"
+        others = [asyncio.create_task(ask("b", n)) for n in range(5)]
+        assert await others[4] == "b refused"  # they have as many as the others by then
+        assert engine.stats()["running"] + engine.stats()["waiting"] == 8
+        assert [await task for task in crowd] == [f"a{LONG}"] * 4 + ["a refused"] * 4
+        assert [await task for task in others[:4]] == [f"b{LONG}"] * 4
+        await _until(lambda: _idle(engine))
+
+
 async def test_leaving_frees_the_row_and_disturbs_nobody(model_dir: Path) -> None:
     async with running(model_dir) as engine:
         expected = (await whole(engine, request(max_tokens=60))).token_ids
