@@ -6,6 +6,7 @@ step's tokens is told so by the other side.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -73,6 +74,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other side, which closes this one
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("llmos").setLevel(logging.INFO)
+    faulthandler.enable()  # a signal that ends this process leaves tracebacks too
     pipe = Pipe(int(sys.argv[1]))
     built: Future[EngineCore] = Future()
     threading.Thread(target=pipe.beat, args=[built], name="llmos-beat", daemon=True).start()
@@ -96,4 +98,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # without waiting for a grammar that is still being compiled

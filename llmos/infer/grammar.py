@@ -225,7 +225,8 @@ def _built(tokenizer: LLTokenizer, text: str) -> LLMatcher:
 
 
 def _wrong(grammar: Grammar, what: str) -> UsageError:
-    return UsageError(f"the {grammar.kind.replace('_', ' ')} cannot be used: {what}", param="grammar")
+    what = f"the {grammar.kind.replace('_', ' ')} cannot be used: {what}"
+    return UsageError(what, hint="docs/requests.md says which forms there are.", param="grammar")
 
 
 def _for_llguidance(tokenizer: Tokenizer, ends: frozenset[int]) -> LLTokenizer:

@@ -16,15 +16,13 @@ from typing import Any
 
 from llmos.errors import CapacityError, ConflictError, ContextLengthError, EngineError, UsageError
 from llmos.infer.answer import Answer
-from llmos.infer.link import Link, ProcessLink, ThreadLink
+from llmos.infer.link import REOPEN, Link, ProcessLink, ThreadLink
 from llmos.infer.messages import CoreRequest, Report, late
 from llmos.infer.options import EngineOptions
 from llmos.infer.request import GenerationRequest, TokenEvent
 from llmos.infer.ticket import News, Ticket, publish
 from llmos.infer.twins import Twins
 from llmos.models import Tokenizer
-
-_CLOSED = "the engine is closed"
 
 
 class LocalEngine:
@@ -99,7 +97,7 @@ class LocalEngine:
     def close(self) -> None:
         """End every request with EngineError, and the core. Waits for the step in progress."""
         with self._lock:
-            self._error = self._error or EngineError(_CLOSED)
+            self._error = self._error or EngineError("the engine is closed", hint=REOPEN)
         self._link.close()
 
     def on_report(self, report: Report) -> None:

@@ -6,6 +6,7 @@ one another by torch.distributed: partial sums within a tp group, hidden states 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -150,6 +151,7 @@ def _join(store: list[object], part: Part, device: torch.device) -> None:
 
 def main() -> None:
     """The first line of the input says where to meet."""
+    faulthandler.enable()
     told = json.loads(sys.stdin.readline())
     number = int(told.pop("number"))
     keep_to(told.pop("cores"))

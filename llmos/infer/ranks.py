@@ -113,7 +113,7 @@ class RanksRunner:
         pp: int = 1,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        runner: str = "auto",
+        runner: str = "torch",
         threads: int = 1,
         memory_bytes: int | None = None,
         context_length: int | None = None,
