@@ -29,9 +29,9 @@ class LocalEngine:
     """Generates with the model in ``model_dir``; ``options`` are the fields of :class:`EngineOptions`.
 
     Up to ``max_batch`` requests run at once; ``max_queue`` more may wait. When all these places are taken, a tenant
-    with fewer of them than another gets one of the other's: the newest request that waits there is refused. With ``process``, the model has a process of
-    its own, which is best for serving; else a thread. Raises ModelError for a directory that holds no model,
-    UsageError for wrong arguments, OutOfMemoryError. Call :meth:`close` at the end.
+    with fewer of them than another gets one of the other's: the newest request that waits there is refused. With
+    ``process``, the model has a process of its own, which is best for serving; else a thread. Raises ModelError for a
+    directory that holds no model, UsageError for wrong arguments, OutOfMemoryError. Call :meth:`close` at the end.
     """
 
     def __init__(self, model_dir: str | Path, *, process: bool = False, max_queue: int = 128, **options: Any) -> None:

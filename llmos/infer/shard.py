@@ -48,16 +48,14 @@ class Shard:
     """What one rank of a tp × pp mesh holds of a model.
 
     ``heads`` and ``kv_heads`` are this rank's; with fewer key heads than ranks, ranks share copies of one. The
-    embedding is there on the first pipeline stage; ``norm_D`` and ``output`` (this rank's rows of the vocabulary,
-    beginning with ``vocabulary_start``) on the last.
+    embedding is there on the first pipeline stage; ``norm_D`` and ``output`` (this rank's rows of the vocabulary) on
+    the last.
     """
 
     config: ModelConfig
     heads: int
     kv_heads: int
-    first_layer: int
     layers: tuple[LayerShard, ...]
     embedding_VD: Tensor | None
     norm_D: Tensor | None
     output: Matrix | None
-    vocabulary_start: int = 0

@@ -69,6 +69,7 @@ def test_ranks_wait_until_the_native_step_is_compiled(
 async def test_an_engine_with_a_draft_model_waits_too(
     model_dir: Path, useless_compiler: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     async with running(model_dir, runner="auto", speculative=2, draft=model_dir) as engine:
         assert engine.stats()["runner"] == "torch"
     assert useless_compiler.read_text() == "called\n"

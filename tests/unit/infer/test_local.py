@@ -60,8 +60,7 @@ async def test_a_full_queue_is_shared_by_tenants(model_dir: Path) -> None:
         asked = dataclasses.replace(request((5 + number,), max_tokens=LONG), tenant=tenant)
         try:
             return f"{tenant}{(await whole(engine, asked)).completion_tokens}"
-        except CapacityError as error:
-            assert error.retry_after_s >= 1
+        except CapacityError:
             return f"{tenant} refused"
 
     async with running(model_dir, max_batch=2, max_queue=6) as engine:
