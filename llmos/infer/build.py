@@ -89,13 +89,9 @@ def _speculation(makers: _Makers) -> Callable[[Sampler], Speculation]:
 
     longest = ModelConfig.load(options.draft).max_position  # it may be shorter: then long answers have no drafts
     context_length, vocab_size = min(makers.context_length, longest), makers.config.vocab_size
-    draft = _Makers.of(
-        replace(options, model_dir=options.draft, context_length=context_length, tp=1, pp=1, draft=None)
-    )
+    draft = _Makers.of(replace(options, model_dir=options.draft, context_length=context_length, tp=1, pp=1, draft=None))
     runner = draft.native() if draft.native_ready(wait=True) else draft.torch()
-    return lambda sampler: Speculation(
-        DraftModel(runner, sampler, vocab_size, context_length), options.speculative
-    )
+    return lambda sampler: Speculation(DraftModel(runner, sampler, vocab_size, context_length), options.speculative)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +114,7 @@ class _Makers:
         )
 
     def native_ready(self, wait: bool = False) -> bool:
-        """Whether the native step is what computes, and is there: compiled now if ``wait``. If it cannot be, logs why."""
+        """Whether the native step is what computes, and is there; compiled now if ``wait``. Logs why it cannot be."""
         asked = self.options.runner
         if asked != "auto" or self.device.type != "cpu":
             return asked == "native"

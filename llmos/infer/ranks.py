@@ -86,7 +86,6 @@ class _Rank:
             found = json.loads(body)
             self.error, self.lost_another = from_json(found["error"]), found["lost"]
 
-
     def take_logits(self, count: int) -> Tensor:
         """Those of the oldest step, for ``count`` tokens and this rank's rows of the vocabulary [count, V]."""
         assert self.ready is not None
