@@ -53,7 +53,8 @@ class LocalEngine:
             raise
         ready = self._link.ready()
         self.context_length, self._vocab_size = ready.context_length, ready.vocab_size
-        self._ends = ready.ends | self.tokenizer.stop_ids
+        known = range(ready.vocab_size)  # a tokenizer may have more tokens than its model
+        self._ends = frozenset(token for token in ready.ends | self.tokenizer.stop_ids if token in known)
         self._core = ready.stats
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:

@@ -18,7 +18,7 @@ import torch
 
 from llmos.errors import EngineError, UsageError
 from llmos.infer import grammar as grammars
-from llmos.infer.grammar import Grammars, masks
+from llmos.infer.grammar import Grammars, Matcher, masks
 from llmos.infer.request import Grammar, SamplingParams
 from llmos.infer.sampling import Sampled, Sampler
 from llmos.models import Tokenizer
@@ -188,15 +188,13 @@ def test_what_contradicts_a_grammar_is_refused(extra: dict[str, Any]) -> None:
 def test_a_grammar_that_takes_long_holds_up_its_own_tenant_alone(
     compiler: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release, build, compiled = threading.Event(), grammars._built, []
+    release, compile = threading.Event(), Grammars._compile
 
-    def slow(known: Any, text: str) -> Any:
-        compiled.append(text)
-        if "slow" in text:
-            assert release.wait(20)
-        return build(known, text)
+    def slow(self: Grammars, grammar: Grammar) -> Matcher:
+        assert grammar.text != "slow" or release.wait(20)
+        return compile(self, grammar)
 
-    monkeypatch.setattr(grammars, "_built", slow)
+    monkeypatch.setattr(Grammars, "_compile", slow)
     try:
         held = [compiler.start(Grammar("regex", text), "a") for text in ("slow", "b", "c")]
         assert compiler.start(Grammar("regex", "d"), "b").result(10)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +53,15 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(model_dir: Path) 
         assert (await whole(engine, request())).completion_tokens == 12  # it took the place of the one that left
         assert {(await task).completion_tokens for task in tasks[:4]} == {LONG}
         await _until(lambda: _idle(engine))
+
+
+async def test_an_end_token_that_the_model_does_not_have_harms_nobody(model_dir: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(model_dir, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "eos_token_id": [config["eos_token_id"], 5000]}))
+    async with running(directory) as engine:
+        answer = await whole(engine, request(min_tokens=3, ignore_eos=False, max_tokens=5))
+        assert answer.completion_tokens >= 3
 
 
 async def test_a_full_queue_is_shared_by_tenants(model_dir: Path) -> None:
