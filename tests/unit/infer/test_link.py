@@ -76,12 +76,11 @@ async def test_whatever_goes_wrong_on_the_way_everybody_is_told(
         raise KeyError("a bug")
 
     before = _children()
+    monkeypatch.setattr(LocalEngine, "on_report", broken)
     for process in (False, True):
         async with running(model_dir, process=process) as engine:
-            with monkeypatch.context() as patch:
-                patch.setattr(LocalEngine, "on_report", broken)
-                with pytest.raises(EngineError, match="KeyError: 'a bug'"):
-                    await asyncio.wait_for(whole(engine, request()), 20)
+            with pytest.raises(EngineError, match="KeyError: 'a bug'"):
+                await asyncio.wait_for(whole(engine, request()), 20)
             assert not engine.stats()["healthy"]
     assert _children() == before
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ from llmos.infer.local import LocalEngine
 from llmos.infer.request import Grammar, TokenEvent
 from llmos.infer.sampling import Sampler
 from llmos.infer.torch_runner import TorchRunner
+from llmos.models import Tokenizer
 from tests.unit.infer.small import CONTEXT, request, running, whole
 
 LONG = CONTEXT - 3
@@ -55,11 +54,18 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(model_dir: Path) 
         await _until(lambda: _idle(engine))
 
 
-async def test_an_end_token_that_the_model_does_not_have_harms_nobody(model_dir: Path, tmp_path: Path) -> None:
-    directory = shutil.copytree(model_dir, tmp_path / "model")
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "eos_token_id": [config["eos_token_id"], 5000]}))
-    async with running(directory) as engine:
+async def test_an_end_token_that_the_model_does_not_have_harms_nobody(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Tokenizer.load
+
+    def with_more_tokens(directory: Path) -> Tokenizer:
+        tokenizer = load(directory)
+        tokenizer.stop_ids |= {5000}
+        return tokenizer
+
+    monkeypatch.setattr(Tokenizer, "load", with_more_tokens)
+    async with running(model_dir) as engine:
         answer = await whole(engine, request(min_tokens=3, ignore_eos=False, max_tokens=5))
         assert answer.completion_tokens >= 3
 
