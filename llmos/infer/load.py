@@ -86,6 +86,7 @@ def _shard(reader: _Reader, config: ModelConfig, part: Split) -> Shard:
         config=config,
         heads=len(part.heads),
         kv_heads=len(part.kv_heads),
+        first_layer=part.layers.start,
         layers=tuple(_layer(reader, config, part, f"model.layers.{layer}.") for layer in part.layers),
         embedding_VD=embedding_VD,
         norm_D=reader.vector("model.norm.weight") if last else None,

@@ -55,6 +55,7 @@ class Shard:
     config: ModelConfig
     heads: int
     kv_heads: int
+    first_layer: int
     layers: tuple[LayerShard, ...]
     embedding_VD: Tensor | None
     norm_D: Tensor | None

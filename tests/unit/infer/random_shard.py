@@ -53,6 +53,7 @@ def random_shard(
         config,
         config.num_heads,
         config.num_kv_heads,
+        0,
         tuple(layer() for _ in range(config.num_layers)),
         torch.randn(config.vocab_size, hidden).to(dtype),
         1 + 0.3 * torch.randn(hidden),
