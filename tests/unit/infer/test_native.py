@@ -194,8 +194,8 @@ def test_halves_of_two_ranks_add_up_to_the_whole() -> None:
 
 def test_stages_hand_on_hidden_states() -> None:
     shard, texts = random_shard(SHAPE), texts_of(30)
-    first = NativeModel(dataclasses.replace(shard, first_layer=1, layers=shard.layers[:1], norm_D=None, output=None), BLOCKS)
-    last = NativeModel(dataclasses.replace(shard, layers=shard.layers[1:], embedding_VD=None), BLOCKS)
+    first = NativeModel(dataclasses.replace(shard, layers=shard.layers[:1], norm_D=None, output=None), BLOCKS)
+    last = NativeModel(dataclasses.replace(shard, first_layer=1, layers=shard.layers[1:], embedding_VD=None), BLOCKS)
     step = Pages(texts, BLOCKS).step({0: 30})
     hidden = first.hidden(30)
     assert first.run(step, Span(0, 2, embed=True), hidden, 1) is None
