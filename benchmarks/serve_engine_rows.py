@@ -23,13 +23,16 @@ _LOOKED_UP = 4
 
 
 def tp2(options: Options) -> Measured:
-    """Two tensor-parallel ranks of one thread against one process of two."""
-    return _ranks(options, tp=2)
+    """Two tensor-parallel ranks of one thread against one process of two: the worse of one request and 16."""
+    return _ranks(options, _CONCURRENCY, tp=2)
 
 
 def pp2(options: Options) -> Measured:
-    """Two pipeline stages of one thread against one process of two."""
-    return _ranks(options, pp=2)
+    """Two pipeline stages of one thread against one process of two, with 16 requests.
+
+    One request is in one stage at a time, so that one thread works: its ratio is printed and asks for nothing.
+    """
+    return _ranks(options, _CONCURRENCY[1:], pp=2)
 
 
 def shared_prefix_ttft(options: Options) -> Measured:
@@ -75,8 +78,8 @@ def spec_decode(options: Options) -> Measured:
     return Measured(with_it, without, ratio, why, also=also)
 
 
-def _ranks(options: Options, **mesh: int) -> Measured:
-    """The worse of the two ratios: alone, and 16 at once."""
+def _ranks(options: Options, judged: Sequence[int], **mesh: int) -> Measured:
+    """The worst of the ratios at the ``judged`` concurrencies; the others are printed."""
     if _cores() < 2:
         raise Unmeasured("skipped: needs two cores, one for each rank")
     shape: Shape = SMOLLM_135M if options.quick else QWEN_500M
@@ -93,7 +96,7 @@ def _ranks(options: Options, **mesh: int) -> Measured:
     finally:
         _close(both)
     ratios = {n: statistics.median(a / b for a, b in zip(*rates, strict=True)) for n, rates in found.items()}
-    worst = min(ratios, key=ratios.__getitem__)
+    worst = min(judged, key=ratios.__getitem__)
     value, peer = map(statistics.median, found[worst])
     also = {f"ratio_c{n}": ratio for n, ratio in ratios.items()}
     return Measured(value, peer, ratios[worst], f"{shape.name}, bf16, concurrency {worst}", also=also)

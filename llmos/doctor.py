@@ -21,6 +21,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from llmos.control.machine import memory_bytes
+from llmos.cores import usable_cores
 from llmos.errors import UsageError
 from llmos.files import read_json
 from llmos.layout import Layout
@@ -88,7 +89,7 @@ def _package(name: str) -> Finding:
 
 
 def _cpus() -> Finding:
-    usable, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    usable, load = len(usable_cores()), os.getloadavg()[0]
     found = f"{usable} cores, load {load:.1f}"
     if load > usable:
         return Finding("cpus", "warn", found, "Others compute here: what is measured now will not last.")

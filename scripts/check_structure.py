@@ -26,8 +26,9 @@ CODE = ("llmos/", "deployments/", "scripts/")  # what the sizes and docstrings a
 # Part of llmos → the other parts it may import. Imports flow one way: errors ← core, spec; core ← sim, train;
 # core, spec ← control ← cli; models ← parallel ← train | infer; models ← compress; train, infer and openai never import
 # one another.
-COMMON = frozenset({"errors", "files", "layout", "redact", "settings"})
+COMMON = frozenset({"cores", "errors", "files", "layout", "redact", "settings"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
+    "cores": frozenset(),
     "errors": frozenset(),
     "core": frozenset({"errors"}),
     "spec": frozenset({"errors"}),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 
-from llmos.infer.entry import Batch
+from llmos.infer.entry import Batch, Part
 from llmos.infer.step import Step
 
 
@@ -28,6 +30,19 @@ def step_of(batch: Batch) -> Step:
         blocks_SM=_blocks(batch),
         logits_at_L=np.array(logits_at, np.int32),
     )
+
+
+def wanted(batch: Batch, ids: Container[str]) -> tuple[list[Part], list[int]]:
+    """The parts of entries in ``ids`` whose logits are wanted, and the rows of the step's logits that are theirs."""
+    parts: list[Part] = []
+    rows: list[int] = []
+    row = 0
+    for part in batch.parts:
+        if part.logits and part.entry.id in ids:
+            parts.append(part)
+            rows += range(row, row + part.logits)
+        row += part.logits
+    return parts, rows
 
 
 def _blocks(batch: Batch) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:

@@ -10,7 +10,7 @@ Nobody starves: the first in rank is never preempted, every other becomes the fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from llmos.errors import ConflictError, ContextLengthError, UsageError
 from llmos.infer.blocks import Blocks, blocks_for
@@ -47,11 +47,6 @@ class Batching:
         """Those that hold blocks."""
         return tuple(self._running.values())
 
-    @property
-    def waiting(self) -> tuple[Entry, ...]:
-        """Those that hold none, in no order."""
-        return tuple(self._queue)
-
     def add(self, entry: Entry) -> None:
         """Let ``entry`` wait for its turn.
 
@@ -67,7 +62,10 @@ class Batching:
             self._next_deadline = min(self._next_deadline, entry.deadline)
 
     def cancel(self, id: str) -> None:
-        """Forget the entry; its blocks are free now, or when its batch is settled. Nothing happens if there is none."""
+        """Forget the entry, complete or not: its blocks are free now, or when its batch is settled.
+
+        What is cached of them is found by its prefix as long as there is room. Nothing happens if there is none.
+        """
         entry = self._entries.get(id)
         if entry is None:
             return
@@ -75,11 +73,6 @@ class Batching:
             entry.over = True
         else:
             self._remove(entry)
-
-    def finish(self, entry: Entry) -> None:
-        """``entry`` is complete: its blocks are free, and found by their prefix as long as there is room."""
-        if self._entries.get(entry.id) is entry:
-            self.cancel(entry.id)
 
     def next_batch(self, now: float) -> Batch:
         """What to compute now, at the time ``now`` (seconds); without parts when there is nothing."""
@@ -153,31 +146,29 @@ class Batching:
         spare = self._token_budget - share
         if len(self._queue) or share < len(self._running):
             spare //= 2  # prompts are read too
-        parts: list[Part] = []
-        taken: set[Entry] = set()
+        taken: dict[str, Entry] = {}
         ready[:share] = sorted(ready[:share], key=lambda entry: entry.rank)  # the first in rank get blocks first
         for entry in ready:
-            if len(parts) == share:
+            if len(taken) == share:
                 break
-            if entry.id not in self._running or not self._make_room(entry, taken, preempted):
-                continue  # another gets its place
+            if entry.id in self._running and self._make_room(entry, taken, preempted):  # else another gets its place
+                taken[entry.id] = entry
+        for entry in taken.values():  # drafts get what blocks are left when everybody has one
             entry.drafts = self._fitting(entry, spare)
             spare -= len(entry.drafts)
-            taken.add(entry)
-            parts.append(Part(entry, 1 + len(entry.drafts)))
-        return parts
+        return [Part(entry, 1 + len(entry.drafts)) for entry in taken.values()]
 
     def _fitting(self, entry: Entry, spare: int) -> tuple[int, ...]:
-        """The drafts that may be computed: within the limit, ``spare`` tokens, and blocks nobody else needs."""
+        """The drafts that may be computed: within the limit, ``spare`` tokens, and blocks nobody decodes into now."""
         drafts = entry.drafts[: max(0, min(spare, entry.limit - 1 - len(entry.tokens)))]
         assert entry.table is not None
         return drafts if drafts and entry.table.grow(len(entry.tokens) + len(drafts)) else ()
 
-    def _make_room(self, entry: Entry, taken: set[Entry], preempted: list[Entry]) -> bool:
+    def _make_room(self, entry: Entry, taken: Container[str], preempted: list[Entry]) -> bool:
         """A slot for the newest token of ``entry``; who is behind it in rank and not ``taken`` gives blocks back."""
         assert entry.table is not None
         while not entry.table.grow(len(entry.tokens)):
-            behind = [other for other in self._preemptible(entry) if other not in taken]
+            behind = [other for other in self._preemptible(entry) if other.id not in taken]
             if not behind:
                 return False
             self._preempt(max(behind, key=lambda other: other.rank), preempted)

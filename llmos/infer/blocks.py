@@ -42,10 +42,6 @@ class Blocks:
         """Blocks that can be had now: unused, or cached and held by nobody."""
         return len(self._unused) + len(self._idle)
 
-    def match(self, tokens: Sequence[int], salt: bytes) -> int:
-        """How many of ``tokens`` are cached: whole blocks from the first on, and never the last token."""
-        return len(self.table(salt).prefix(tokens)) * BLOCK_TOKENS
-
     def open(self, tokens: Sequence[int], salt: bytes) -> Table:
         """A table that holds the cached prefix of ``tokens``; see :meth:`Table.open`."""
         table = self.table(salt)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from llmos import models
-from llmos.errors import UnsupportedModelError, UsageError
+from llmos.errors import EngineError, UnsupportedModelError, UsageError
 from llmos.files import read_json
 from llmos.infer import memory
 from llmos.infer.blocks import blocks_for
@@ -24,6 +24,7 @@ from llmos.infer.dtypes import pick_dtype
 from llmos.infer.load import load_shard
 from llmos.infer.lookup import PromptLookup
 from llmos.infer.messages import Ready
+from llmos.infer.native.bindings import library
 from llmos.infer.native.build import available
 from llmos.infer.native.runner import NativeRunner
 from llmos.infer.native.threads import candidates, fastest
@@ -86,10 +87,11 @@ def _speculation(makers: _Makers) -> Callable[[Sampler], Speculation]:
         return lambda _: Speculation(PromptLookup(), options.speculative)
     from llmos.infer.draft_model import DraftModel
 
-    alone = replace(options, model_dir=options.draft, context_length=makers.context_length, tp=1, pp=1, draft=None)
-    draft = _Makers.of(alone)
-    runner = draft.native() if draft.native_at_once else draft.torch()
-    return lambda sampler: Speculation(DraftModel(runner, sampler, makers.config.vocab_size), options.speculative)
+    longest = ModelConfig.load(options.draft).max_position  # it may be shorter: then long answers have no drafts
+    context_length, vocab_size = min(makers.context_length, longest), makers.config.vocab_size
+    draft = _Makers.of(replace(options, model_dir=options.draft, context_length=context_length, tp=1, pp=1, draft=None))
+    runner = draft.native() if draft.native_ready(wait=True) else draft.torch()
+    return lambda sampler: Speculation(DraftModel(runner, sampler, vocab_size, context_length), options.speculative)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,21 @@ class _Makers:
             options, config, _context_length(options, config.max_position), device, _dtype(options, directory, device)
         )
 
-    @property
-    def native_at_once(self) -> bool:
-        """Whether the native step is what computes, and need not be waited for."""
+    def native_ready(self, wait: bool = False) -> bool:
+        """Whether the native step is what computes, and is there; compiled now if ``wait``. Logs why it cannot be."""
         asked = self.options.runner
-        return asked == "native" or (asked == "auto" and self.device.type == "cpu" and available())
+        if asked != "auto" or self.device.type != "cpu":
+            return asked == "native"
+        if not available():
+            if not wait:
+                return False
+            _log.info("the native step is compiled before the start: what computes cannot be exchanged later")
+        try:
+            library()
+        except EngineError as error:
+            _log.warning("the native step cannot be used: %s", error)
+            return False
+        return True
 
     def choose(self) -> tuple[Runner, Future[Runner] | None]:
         """The runner to begin with, and the better one that is on its way, if there is one."""
@@ -125,11 +137,14 @@ class _Makers:
         if self.options.tp * self.options.pp > 1:
             self._say("ranks", f"tp {self.options.tp} × pp {self.options.pp} was asked for")
             return self.ranks(), None
-        if self.native_at_once:
+        if self.native_ready(wait=self.options.draft is not None):
             self._say("native", "asked for" if asked == "native" else "it is compiled for this machine")
             return self.native(), None
         if asked == "torch" or self.device.type != "cpu":
             self._say("torch", "asked for" if asked == "torch" else f"the device is {self.device}")
+            return self.torch(), None
+        if available():
+            self._say("torch", "the native step is compiled, but cannot be loaded")
             return self.torch(), None
         self._say("torch", "the native step is being compiled, and takes over when it is there")
         return self.torch(), _later(self.native)
@@ -145,7 +160,7 @@ class _Makers:
             pp=options.pp,
             dtype=self.dtype,
             device=options.device,
-            runner=options.runner,
+            runner="native" if self.native_ready(wait=True) else "torch",
             threads=options.threads or max(1, _counts(options)[-1] // count),
             memory_bytes=self._cache_bytes(self.dtype.itemsize) if self.device.type == "cpu" else options.memory_bytes,
             context_length=self.context_length,
@@ -154,7 +169,8 @@ class _Makers:
         )
 
     def native(self) -> Runner:
-        """The step in C++, compiled now if need be."""
+        """The step in C++, compiled now if need be: before the weights are read, for there may be no compiler."""
+        library()
         shard = self._shard()
         weights_bytes, itemsize = size_bytes(shard), self.dtype.itemsize
         account = memory.account(

@@ -6,6 +6,7 @@ step's tokens is told so by the other side.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from llmos.errors import EngineError, LlmosError
-from llmos.infer.link import BEAT_S, RESTART, failure, serve
+from llmos.infer.link import BEAT_S, IDLE_S, RESTART, failure, serve
 from llmos.infer.messages import Message
 
 if TYPE_CHECKING:
@@ -44,16 +45,16 @@ class Pipe:
             os._exit(1)
 
     def receive(self, wait: bool) -> list[Message] | None:
-        """What has come; None to end."""
+        """What has come, after up to IDLE_S if that is to be waited for; None to end."""
         messages: list[Message] = []
-        while (wait and not messages) or self._connection.poll():
-            try:
+        try:
+            while self._connection.poll(IDLE_S if wait and not messages else 0.0):
                 some = self._connection.recv()
-            except (EOFError, OSError):
-                os._exit(1)
-            if some is None:
-                return None
-            messages += some
+                if some is None:
+                    return None
+                messages += some
+        except (EOFError, OSError):
+            os._exit(1)
         return messages
 
     def beat(self, core: Future[EngineCore]) -> None:
@@ -73,6 +74,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other side, which closes this one
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("llmos").setLevel(logging.INFO)
+    faulthandler.enable()  # a signal that ends this process leaves tracebacks too
     pipe = Pipe(int(sys.argv[1]))
     built: Future[EngineCore] = Future()
     threading.Thread(target=pipe.beat, args=[built], name="llmos-beat", daemon=True).start()
@@ -96,4 +98,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # without waiting for a grammar that is still being compiled

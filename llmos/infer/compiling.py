@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Compiling:
-    """``tokenizer`` is called for the first grammar, in the thread in which they are compiled."""
+    """``tokenizer`` is called for the first grammar, in one of the threads in which they are compiled."""
 
     def __init__(self, tokenizer: Callable[[], Tokenizer]) -> None:
         self._tokenizer = tokenizer
@@ -34,11 +34,13 @@ class Compiling:
         assert grammar is not None
         if self._grammars is None:
             self._grammars = Grammars(self._tokenizer, request.ends)
-        self._futures[request.id] = request, self._grammars.start(grammar)
+        self._futures[request.id] = request, self._grammars.start(grammar, request.tenant)
 
     def remove(self, id: str) -> None:
         """Forget the request; nothing happens if there is none."""
-        self._futures.pop(id, None)
+        _, future = self._futures.pop(id, (None, None))
+        if future is not None:
+            future.cancel()  # before its turn: nothing is compiled
 
     def take(self, wait_s: float) -> list[tuple[CoreRequest, Matcher | LlmosError]]:
         """Those that are ready, or what is wrong with them; wait so long for one."""
@@ -47,20 +49,20 @@ class Compiling:
         wait([future for _, future in self._futures.values()], wait_s, FIRST_COMPLETED)
         done = [(request, future) for request, future in self._futures.values() if future.done()]
         for request, _ in done:
-            self.remove(request.id)
+            del self._futures[request.id]
         return [(request, _result(future)) for request, future in done]
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads, when they are done with what they compile."""
         if self._grammars is not None:
             self._grammars.close()
 
 
 def _result(future: Future[Matcher]) -> Matcher | LlmosError:
-    try:
+    error = future.exception()
+    if error is None:
         return future.result()
-    except LlmosError as error:
+    if isinstance(error, LlmosError):
         return error
-    except Exception as error:
-        _log.exception("a grammar could not be compiled")
-        return EngineError(f"the request failed: {type(error).__name__}: {error}", hint="See the log.")
+    _log.error("a grammar could not be compiled", exc_info=error)  # a panic of llguidance is no Exception
+    return EngineError(f"the request failed: {type(error).__name__}: {error}", hint="See the log.")

@@ -17,25 +17,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmos.errors import DeadlineError, LlmosError
-from llmos.infer.assemble import step_of
+from llmos.errors import LlmosError
+from llmos.infer.assemble import step_of, wanted
 from llmos.infer.batching import Batching
 from llmos.infer.blocks import Blocks
 from llmos.infer.compiling import Compiling
 from llmos.infer.entry import Batch, Entry, Part
 from llmos.infer.grammar import Matcher
-from llmos.infer.messages import CoreRequest, Outcome
+from llmos.infer.messages import CoreRequest, Outcome, late
 from llmos.infer.meter import Meter
+from llmos.infer.patience import Patience
 from llmos.infer.sampling import Sampled, Sampler
-from llmos.infer.speculative import Speculation
-from llmos.infer.step import BLOCK_TOKENS, Runner
+from llmos.infer.speculative import Ask, Speculation
+from llmos.infer.step import BLOCK_TOKENS, Runner, Watched
 from llmos.infer.trial import trial
 
 if TYPE_CHECKING:
     from llmos.models import Tokenizer
 
-HANG_S, HANG_TIMES = 12.0, 4.0
-"""A step hangs that takes longer than this, and so many times as long as any before."""
+HANG_S = 12.0
+"""A step hangs that takes longer than this, and much longer than any before; see :class:`Patience`."""
 
 GRAMMAR_S = 0.01
 """How long an idle core waits for a grammar before it looks for other requests."""
@@ -88,8 +89,9 @@ class EngineCore:
         self._flight: deque[Batch] = deque()
         self._news: list[Outcome] = []
         self._meter = Meter()
+        self._patience = Patience(HANG_S)
         self._began_s: float | None = None
-        self._slowest_s = 0.0
+        self._limit_s = 0.0
         self._use(runner)
 
     @property
@@ -115,16 +117,22 @@ class EngineCore:
 
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
-        """Start as many steps as the runner takes, and finish the oldest. Raises what the runner raises."""
+        """Start as many steps as the runner takes, and finish the oldest. Raises what the runner raises.
+
+        With nothing to do, see that the runner is still there.
+        """
         self._take_compiled()
         outcomes, self._news = self._news, []
         if self._better is not None and self._better.done() and not self._flight:
             self._improve(self._better)
+        self._limit_s = self._patience.limit_s(self._limits.token_budget)
         self._began_s = began_s = time.monotonic()
         self._start(outcomes)
-        if self._flight:
+        if tokens := self._tokens_in_flight():
             self._finish(outcomes)
-            self._slowest_s = max(self._slowest_s, time.monotonic() - began_s)
+            self._patience.learn(tokens, time.monotonic() - began_s)
+        elif isinstance(self._runner, Watched):
+            self._runner.watch()
         self._began_s = None
         return outcomes
 
@@ -132,7 +140,7 @@ class EngineCore:
         """How long the step in progress has taken, if that is so long that it hangs. For another thread to ask."""
         began_s = self._began_s
         taken_s = 0.0 if began_s is None else time.monotonic() - began_s
-        return taken_s if taken_s > max(HANG_S, HANG_TIMES * self._slowest_s) else None
+        return taken_s if taken_s > self._limit_s else None
 
     def stats(self) -> dict[str, Any]:
         """How it is doing, JSON-able."""
@@ -183,7 +191,12 @@ class EngineCore:
                 self._begin(request, matcher)
 
     def _use(self, runner: Runner) -> None:
-        """Go on with ``runner``, whose cache is empty, after a first step: it shows how long others may take."""
+        """Go on with ``runner``, whose cache is empty, if its first step works: it shows how long others may take."""
+        began_s = time.monotonic()
+        runner.start(trial(BLOCK_TOKENS))
+        runner.finish()
+        self._patience = Patience(HANG_S)
+        self._patience.learn(BLOCK_TOKENS, time.monotonic() - began_s)
         self._runner, self._about = runner, {**runner.stats(), **self._given}
         limits = self._limits
         self._blocks = Blocks(runner.blocks, limits.prefix_cache)
@@ -194,21 +207,20 @@ class EngineCore:
             context_length=limits.context_length,
             depth=runner.depth,
         )
-        began_s = time.monotonic()
-        self._runner.start(trial(BLOCK_TOKENS))
-        self._runner.finish()
-        self._slowest_s = (time.monotonic() - began_s) * self._limits.token_budget / BLOCK_TOKENS
 
     def _improve(self, better: Future[Runner]) -> None:
         """Use the better runner. Those who run are read again, with the answers they have."""
         self._better = None
-        try:
-            runner = better.result()
-        except LlmosError as error:
-            _log.warning("the engine stays with what it has: %s", error)
+        if (error := better.exception()) is not None:  # whatever it is: what there is works
+            _log.warning("the engine stays with what it has: %s: %s", type(error).__name__, error)
             return
-        old = self._runner
-        self._use(runner)
+        old, runner = self._runner, better.result()
+        try:
+            self._use(runner)
+        except Exception:
+            _log.exception("the engine stays with what it has: the first step of the better runner failed")
+            runner.close()
+            return
         old.close()
         for live in self._live.values():
             live.entry = dataclasses.replace(live.entry, computed=0, table=None, drafts=())
@@ -222,7 +234,8 @@ class EngineCore:
             batch = self._batching.next_batch(time.monotonic())
             self._meter.preempted(len(batch.preempted))
             for entry in batch.expired:
-                outcomes.append(Outcome(entry.id, error=_late(entry)))
+                error = late(len(entry.tokens) - entry.prompt, entry.limit - entry.prompt)
+                outcomes.append(Outcome(entry.id, error=error))
                 self.cancel(entry.id)
             if not batch.parts:
                 return
@@ -231,20 +244,25 @@ class EngineCore:
                 if not live.begun:
                     live.begun = True
                     self._meter.began(part.entry.prompt, part.entry.computed)
-            self._runner.start(step_of(batch))
             self._flight.append(batch)
+            self._limit_s = self._patience.limit_s(self._tokens_in_flight())
+            self._runner.start(step_of(batch))
+
+    def _tokens_in_flight(self) -> int:
+        return sum(part.count for batch in self._flight for part in batch.parts)
 
     def _draft(self, speculation: Speculation) -> None:
         ready = [entry for entry in self._batching.running if entry.decoding and not entry.in_flight]
-        drafts = speculation.propose([(entry.id, entry.tokens) for entry in ready])
+        drafts = speculation.propose([Ask(e.id, e.tokens, e.limit - 1 - len(e.tokens)) for e in ready])
         for entry in ready:
             entry.drafts = drafts.get(entry.id, ())
 
     def _finish(self, outcomes: list[Outcome]) -> None:
         """Choose the tokens after the oldest step."""
         batch = self._flight.popleft()
-        wanted, logits_LV = self._alive(batch, self._runner.finish())
-        new = self._chosen(wanted, logits_LV) if wanted else []
+        logits_LV = self._runner.finish()
+        parts, rows = wanted(batch, self._live)  # those that were cancelled since are not
+        new = self._chosen(parts, logits_LV if len(rows) == len(logits_LV) else logits_LV[rows]) if parts else []
         for outcome in new:
             if outcome.error is not None:
                 self.cancel(outcome.id)  # before its batch is settled: nothing of it is kept
@@ -265,18 +283,6 @@ class EngineCore:
         if all(part.logits == part.count for part in batch.parts) and self._began_s is not None:
             speculation.stepped(sum(part.count for part in batch.parts), time.monotonic() - self._began_s)
 
-    def _alive(self, batch: Batch, logits_LV: Tensor) -> tuple[list[Part], Tensor]:
-        """The parts whose next token is wanted and that were not cancelled since, and their logits."""
-        rows: list[int] = []
-        parts: list[Part] = []
-        row = 0
-        for part in batch.parts:
-            if part.logits and part.entry.id in self._live:
-                parts.append(part)
-                rows += range(row, row + part.logits)
-            row += part.logits
-        return parts, logits_LV if len(rows) == row else logits_LV[rows]
-
     def _chosen(self, parts: list[Part], logits_LV: Tensor) -> list[Outcome]:
         """What each of ``parts`` gets."""
         found = self._sampler.verify([(part.entry.id, part.entry.drafts) for part in parts], logits_LV)
@@ -292,9 +298,3 @@ class EngineCore:
                 reason = "stop" if token in ends else "length"
                 return Outcome(entry.id, found.tokens[:count], found.logprobs[:count], reason)
         return Outcome(entry.id, found.tokens, found.logprobs)
-
-
-def _late(entry: Entry) -> DeadlineError:
-    got, asked = len(entry.tokens) - entry.prompt, entry.limit - entry.prompt
-    what = f"the answer was not complete by its deadline: {got} of {asked} tokens were made"
-    return DeadlineError(what, hint="Allow more time, or ask for fewer tokens.")

@@ -25,14 +25,15 @@ READ_TOKENS = 256
 class DraftModel:
     """Drafts by ``runner``, whose cache it manages, for the requests of ``sampler``. Raises UsageError.
 
-    Both must have ``vocab_size`` tokens.
+    Both must have ``vocab_size`` tokens. Whose tokens are more than ``context_length``, that of the draft model, gets
+    no more drafts.
     """
 
-    def __init__(self, runner: Runner, sampler: Sampler, vocab_size: int) -> None:
+    def __init__(self, runner: Runner, sampler: Sampler, vocab_size: int, context_length: int) -> None:
         if runner.vocab_size != vocab_size:
             what = f"the draft model has {runner.vocab_size} tokens, the model {vocab_size}"
             raise UsageError(f"{what}: expected the same vocabulary", param="draft")
-        self._runner, self._sampler = runner, sampler
+        self._runner, self._sampler, self._context_length = runner, sampler, context_length
         self._blocks = Blocks(runner.blocks, prefix_cache=False)
         self._entries: dict[str, Entry] = {}
 
@@ -66,6 +67,9 @@ class DraftModel:
 
     def _catch_up(self, ask: Ask) -> bool:
         """Let the entry have the tokens of ``ask``: what was computed of wrong drafts is computed again."""
+        if len(ask.tokens) > self._context_length:
+            self.remove(ask.id)
+            return False
         entry = self._entries.get(ask.id)
         if entry is None:
             entry = self._entries[ask.id] = Entry(ask.id, [], 0, limit=0, table=self._blocks.table(b""))
@@ -77,8 +81,11 @@ class DraftModel:
         return self._room(ask.id)
 
     def _room(self, id: str) -> bool:
+        """Whether the last token of the entry can be computed; without blocks for it, those it has are given back."""
         entry = self._entries[id]
         assert entry.table is not None
+        if len(entry.tokens) > self._context_length:
+            return False
         if entry.table.grow(len(entry.tokens)):
             return True
         self.remove(id)

@@ -8,7 +8,6 @@ a higher priority is first, and a tenant that is not served gains a level every 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from operator import attrgetter
 
 from llmos.infer.entry import AGEING_S, Entry
@@ -35,10 +34,6 @@ class FairQueue:
 
     def __len__(self) -> int:
         return sum(len(tenant.waiting) for tenant in self._waiting.values())
-
-    def __iter__(self) -> Iterator[Entry]:
-        for tenant in self._waiting.values():
-            yield from tenant.waiting
 
     def add(self, entry: Entry) -> None:
         tenant = self._tenant(entry.tenant)

@@ -8,10 +8,14 @@ instead of 2; xgrammar would bring transformers and triton into every installati
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from itertools import takewhile
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,12 +33,15 @@ if TYPE_CHECKING:
 MAX_COMPILED, MAX_COMPILED_CHARS = 128, 4 * 2**20
 """Compiled grammars that are kept, and the characters of their texts together."""
 
+MAX_THREADS = 4
+"""So many tenants' grammars are compiled at once."""
+
 _WHITESPACE = r"(\x20|\x0A[\x20\x09]{0,32})?"
 """Between the tokens of JSON: a blank, or a new line with its indentation. A model must not stay there for ever."""
 
 _JSON: JsonCompileOptions = {"whitespace_pattern": _WHITESPACE}
 _LEXER_STATES = 50_000  # 1 to 2 kB each
-_MAX_TRIES = 200  # to find the wrong part of a schema
+_MAX_TRIES, _TRIES_S = 200, 1.0  # to find the wrong part of a schema
 _DEFINITIONS = ("$defs", "definitions")
 _NAMED = (*_DEFINITIONS, "properties", "patternProperties", "dependentSchemas")
 """Keywords of JSON schema that hold schemas by name."""
@@ -86,35 +93,73 @@ def masks(walks: Sequence[tuple[Matcher, Sequence[int]]], vocabulary: int) -> ND
 
 
 class Grammars:
-    """Compiles grammars in a thread of its own, so that nobody else waits, and keeps those used last.
+    """Compiles grammars in threads of its own, so that nobody else waits, and keeps those used last.
 
-    ``tokenizer`` is called there, at the first grammar. ``ends`` are the tokens that may end an answer.
+    Each tenant's are compiled one after another: one that takes long holds up its own. And each tenant finds its own
+    only: nobody learns from the time it takes what another has asked for. ``tokenizer`` is called at the first grammar.
+    ``ends`` are the tokens that may end an answer.
     """
 
     def __init__(self, tokenizer: Callable[[], Tokenizer], ends: frozenset[int]) -> None:
         self._load, self._ends = tokenizer, ends
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[Grammar, Matcher] = OrderedDict()
-        self._thread = ThreadPoolExecutor(1, "llmos-grammar")
+        self._loading, self._lock = Lock(), Lock()
+        self._compiled: OrderedDict[tuple[str, Grammar], Matcher] = OrderedDict()
+        self._lines: dict[str, deque[tuple[Grammar, Future[Matcher]]]] = {}  # of tenants that have some to compile
+        self._threads = ThreadPoolExecutor(MAX_THREADS, "llmos-grammar")
 
-    def start(self, grammar: Grammar) -> Future[Matcher]:
-        """A matcher for one answer, soon. It raises UsageError, which says what is wrong with the grammar and where."""
-        return self._thread.submit(self._matcher, grammar)
+    def start(self, grammar: Grammar, tenant: str = "") -> Future[Matcher]:
+        """A matcher for one answer, soon. It raises UsageError, which says what is wrong with the grammar and where.
+
+        A future that is cancelled before its turn costs nothing.
+        """
+        future: Future[Matcher] = Future()
+        with self._lock:
+            line = self._lines.setdefault(tenant, deque())
+            line.append((grammar, future))
+            if len(line) == 1:
+                self._threads.submit(self._serve, tenant)
+        return future
 
     def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(cancel_futures=True)
+        """Begin nothing more. What is being compiled is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _matcher(self, grammar: Grammar) -> Matcher:
-        found = self._compiled.pop(grammar, None) or self._compile(grammar)
-        self._compiled[grammar] = found
-        while len(self._compiled) > MAX_COMPILED or sum(len(g.text) for g in self._compiled) > MAX_COMPILED_CHARS:
-            self._compiled.popitem(last=False)
+    def _serve(self, tenant: str) -> None:
+        """Compile the first of ``tenant``'s; then it is another tenant's turn."""
+        grammar, future = self._lines[tenant][0]
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(self._matcher(grammar, tenant))
+            except BaseException as error:
+                future.set_exception(error)
+        with self._lock:
+            self._lines[tenant].popleft()
+            if not self._lines[tenant]:
+                del self._lines[tenant]
+                return
+        with suppress(RuntimeError):  # closed meanwhile
+            self._threads.submit(self._serve, tenant)
+
+    def _matcher(self, grammar: Grammar, tenant: str) -> Matcher:
+        key = tenant, grammar
+        with self._lock:
+            found = self._compiled.get(key)
+        found = found or self._compile(grammar)
+        with self._lock:
+            self._compiled[key] = found
+            self._compiled.move_to_end(key)
+            while len(self._compiled) > MAX_COMPILED or self._characters() > MAX_COMPILED_CHARS:
+                self._compiled.popitem(last=False)
         return found.copy()
 
+    def _characters(self) -> int:
+        return sum(len(grammar.text) for _, grammar in self._compiled)
+
     def _compile(self, grammar: Grammar) -> Matcher:
-        if self._tokenizer is None:
-            self._tokenizer = _for_llguidance(self._load(), self._ends)
+        with self._loading:
+            if self._tokenizer is None:
+                self._tokenizer = _for_llguidance(self._load(), self._ends)
         matcher = Matcher(_built(self._tokenizer, _text(grammar)), self._tokenizer.vocab_size)
         if error := matcher.error:
             if grammar.kind == "json_schema":
@@ -148,8 +193,8 @@ def _text(grammar: Grammar) -> str:
 def _where(schema: dict[str, Any], error: str, tokenizer: LLTokenizer) -> str:
     """The smallest part of a JSON schema that has the same ``error`` alone, as ``$.properties.age``."""
     shared = {name: schema[name] for name in _DEFINITIONS if name in schema}
-    place = "$"
-    tries = iter(range(_MAX_TRIES))
+    place, until_s = "$", time.monotonic() + _TRIES_S
+    tries = takewhile(lambda _: time.monotonic() < until_s, range(_MAX_TRIES))
     while part := next((p for p in _parts(schema) if _error({**shared, **p[1]}, tokenizer, tries) == error), None):
         place, schema = place + part[0], part[1]
     return place
@@ -180,7 +225,8 @@ def _built(tokenizer: LLTokenizer, text: str) -> LLMatcher:
 
 
 def _wrong(grammar: Grammar, what: str) -> UsageError:
-    return UsageError(f"the {grammar.kind.replace('_', ' ')} cannot be used: {what}", param="grammar")
+    what = f"the {grammar.kind.replace('_', ' ')} cannot be used: {what}"
+    return UsageError(what, hint="docs/requests.md says which forms there are.", param="grammar")
 
 
 def _for_llguidance(tokenizer: Tokenizer, ends: frozenset[int]) -> LLTokenizer:

@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 SILENCE_S = 10.0
 """A process that says nothing for so long hangs: it speaks every BEAT_S, whatever it computes."""
 BEAT_S = 1.0
+IDLE_S = 1.0
+"""How often a core with nothing to do looks whether its runner is still there."""
 CLOSE_S = 10.0
 """What a process has for its step in progress before it is killed."""
 
-RESTART = "Restart it; its log has the traceback."
+RESTART = "Restart it; its log says more, unless it was killed from outside."
+
+REOPEN = "Make another one."
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +70,10 @@ class Link(Protocol):
 
 
 def serve(core: EngineCore, receive: Callable[[bool], list[Message] | None], send: Callable[[Report], None]) -> None:
-    """Step while there is something to do. ``receive(wait)`` gives what has come, None to end; it may have to wait."""
+    """Step while there is something to do, and every IDLE_S.
+
+    ``receive(wait)`` gives what has come, None to end; it may have to wait so long.
+    """
     while (messages := receive(not core.busy)) is not None:
         for message in messages:
             if isinstance(message, CoreRequest):
@@ -110,19 +117,21 @@ class ThreadLink:
             self._ready.set_exception(error)
             return
         self._ready.set_result(ready)
-        end = EngineError("the engine is closed")
+        end = EngineError("the engine is closed", hint=REOPEN)
         try:
             serve(core, self._receive, self._listener.on_report)
-        except Exception as error:
+        except BaseException as error:
             end = failure(error)
-        finally:
+        try:
             core.close()
+        except Exception:
+            _log.exception("the engine could not be closed")
         self._listener.on_end(end)
 
     def _receive(self, wait: bool) -> list[Message] | None:
         messages: list[Message] = []
         try:
-            while (message := self._inbox.get(block=wait and not messages)) is not None:
+            while (message := self._inbox.get(block=wait and not messages, timeout=IDLE_S)) is not None:
                 messages.append(message)
         except queue.Empty:
             return messages
@@ -178,6 +187,9 @@ class ProcessLink:
                 self._pipe.send(None if over else messages)
         except OSError:
             _log.info("the engine's process is gone: nothing more is sent to it")
+        except Exception:  # a message that cannot be sent: the end of the process is what everybody is told
+            _log.exception("a message to the engine's process failed")
+            self._process.kill()
 
     def _read(self) -> None:
         """Pass on what comes, until the end; then nothing is left of the process."""
@@ -207,6 +219,8 @@ class ProcessLink:
                     return message
         except (EOFError, OSError):
             return EngineError(f"the engine's process ended: {self._ending()}", hint=RESTART)
+        except Exception as error:  # of the listener, or a message that cannot be read: nobody may wait for ever
+            return failure(error)
         return EngineError(f"the engine's process hangs: it said nothing for {SILENCE_S:.0f} s", hint=RESTART)
 
     def _ending(self) -> str:
@@ -217,7 +231,7 @@ class ProcessLink:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def failure(error: Exception) -> EngineError:
+def failure(error: BaseException) -> EngineError:
     """What everybody is told when the engine fails with ``error``, in whose handler this is called."""
     _log.error("the engine failed", exc_info=error)
     what = f"the engine failed and answers no more: {type(error).__name__}: {error}"

@@ -91,7 +91,6 @@ def _shard(reader: _Reader, config: ModelConfig, part: Split) -> Shard:
         embedding_VD=embedding_VD,
         norm_D=reader.vector("model.norm.weight") if last else None,
         output=output,
-        vocabulary_start=part.vocabulary.start,
     )
 
 

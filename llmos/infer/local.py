@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import math
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 from llmos.errors import CapacityError, ConflictError, ContextLengthError, EngineError, UsageError
 from llmos.infer.answer import Answer
-from llmos.infer.link import Link, ProcessLink, ThreadLink
-from llmos.infer.messages import CoreRequest, Report
+from llmos.infer.link import REOPEN, Link, ProcessLink, ThreadLink
+from llmos.infer.messages import CoreRequest, Report, late
 from llmos.infer.options import EngineOptions
 from llmos.infer.request import GenerationRequest, TokenEvent
 from llmos.infer.ticket import News, Ticket, publish
 from llmos.infer.twins import Twins
 from llmos.models import Tokenizer
 
-_CLOSED = "the engine is closed"
-
 
 class LocalEngine:
     """Generates with the model in ``model_dir``; ``options`` are the fields of :class:`EngineOptions`.
 
-    Up to ``max_batch`` requests run at once; ``max_queue`` more may wait. With ``process``, the model has a process of
-    its own, which is best for serving; else a thread. Raises ModelError for a directory that holds no model,
-    UsageError for wrong arguments, OutOfMemoryError. Call :meth:`close` at the end.
+    Up to ``max_batch`` requests run at once; ``max_queue`` more may wait. When all these places are taken, a tenant
+    with fewer of them than another gets one of the other's: the newest request that waits there is refused. With
+    ``process``, the model has a process of its own, which is best for serving; else a thread. Raises ModelError for a
+    directory that holds no model, UsageError for wrong arguments, OutOfMemoryError. Call :meth:`close` at the end.
     """
 
     def __init__(self, model_dir: str | Path, *, process: bool = False, max_queue: int = 128, **options: Any) -> None:
@@ -52,16 +53,22 @@ class LocalEngine:
             raise
         ready = self._link.ready()
         self.context_length, self._vocab_size = ready.context_length, ready.vocab_size
-        self._ends = ready.ends | self.tokenizer.stop_ids
+        known = range(ready.vocab_size)  # a tokenizer may have more tokens than its model
+        self._ends = frozenset(token for token in ready.ends | self.tokenizer.stop_ids if token in known)
         self._core = ready.stats
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         """See :class:`llmos.infer.engine.Engine`."""
         ticket = self._submit(request)
+        loop, limit_s = asyncio.get_running_loop(), request.deadline_s
+        # Wherever the request is by then: the core does not know of all of them, and may be in a long step.
+        timer = None if limit_s is None else loop.call_later(limit_s, self._expire, ticket)
         try:
             async for event in ticket.events():
                 yield event
         finally:
+            if timer is not None:
+                timer.cancel()
             self._drop(ticket)
 
     async def abort(self, request_id: str) -> None:
@@ -91,7 +98,7 @@ class LocalEngine:
     def close(self) -> None:
         """End every request with EngineError, and the core. Waits for the step in progress."""
         with self._lock:
-            self._error = self._error or EngineError(_CLOSED)
+            self._error = self._error or EngineError("the engine is closed", hint=REOPEN)
         self._link.close()
 
     def on_report(self, report: Report) -> None:
@@ -140,11 +147,26 @@ class LocalEngine:
                 raise copy.copy(self._error)
             if request.id in self._asked:
                 raise ConflictError(f"request `{request.id}` is already running: expected an id of its own")
-            if len(self._tickets) >= self._max_batch + self._max_queue:
+            out = None
+            if len(self._tickets) >= self._max_batch + self._max_queue and (out := self._least(request.tenant)) is None:
                 raise self._full()
             self._tickets[ticket.id] = self._asked[request.id] = ticket
             self._send(self._for_core(ticket.id, request))
+        if out is not None and self._drop(out):
+            publish([(out, self._full())])
         return ticket
+
+    def _least(self, tenant: str) -> Ticket | None:
+        """Who gives its place to a request of ``tenant`` when all are taken: the newest without a token of the tenant
+        that has most places, if that has at least two more."""
+        places = Counter(ticket.answer.request.tenant for ticket in self._tickets.values())
+        if not places:
+            return None
+        crowd, most = places.most_common(1)[0]
+        if most < places[tenant] + 2:
+            return None
+        theirs = (ticket for ticket in reversed(self._tickets.values()) if ticket.answer.request.tenant == crowd)
+        return next((ticket for ticket in theirs if not ticket.answer.count), None)
 
     def _for_core(self, id: str, request: GenerationRequest) -> CoreRequest:
         sampling, now = request.sampling, time.monotonic()
@@ -187,10 +209,18 @@ class LocalEngine:
         what = f"{running} requests are running and {waiting} waiting, as many as may"
         return CapacityError(what, hint=f"Ask again in {wait_s} s.", retry_after_s=wait_s)
 
-    def _drop(self, ticket: Ticket) -> None:
-        """Nobody listens to ``ticket`` any more. Nothing happens if it is settled."""
-        if self._settle(ticket):
+    def _drop(self, ticket: Ticket) -> bool:
+        """Nobody listens to ``ticket`` any more. False, and nothing happens, if it is settled."""
+        if settled := self._settle(ticket):
             self._link.send(ticket.id)
+        return settled
+
+    def _expire(self, ticket: Ticket) -> None:
+        """The deadline of ``ticket`` has come."""
+        request, made = ticket.answer.request, ticket.answer.count
+        room = self.context_length - len(request.prompt_tokens)
+        if self._drop(ticket):
+            publish([(ticket, late(made, min(room, request.sampling.max_tokens or room)))])
 
     def _send(self, asked: CoreRequest) -> None:
         """Now, or when somebody else has read its prompt."""

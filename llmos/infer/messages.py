@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from llmos.errors import LlmosError
+from llmos.errors import DeadlineError, LlmosError
 from llmos.infer.request import FinishReason, SamplingParams, TokenLogprob
 
 
@@ -66,3 +66,9 @@ class Ready:
     context_length: int
     ends: frozenset[int]
     stats: dict[str, Any]
+
+
+def late(made: int, asked: int) -> DeadlineError:
+    """For an answer of which ``made`` tokens of at most ``asked`` were there at its deadline."""
+    what = f"the answer was not complete by its deadline: {made} of {asked} tokens were made"
+    return DeadlineError(what, hint="Allow more time, or ask for fewer tokens.")

@@ -16,7 +16,7 @@ class EngineOptions:
     """Raises UsageError, which names the option, for one that cannot be.
 
     ``dtype`` auto is bfloat16 where the hardware multiplies it. ``threads`` None is found by measurement,
-    among numbers up to ``cores`` (default: those this process may use).
+    among numbers up to ``cores`` (default: those this process may use); for ranks it is their share of ``cores``.
     ``max_batch`` sequences run at once; a step computes at most ``token_budget`` tokens of them. ``context_length``
     limits prompt and answer together (default, and at most: the model's). ``memory_bytes`` is for the key-value cache
     (default: from what is free). ``tp`` × ``pp`` ranks share the model. ``speculative`` tokens are guessed per step

@@ -76,10 +76,6 @@ class Pages:
         self._device, self._dtype = device, dtype
         self._first_K = torch.arange(2 * kv_heads, device=device)[:, None] * (blocks + 2)
 
-    @property
-    def size_bytes(self) -> int:
-        return self._all_LKBTE.nbytes
-
     def begin(self, step: Step, window: int | None) -> Plan:
         """Plan ``step`` and clear the blocks that it begins. A token sees ``window`` tokens (None: all before it)."""
         return Plan(self._slots(step), self._groups(step, window))

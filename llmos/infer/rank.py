@@ -6,6 +6,7 @@ one another by torch.distributed: partial sums within a tp group, hidden states 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llmos.cores import keep_to
 from llmos.errors import EngineError, LlmosError, WorkerLost
 from llmos.infer.shared_sum import agree
 from llmos.infer.stage import Part, Stage, make_stage
@@ -78,7 +80,7 @@ class Rank:
             if self._part.stage + 1 < self._part.pp:
                 self._pass_on(out)
             else:
-                self._channel.send(Kind.LOGITS, memoryview(out.contiguous().cpu().numpy().data).cast("B"))
+                self._channel.send(Kind.LOGITS, _bytes(out))
 
     def _total(self, part: Tensor) -> None:
         self._pulse.at(State.WAITING)
@@ -101,6 +103,11 @@ class Rank:
             work = dist.isend(hidden_ND, self._part.rank + self._part.tp)
             assert work is not None
             self._sent.append((work, hidden_ND))
+
+
+def _bytes(logits_LV: Tensor) -> bytes | memoryview:
+    """Of ``logits_LV``, which has no rows in the middle of a prompt: a view without elements cannot be cast."""
+    return memoryview(logits_LV.contiguous().cpu().numpy().data).cast("B") if len(logits_LV) else b""
 
 
 def serve(meeting: Meeting, number: int) -> None:
@@ -144,8 +151,10 @@ def _join(store: list[object], part: Part, device: torch.device) -> None:
 
 def main() -> None:
     """The first line of the input says where to meet."""
+    faulthandler.enable()
     told = json.loads(sys.stdin.readline())
     number = int(told.pop("number"))
+    keep_to(told.pop("cores"))
     serve(Meeting(**{**told, "secret": bytes.fromhex(told["secret"])}), number)
 
 

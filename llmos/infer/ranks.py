@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import select
 import socket
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -31,6 +28,8 @@ from torch import Tensor
 
 from llmos.errors import EngineError, LlmosError, from_json
 from llmos.infer import memory
+from llmos.infer.launch import Launch, Process, launch_here
+from llmos.infer.patience import Patience
 from llmos.infer.stage import Part
 from llmos.infer.step import Step
 from llmos.infer.wire import BEAT, Channel, Kind, Meeting, State, packed
@@ -39,47 +38,19 @@ from llmos.models.config import ModelConfig
 START_S, END_S = 120.0, 5.0
 """Until every rank has come, and until it has gone before it is killed."""
 SILENCE_S = 10.0
-"""A rank that says nothing for so long hangs: it speaks every second. So does one that computes half a layer longer
-than this and STUCK_TIMES the slowest step before."""
-STUCK_TIMES = 4.0
+"""A rank that says nothing for so long hangs: it speaks every second. So does one that computes the same longer than
+this and than a step may take (:class:`Patience`), and so do all of them when they wait for one another so long."""
 _TICK_S, _LAST_WORDS_S = 0.25, 1.0
 
 _log = logging.getLogger(__name__)
 
 
-class Process(Protocol):
-    """A rank's process, wherever it is; ``subprocess.Popen`` is one."""
+class _Flight(NamedTuple):
+    """A step that was started: its tokens, those whose logits are wanted, and when (seconds)."""
 
-    def poll(self) -> int | None:
-        """How it ended; None while it runs."""
-        ...
-
-    def kill(self) -> None: ...
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Raises an error when it has not ended in time."""
-        ...
-
-
-Launch = Callable[[Meeting], Sequence[Process]]
-"""Starts ``meeting.ranks`` processes that call :func:`llmos.infer.rank.serve`, each with its number."""
-
-
-def launch_here(meeting: Meeting) -> list[subprocess.Popen[bytes]]:
-    """On this machine."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if meeting.host == "127.0.0.1":
-        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    processes = []
-    for number in range(meeting.ranks):
-        command = [sys.executable, "-m", "llmos.infer.rank"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-        told = {"host": meeting.host, "port": meeting.port, "secret": meeting.secret.hex(), "ranks": meeting.ranks}
-        assert process.stdin is not None
-        process.stdin.write(json.dumps({**told, "number": number}).encode() + b"\n")
-        process.stdin.close()
-        processes.append(process)
-    return processes
+    tokens: int
+    logits: int
+    began_s: float
 
 
 class _Rank:
@@ -115,6 +86,14 @@ class _Rank:
             found = json.loads(body)
             self.error, self.lost_another = from_json(found["error"]), found["lost"]
 
+    def take_logits(self, count: int) -> Tensor:
+        """Those of the oldest step, for ``count`` tokens and this rank's rows of the vocabulary [count, V]."""
+        assert self.ready is not None
+        body, rows = self.logits.popleft(), int(str(self.ready["rows"]))
+        if not count:
+            return torch.empty((0, rows))  # torch makes no tensor of an empty buffer
+        return torch.frombuffer(body, dtype=torch.float32).view(count, rows)
+
 
 class RanksRunner:
     """Computes steps on ``tp`` × ``pp`` ranks: see :class:`llmos.infer.step.Runner`.
@@ -133,7 +112,7 @@ class RanksRunner:
         pp: int = 1,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        runner: str = "auto",
+        runner: str = "torch",
         threads: int = 1,
         memory_bytes: int | None = None,
         context_length: int | None = None,
@@ -153,8 +132,8 @@ class RanksRunner:
         self._ranks = [_Rank(number) for number in range(ranks)]
         self._processes: Sequence[Process] = ()
         self._error: LlmosError | None = None
-        self._flight: deque[tuple[int, float]] = deque()
-        self._slowest_s = 0.0
+        self._flight: deque[_Flight] = deque()
+        self._patience = Patience(SILENCE_S, START_S)
         self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
         try:
             self._meet(parts, config, host, launch)
@@ -174,18 +153,25 @@ class RanksRunner:
                 rank.channel.send(Kind.STEP, body)
             except OSError:
                 rank.gone = True  # said by finish(), which knows more
-        self._flight.append((len(step.logits_at_L), time.monotonic()))
+        self._flight.append(_Flight(len(step.tokens_N), len(step.logits_at_L), time.monotonic()))
 
     def finish(self) -> Tensor:
         """See :class:`llmos.infer.step.Runner`."""
         if self._error is not None:
             raise self._error
-        count, began_s = self._flight.popleft()
         last = self._ranks[-self._tp :]
         self._wait(lambda: all(rank.logits for rank in last))
-        self._slowest_s = max(self._slowest_s, time.monotonic() - began_s)
-        parts = [torch.frombuffer(rank.logits.popleft(), dtype=torch.float32).view(count, -1) for rank in last]
+        oldest = self._flight.popleft()
+        self._patience.learn(oldest.tokens, time.monotonic() - oldest.began_s)
+        parts = [rank.take_logits(oldest.logits) for rank in last]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def watch(self) -> None:
+        """See :class:`llmos.infer.step.Watched`. What ranks said meanwhile is heard first: who spoke is there."""
+        if self._error is not None:
+            raise self._error
+        self._listen(0.0)
+        self._check(0.0)
 
     def stats(self) -> dict[str, object]:
         """See :class:`llmos.infer.step.Runner`."""
@@ -194,7 +180,7 @@ class RanksRunner:
 
     def close(self) -> None:
         """See :class:`llmos.infer.step.Runner`."""
-        self._error = self._error or EngineError("the ranks have been closed")
+        self._error = self._error or EngineError("the ranks have been closed", hint="Make another engine.")
         for rank in self._ranks:
             if rank.channel is not None and not rank.gone:
                 try:
@@ -251,9 +237,15 @@ class RanksRunner:
             self._check(began_s)
 
     def _listen(self, timeout_s: float) -> None:
+        """Wait so long for somebody to speak; then take in all that is there."""
+        while ready := self._speaking(timeout_s):
+            for rank in ready:
+                rank.listen()
+            timeout_s = 0.0
+
+    def _speaking(self, timeout_s: float) -> list[_Rank]:
         there = {rank.channel.fileno(): rank for rank in self._ranks if rank.channel is not None and not rank.gone}
-        for number in select.select(list(there), [], [], timeout_s)[0]:
-            there[number].listen()
+        return [there[number] for number in select.select(list(there), [], [], timeout_s)[0]]
 
     def _check(self, began_s: float) -> None:
         now_s = time.monotonic()
@@ -262,9 +254,17 @@ class RanksRunner:
         for rank in self._ranks:
             if now_s - max(rank.heard_s, began_s) > SILENCE_S:
                 self._fail(f"rank {rank.number} hangs: it has said nothing for {SILENCE_S:.0f} s")
-            longest_s = max(SILENCE_S, STUCK_TIMES * self._slowest_s)
-            if rank.state is State.COMPUTING and rank.for_s > longest_s and self._slowest_s:
+        if self._flight:
+            self._check_progress(self._patience.limit_s(sum(step.tokens for step in self._flight)))
+
+    def _check_progress(self, limit_s: float) -> None:
+        busy = [rank for rank in self._ranks if rank.state is State.COMPUTING]
+        for rank in busy:
+            if rank.for_s > limit_s:
                 self._fail(f"rank {rank.number} hangs: it has computed the same for {rank.for_s:.0f} s")
+        waiting = [rank for rank in self._ranks if rank.state is State.WAITING]
+        if waiting and not busy and (for_s := min(rank.for_s for rank in waiting)) > limit_s:
+            self._fail(f"the ranks hang: they have waited for one another for {for_s:.0f} s")
 
     def _explain(self) -> NoReturn:
         """Something is wrong: hear who else has something to say, for ranks that lose another say so first."""

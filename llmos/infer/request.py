@@ -13,6 +13,8 @@ MAX_LOGPROBS = 20
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
 MAX_BIASES, MAX_BIAS, MAX_STOP_TOKENS = 1024, 100.0, 128
 MAX_GRAMMAR_CHARS = 256 * 1024
+REPETITION = 0.01, 100.0
+"""The least and the largest ``repetition_penalty``: what is far beyond leaves the range of float32."""
 FinishReason = str
 """``stop``: a stop string or an end token. ``length``: no more tokens allowed, by the request or by the context."""
 
@@ -72,7 +74,13 @@ class SamplingParams:
         _check("top_k", self.top_k, self.top_k >= 0, "at least 0, which keeps every token")
         _check("top_p", self.top_p, 0 <= self.top_p <= 1, "0 to 1")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1")
-        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        least, most = REPETITION
+        _check(
+            "repetition_penalty",
+            self.repetition_penalty,
+            least <= self.repetition_penalty <= most,
+            f"{least:g} to {most:g}",
+        )
         for name in ("frequency_penalty", "presence_penalty"):
             _check(name, getattr(self, name), -2 <= getattr(self, name) <= 2, "-2 to 2")
         _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**SEED_BITS, f"0 to 2^{SEED_BITS} - 1")

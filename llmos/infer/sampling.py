@@ -27,6 +27,8 @@ from llmos.infer.logprobs import Logprobs
 from llmos.infer.request import SamplingParams, TokenLogprob
 from llmos.infer.row import Row, State
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -59,15 +61,12 @@ class Sampler:
         """Forget the request; nothing happens if there is none."""
         self._states.pop(id, None)
 
-    def sample(self, ids: Sequence[str], logits_LV: Tensor) -> list[Sampled | EngineError]:
-        """A token for each of ``ids``, whose rows are in this order. What is wrong with a row is its answer.
-
-        ``logits_LV`` is float32, on any device, and overwritten.
-        """
-        return self.verify([(id, ()) for id in ids], logits_LV)
-
     def verify(self, asked: Sequence[tuple[str, Sequence[int]]], logits_LV: Tensor) -> list[Sampled | EngineError]:
-        """The same with drafts: a request with k of them has 1 + k rows, after its last token and after each draft."""
+        """What comes next for each of ``asked`` (id, drafts). What is wrong with a row is its answer.
+
+        ``logits_LV`` is float32, on any device, and overwritten. Rows are in the order of ``asked``: a request with k
+        drafts has 1 + k of them, after its last token and after each draft.
+        """
         rows: list[Row] = []
         for id, drafts in asked:
             rows += [Row(len(rows) + k, self._states[id], tuple(drafts[:k])) for k in range(len(drafts) + 1)]
@@ -87,8 +86,8 @@ class Sampler:
         are, the more drafts are accepted. Edits are left out.
         """
         rows = [Row(number, self._states[id], (0,) * ahead) for number, id in enumerate(ids)]
-        tokens, _ = _likeliest(logits_LV)
-        _draw_into(tokens, [row for row in rows if not row.state.greedy], logits_LV)
+        tokens, maxima = _likeliest(logits_LV)
+        _draw_into(tokens, [row for row in rows if _drawable(row, maxima[row.number])], logits_LV)
         return tokens
 
 
@@ -96,17 +95,26 @@ def _choose(rows: Sequence[Row], logits_LV: Tensor) -> list[int | EngineError]:
     """A token for each of ``rows``, which are all of ``logits_LV``."""
     tokens, maxima = _likeliest(logits_LV)
     failed = {n: _not_numbers() for n, most in enumerate(maxima) if not math.isfinite(most)}
-    edited = [row for row in rows if row.edited and row.number not in failed]
+    edited = [row for row in rows if row.edited]  # those that failed too: a grammar walks all rows of its request
     if edited:
         edits.apply(edited, logits_LV)
         best = _likeliest(logits_LV[[row.number for row in edited]])
         for row, token, most in zip(edited, *best, strict=True):
-            tokens[row.number] = token
+            tokens[row.number], maxima[row.number] = token, most
             broken = row.state.matcher.error if row.state.matcher is not None else ""
-            if broken or most == -math.inf:
-                failed[row.number] = _nothing_left(broken)
-    _draw_into(tokens, [row for row in rows if not row.state.greedy and row.number not in failed], logits_LV)
+            if broken or not math.isfinite(most):
+                failed.setdefault(row.number, _nothing_left(broken) if broken or most == -math.inf else _overflow())
+    chance = [row for row in rows if row.number not in failed and _drawable(row, maxima[row.number])]
+    _draw_into(tokens, chance, logits_LV)
     return [failed.get(number, token) for number, token in enumerate(tokens)]
+
+
+def _drawable(row: Row, most: float) -> bool:
+    """Whether chance has a say in ``row``, whose largest logit is ``most``.
+
+    Divided by the temperature it must be a float32; where it is not, the likeliest is as good as certain.
+    """
+    return not row.state.greedy and abs(most) / row.state.params.temperature < _FLOAT32_MAX
 
 
 def _draw_into(tokens: list[int], rows: Sequence[Row], logits_LV: Tensor) -> None:
@@ -149,6 +157,11 @@ def _accept(rows: Sequence[Row], choices: Sequence[int | EngineError], logprobs:
 def _not_numbers() -> EngineError:
     what = "the model answered with values that are not numbers"
     return EngineError(f"{what}: expected finite logits", hint="Its weights may be damaged, or overflow the dtype.")
+
+
+def _overflow() -> EngineError:
+    what = "the logits with the request's penalties and biases are beyond float32: expected finite ones"
+    return EngineError(what, hint="Set `repetition_penalty` nearer to 1.")
 
 
 def _nothing_left(broken: str) -> EngineError:

@@ -48,8 +48,8 @@ class Shard:
     """What one rank of a tp × pp mesh holds of a model.
 
     ``heads`` and ``kv_heads`` are this rank's; with fewer key heads than ranks, ranks share copies of one. The
-    embedding is there on the first pipeline stage; ``norm_D`` and ``output`` (this rank's rows of the vocabulary,
-    beginning with ``vocabulary_start``) on the last.
+    embedding is there on the first pipeline stage; ``norm_D`` and ``output`` (this rank's rows of the vocabulary) on
+    the last.
     """
 
     config: ModelConfig
@@ -60,4 +60,3 @@ class Shard:
     embedding_VD: Tensor | None
     norm_D: Tensor | None
     output: Matrix | None
-    vocabulary_start: int = 0

@@ -61,15 +61,17 @@ class Speculation:
         self._draft_s = self._making_s = 0.0
         self._proposals = self._drafted = self._accepted = self._unasked = self._asked = 0
 
-    def propose(self, running: Sequence[tuple[str, Sequence[int]]]) -> dict[str, tuple[int, ...]]:
-        """Drafts for those of ``running`` (id, tokens) for whom they pay."""
+    def propose(self, running: Sequence[Ask]) -> dict[str, tuple[int, ...]]:
+        """Drafts for those of ``running`` for whom they pay, no more than each has room for."""
         self._proposals += 1
         self._making_s = 0.0
         if self._proposals % RETRY_STEPS == 0 or not self._steps.known:
             return {}
-        asked = [Ask(id, tokens, count) for id, tokens in running if (count := self._worth(id, len(running)))]
+        able = [ask for ask in running if ask.most > 0]  # the others are about to end
+        asked = [ask._replace(most=min(ask.most, self._worth(ask.id, len(running)))) for ask in able]
+        asked = [ask for ask in asked if ask.most]
         self._asked += len(asked)
-        self._unasked += len(running) - len(asked)
+        self._unasked += len(able) - len(asked)
         if not asked:
             return {}
         began_s = self._clock()

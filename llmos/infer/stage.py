@@ -10,7 +10,6 @@ from torch import Tensor
 
 from llmos.infer import memory
 from llmos.infer.load import load_shard
-from llmos.infer.native.build import available
 from llmos.infer.native.runner import NativeModel, Span
 from llmos.infer.shard import Shard
 from llmos.infer.step import BLOCK_TOKENS, Step
@@ -40,7 +39,7 @@ class Stage(Protocol):
 class Part:
     """Which part of the model in ``directory`` a rank is: number ``rank`` of ``tp`` × ``pp``, and how it computes.
 
-    ``runner`` is native, torch, or auto. ``memory_bytes`` is for this rank's cache. JSON-able as a dict.
+    ``runner`` is native or torch. ``memory_bytes`` is for this rank's cache. JSON-able as a dict.
     """
 
     directory: str
@@ -74,7 +73,7 @@ def make_stage(part: Part, device: torch.device) -> Stage:
     """Load the weights of ``part``. Raises ModelError, UsageError, OutOfMemoryError, EngineError."""
     dtype: torch.dtype = getattr(torch, part.dtype)
     shard = load_shard(part.directory, dtype, device=device, tp=(part.tp_rank, part.tp), pp=(part.stage, part.pp))
-    if part.runner == "native" or (part.runner == "auto" and device.type == "cpu" and available()):
+    if part.runner == "native":
         return NativeStage(shard, part, dtype)
     return TorchRunner(
         shard,

@@ -6,7 +6,7 @@ Everything is a plain numpy array, so that a step can be sent to the other ranks
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,4 +57,13 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free what it holds; ends its processes."""
+        ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A runner that can be lost while nothing runs: its processes are others."""
+
+    def watch(self) -> None:
+        """Look whether it is there; takes no time. Raises EngineError when it is not."""
         ...

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,8 +17,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from llmos.cores import usable_cores
 from llmos.errors import DeadlineError, EngineError, LlmosError, ModelError, UsageError
-from llmos.infer.link import Link, Listener
+from llmos.infer.link import REOPEN, RESTART, Link, Listener, failure
 from llmos.infer.local import LocalEngine
 from llmos.infer.messages import CoreRequest, Message, Outcome, Ready, Report
 from llmos.infer.options import EngineOptions
@@ -59,13 +59,14 @@ class VllmLink:
         if find_spec("vllm") is None:
             raise UsageError("vLLM is not installed, and `engine: vllm` needs it", hint=_INSTALL, param="engine")
         self._arguments, self._listener = engine_arguments(options), listener
-        cores = options.cores or len(os.sched_getaffinity(0))
+        cores = options.cores or len(usable_cores())
         self._threads = options.threads or max(1, cores - 1)  # one is for vLLM's other processes, and for ours
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._outcomes: list[Outcome] = []
         self._begun: set[str] = set()
+        self._failed: EngineError | None = None
         self._ready: Future[Ready] = Future()
         self._thread = threading.Thread(target=self._run, name="llmos-vllm", daemon=True)
         self._thread.start()
@@ -126,9 +127,9 @@ class VllmLink:
                 await asyncio.wait_for(self._closing.wait(), WATCH_S)
             except TimeoutError:
                 continue
-            return EngineError("the engine is closed")
+            return self._failed or EngineError("the engine is closed", hint=REOPEN)
         what = f"vLLM has failed and answers no more: {self._llm.dead_error}"
-        return EngineError(what, hint="Restart it; its log has the traceback.")
+        return EngineError(what, hint=RESTART)
 
     def _take(self, message: Message) -> None:
         if isinstance(message, CoreRequest):
@@ -145,11 +146,13 @@ class VllmLink:
             what = "the answer was not complete by its deadline"
             self._tell(Outcome(request.id, error=DeadlineError(what, hint="Allow more time, or ask for less.")))
         except errors.VLLMClientError as error:
-            self._tell(Outcome(request.id, error=UsageError(f"vLLM refuses the request: {error}")))
+            refused = UsageError(f"vLLM refuses the request: {error}", hint="docs/operations.md says what differs.")
+            self._tell(Outcome(request.id, error=refused))
         except Exception as error:
             _log.exception("vLLM failed at a request")
             if not self._llm.errored:  # else everybody is told
-                self._tell(Outcome(request.id, error=EngineError(f"vLLM failed: {type(error).__name__}: {error}")))
+                what = f"vLLM failed at this request: {type(error).__name__}: {error}"
+                self._tell(Outcome(request.id, error=EngineError(what, hint="The log has the traceback.")))
         finally:
             del self._tasks[request.id]
             self._begun.discard(request.id)
@@ -168,7 +171,11 @@ class VllmLink:
 
     def _report(self) -> None:
         outcomes, self._outcomes = self._outcomes, []
-        self._listener.on_report(Report(outcomes, self._stats()))
+        try:
+            self._listener.on_report(Report(outcomes, self._stats()))
+        except Exception as error:  # nobody may wait for ever
+            self._failed = failure(error)
+            self._closing.set()
 
     def _stats(self) -> dict[str, Any]:
         """Requests without a first token count as waiting."""
@@ -178,6 +185,6 @@ class VllmLink:
 
 def _not_started(error: BaseException, model_dir: str) -> LlmosError:
     if isinstance(error, ValueError):  # pydantic's as well
-        return ModelError(f"vLLM cannot serve {model_dir}: {error}")
+        return ModelError(f"vLLM cannot serve {model_dir}: {error}", hint="Use `engine: llmos`, or another model.")
     what = f"vLLM did not start: {type(error).__name__}: {error}"
     return EngineError(what, hint="Its log, above, has the reason.")

@@ -47,7 +47,7 @@ class Request(Wire):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     top_k: int | None = Field(default=None, ge=0, description="0 keeps every token; not OpenAI's")
     min_p: float | None = Field(default=None, ge=0, le=1, description="not OpenAI's")
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="not OpenAI's")
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10, description="not OpenAI's")
     ignore_eos: bool = Field(default=False, description="go on after the end; not OpenAI's")
     logit_bias: dict[str, Bias] | None = Field(
         default=None, max_length=MAX_BIASES, description="token: what is added to its logit"

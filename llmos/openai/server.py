@@ -40,7 +40,7 @@ class OpenAIBackend(Protocol):
     def answer(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncGenerator[bytes, None]:
         """For ``stream``, server-sent events with the closing ``[DONE]``, in pieces; else one piece of JSON.
 
-        ``tenant`` is who asks: nobody else's requests are delayed by theirs, and nobody finds out about them.
+        ``tenant`` is who asks: tenants share what there is, and nobody finds out about another's requests.
         Closing the generator cancels the request. Raises leaves of LlmosError.
         """
         ...

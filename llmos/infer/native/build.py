@@ -33,7 +33,14 @@ def build(compiler: str | None = None, cache_dir: Path | None = None) -> Path:
     ``compiler`` defaults to ``$CXX``, then g++, c++ or clang++. Raises EngineError, which says why, if it cannot be.
     """
     compiler = compiler or find_compiler()
-    directory = _private(cache_dir or default_cache_dir())
+    directory = cache_dir or default_cache_dir()
+    try:
+        return _built(compiler, _private(directory))
+    except OSError as error:  # a disk that is full, or may not be written to
+        raise EngineError(f"the native step cannot be kept in {directory}: {error}", hint=_ELSEWHERE) from error
+
+
+def _built(compiler: str, directory: Path) -> Path:
     target = directory / f"step-{_key(compiler)}.so"
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the second of two processes finds what the first has built
@@ -46,13 +53,19 @@ def available() -> bool:
     """Whether the step is compiled for this machine already: then :func:`build` takes no time."""
     try:
         return (default_cache_dir() / f"step-{_key(find_compiler())}.so").exists()
-    except EngineError:
+    except (EngineError, OSError):  # no compiler, or a directory that may not be looked into
         return False
 
 
 def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/llmos/native``, by default under ``~/.cache``: of this user, and never shared by machines."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmos" / "native"
+    """``$XDG_CACHE_HOME/llmos/native``, by default under ``~/.cache``: of this user, and never shared by machines.
+
+    Raises EngineError for a user without a home, such as a container's.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmos" / "native"
+    except RuntimeError as error:
+        raise EngineError(f"the native step cannot be kept: {error}", hint=_ELSEWHERE) from error
 
 
 def find_compiler() -> str:
@@ -87,18 +100,15 @@ def _processor() -> str:
 
 def _private(directory: Path) -> Path:
     """``directory``, made if it is not there. Code is loaded from it, so nobody else may be able to write to it."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.stat()
-    except OSError as error:
-        raise EngineError(f"the native step cannot be kept in {directory}: {error}", hint=_ELSEWHERE) from error
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.stat()
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         what = f"the native step is not loaded from {directory}, which others can write to"
-        raise EngineError(what, hint=f"Run `chmod 700 {directory}` as its owner. {_ELSEWHERE}")
+        raise EngineError(what, hint=f"Run `chmod 700 {directory}` as its owner. Or: {_ELSEWHERE}")
     return directory
 
 
-_ELSEWHERE = "Or set XDG_CACHE_HOME to a directory of your own."
+_ELSEWHERE = "Set XDG_CACHE_HOME to a directory of your own with some free megabytes."
 
 
 def _compile(compiler: str, target: Path) -> None:
@@ -111,7 +121,8 @@ def _compile(compiler: str, target: Path) -> None:
                 [compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, timeout=TIMEOUT_S
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise EngineError(f"the native step could not be compiled: {error}") from error
+            hint = f"Try `{compiler} --version`, or name another compiler in CXX."
+            raise EngineError(f"the native step could not be compiled: {error}", hint=hint) from error
         if done.returncode:
             what = f"{compiler} could not compile the native step: {_first_error(done.stderr)}"
             raise EngineError(what, hint="Expected a C++17 compiler with OpenMP: g++ 9 or clang++ 14, or later.")

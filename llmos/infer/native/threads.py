@@ -5,9 +5,10 @@ Where other work runs, or the memory is saturated, more threads wait for one ano
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
+
+from llmos.cores import usable_cores
 
 REPEATS = 5
 WORTH = 0.97
@@ -37,7 +38,7 @@ def fastest(run: Callable[[int], object], counts: Sequence[int]) -> tuple[int, d
 
 def candidates() -> list[int]:
     """1, 2, 4, … and all of the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(usable_cores())
     counts = [1]
     while counts[-1] * 2 < cores:
         counts.append(counts[-1] * 2)

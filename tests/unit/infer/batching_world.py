@@ -27,6 +27,11 @@ def answer_to(prompt: Sequence[int], limit: int) -> list[int]:
     return tokens
 
 
+def waiting(batching: Batching) -> list[Entry]:
+    """Those that hold no blocks."""
+    return [entry for entry in batching._entries.values() if entry.id not in batching._running]
+
+
 @dataclass
 class Asked:
     """An entry, what it must become, and how many drafts it gets, of which some first ones are right."""
@@ -79,7 +84,7 @@ class World:
     def drain(self, most: int = 3000) -> None:
         """Until nobody is left."""
         for _ in range(most):
-            if not (self.batching.running or self.batching.waiting):
+            if not (self.batching.running or waiting(self.batching)):
                 assert self.blocks.free == self.blocks.count and not self.flight
                 return
             idle = not self.flight
@@ -89,13 +94,13 @@ class World:
 
     def check(self) -> None:
         """Every block is free, or held by exactly those in whose tables it is."""
-        running, waiting = self.batching.running, self.batching.waiting
+        running, waits = self.batching.running, waiting(self.batching)
         held = self._held()
         assert self.blocks.free + len(held) == self.blocks.count, "a block leaked, or is free and held"
         assert self.blocks._references == [held[block] for block in range(self.blocks.count)]
-        assert all(not entry.table or not entry.table.blocks for entry in waiting), "who waits holds no block"
+        assert all(not entry.table or not entry.table.blocks for entry in waits), "who waits holds no block"
         assert len(running) <= self.most
-        assert not {entry.id for entry in running} & {entry.id for entry in waiting}
+        assert not {entry.id for entry in running} & {entry.id for entry in waits}
 
     def _held(self) -> Counter[int]:
         return Counter(block for entry in self.batching.running if entry.table for block in entry.table.blocks)
@@ -153,7 +158,7 @@ class World:
                 assert entry.table and not entry.table.blocks, "cancelled, and still holds blocks after its batch"
             elif len(entry.tokens) == entry.limit:
                 assert entry.tokens == asked.whole
-                self.batching.finish(entry)
+                self.batching.cancel(entry.id)
                 self.done.append(entry.id)
             elif part.logits and asked.drafts:
                 right = asked.whole[len(entry.tokens) :][: asked.drafts]

@@ -190,10 +190,27 @@ async def test_what_is_late_ends_with_its_deadline(engine: LocalEngine) -> None:
 
 
 async def test_tenants_and_priorities_are_answered_alike(engine: LocalEngine) -> None:
-    sampling = request().sampling
-    asked = [GenerationRequest(f"of-{n}", (5, 6, 7), sampling, tenant=f"t{n}", priority=n - 1) for n in range(3)]
+    """With a prompt that is long enough to be kept, and found again; one that differs at its end is another."""
+    sampling, prompt = request().sampling, tuple(range(3, 103))
+    asked = [GenerationRequest(f"of-{n}", prompt, sampling, tenant=f"t{n % 3}", priority=-(n // 3)) for n in range(6)]
     answers = await asyncio.gather(*[whole(engine, one) for one in asked])
     assert len({answer.token_ids for answer in answers}) == 1
+    other = await whole(engine, request((*prompt[:-1], 7)))
+    assert other.token_ids != answers[0].token_ids
+
+
+async def test_a_higher_priority_comes_first(engine: LocalEngine) -> None:
+    """Of two that wait for a place, though the other has asked before."""
+    ended: list[str] = []
+
+    async def ask(name: str, prompt: tuple[int, ...], priority: int, max_tokens: int) -> None:
+        await whole(engine, GenerationRequest(name, prompt, request(max_tokens=max_tokens).sampling, priority=priority))
+        ended.append(name)
+
+    asked = [(f"busy {n}", (5 + n,), 0, LONG) for n in range(4)]
+    asked += [("low", (9, 9), -2, 60), ("high", (8, 8), -1, 60)]
+    await asyncio.gather(*[ask(*one) for one in asked])
+    assert ended.index("high") < ended.index("low")
 
 
 def test_answers_reach_several_event_loops(engine: LocalEngine) -> None:

@@ -12,8 +12,8 @@ from tests.unit.infer.contract import *  # noqa: F403
 from tests.unit.infer.contract import ROOM
 
 
-@pytest.fixture(scope="module")
-def engine(model_dir: Path) -> Iterator[LocalEngine]:
-    made = LocalEngine(model_dir, dtype="float32", runner="torch", threads=1, **ROOM)
+@pytest.fixture(scope="module", params=["torch", "native"])
+def engine(model_dir: Path, request: pytest.FixtureRequest) -> Iterator[LocalEngine]:
+    made = LocalEngine(model_dir, dtype="float32", runner=request.param, threads=1, **ROOM)
     yield made
     made.close()

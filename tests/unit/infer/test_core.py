@@ -16,6 +16,7 @@ from llmos.infer import core as core_module
 from llmos.infer.core import EngineCore, Limits
 from llmos.infer.lookup import PromptLookup
 from llmos.infer.messages import CoreRequest, Outcome
+from llmos.infer.patience import TIMES
 from llmos.infer.request import Grammar, SamplingParams
 from llmos.infer.speculative import Speculation, StepCost
 from llmos.models import Tokenizer
@@ -187,14 +188,34 @@ def test_a_better_runner_takes_over_in_the_middle_of_answers() -> None:
     assert core.stats()["blocks"] == 32
 
 
-def test_a_better_runner_that_fails_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [EngineError("no compiler"), OSError(28, "no compiler"), RuntimeError("no compiler"), SystemExit("no compiler")],
+    ids=repr,
+)
+def test_a_better_runner_that_fails_changes_nothing(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     better: Future[Any] = Future()
-    better.set_exception(EngineError("no compiler"))
+    better.set_exception(error)
     core = _core(better=better)
     request = _request((4, 5))
     core.add(request)
     assert _tokens(_run(core)[request.id]) == answer((4, 5), 6)
     assert "no compiler" in caplog.text
+
+
+def test_a_better_runner_whose_first_step_fails_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    better: Future[Any] = Future()
+    first, second = PageRunner(), PageRunner(blocks=32)
+    second.broken = RuntimeError("an illegal instruction")
+    core = _core(first, better=better)
+    request = _request((4, 5), 20)
+    core.add(request)
+    found = core.step() + core.step()
+    better.set_result(second)
+    found += _run(core)[request.id]
+    assert _tokens(found) == answer((4, 5), 20)
+    assert "an illegal instruction" in caplog.text
+    assert second.closed and not first.closed and core.stats()["blocks"] == 64
 
 
 def test_a_grammar_that_is_none_is_its_requests_own_error(model_dir: Path) -> None:
@@ -228,6 +249,46 @@ def test_a_step_that_takes_too_long_is_known(monkeypatch: pytest.MonkeyPatch) ->
     core.step()
     assert seen[0] is None and seen[1] == pytest.approx(core_module.HANG_S + 1, abs=0.5)
     assert core.overdue_s() is None
+
+
+def test_how_long_a_step_may_take_grows_with_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with those that a step may have: 16 tokens in 4 s say nothing against 12 s for one."""
+    now, limits = [0.0], []
+    monkeypatch.setattr(core_module.time, "monotonic", lambda: now[0])
+    runner = PageRunner()
+    finish = runner.finish
+
+    def slow() -> Any:
+        now[0] += 4.0
+        return finish()
+
+    monkeypatch.setattr(runner, "finish", slow)
+    core = _core(runner, budget=64)
+    monkeypatch.setattr(runner, "start", lambda step: limits.append(core._limit_s) or runner.started.append(step))
+    core.add(_request(range(64), 2))
+    _run(core)
+    assert limits == [4 * TIMES * 4.0, TIMES * 4.0]
+
+
+class _Remote(PageRunner):
+    """A runner whose processes are others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = False
+
+    def watch(self) -> None:
+        if self.lost:
+            raise EngineError("rank 1 is gone")
+
+
+def test_a_runner_that_is_lost_while_nothing_runs_ends_everything() -> None:
+    runner = _Remote()
+    core = _core(runner)
+    assert core.step() == [] and not core.busy
+    runner.lost = True
+    with pytest.raises(EngineError, match="rank 1 is gone"):
+        core.step()
 
 
 def test_drafts_change_no_token_and_save_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 
 from llmos.errors import EngineError, UsageError
 from llmos.infer import grammar as grammars
-from llmos.infer.grammar import Grammars, masks
+from llmos.infer.grammar import Grammars, Matcher, masks
 from llmos.infer.request import Grammar, SamplingParams
 from llmos.infer.sampling import Sampled, Sampler
 from llmos.models import Tokenizer
@@ -153,12 +156,62 @@ def test_an_answer_that_left_its_grammar_fails_alone(compiler: Grammars, tokeniz
     for id, matcher in zip("xy", matchers, strict=True):
         one.add(id, SamplingParams(grammar=grammar), 0, (), tokenizer.stop_ids, matcher)
     matchers[0].take(tokenizer.encode("q"))
-    found = one.sample(["x", "y"], torch.zeros(2, tokenizer.vocab_size))
+    found = one.verify([("x", ()), ("y", ())], torch.zeros(2, tokenizer.vocab_size))
     assert isinstance(found[0], EngineError) and "grammar" in found[0].message
     assert isinstance(found[1], Sampled)
+
+
+@pytest.mark.parametrize("bad", range(4))
+def test_drafts_of_an_answer_with_a_grammar_may_have_a_row_that_is_not_numbers(
+    compiler: Grammars, tokenizer: Tokenizer, bad: int
+) -> None:
+    """What was chosen before that row stands; the other request goes on."""
+    grammar, one = Grammar("regex", "abcd"), Sampler()
+    for id in "xy":
+        one.add(id, SamplingParams(grammar=grammar), 0, (), tokenizer.stop_ids, compiler.start(grammar).result())
+    drafts = tuple(tokenizer.encode(letter)[0] for letter in "abc")
+    logits_LV = torch.full((6, tokenizer.vocab_size), -50.0)
+    for row, letter in enumerate("abcdab"):
+        logits_LV[row, tokenizer.encode(letter)[0]] = 50.0
+    logits_LV[bad, 3] = math.nan
+    failed, other = one.verify([("x", drafts), ("y", drafts[:1])], logits_LV)
+    assert isinstance(failed, EngineError) and "not numbers" in failed.message
+    assert isinstance(other, Sampled) and other.tokens == drafts[:2]
 
 
 @pytest.mark.parametrize("extra", [{"ignore_eos": True}, {"min_tokens": 2}], ids=str)
 def test_what_contradicts_a_grammar_is_refused(extra: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="grammar"):
         SamplingParams(grammar=Grammar("json_object"), **extra)
+
+
+def test_a_grammar_that_takes_long_holds_up_its_own_tenant_alone(
+    compiler: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, compile = threading.Event(), Grammars._compile
+
+    def slow(self: Grammars, grammar: Grammar) -> Matcher:
+        assert grammar.text != "slow" or release.wait(20)
+        return compile(self, grammar)
+
+    monkeypatch.setattr(Grammars, "_compile", slow)
+    try:
+        held = [compiler.start(Grammar("regex", text), "a") for text in ("slow", "b", "c")]
+        assert compiler.start(Grammar("regex", "d"), "b").result(10)
+        assert held[1].cancel() and not any(future.done() for future in (held[0], held[2]))
+        compiler.start(Grammar("regex", "slow"), "c")
+        began_s = time.monotonic()
+        compiler.close()  # which waits for nobody
+        assert time.monotonic() - began_s < 1
+    finally:
+        release.set()
+    assert held[0].result(10)
+
+
+def test_tenants_do_not_find_each_others_grammars(compiler: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    build = grammars._built
+    monkeypatch.setattr(grammars, "_built", lambda known, text: compiled.append(text) or build(known, text))
+    for tenant, count in (("a", 1), ("a", 1), ("b", 2), ("a", 2), ("b", 2)):
+        compiler.start(Grammar("regex", "x"), tenant).result()
+        assert len(compiled) == count

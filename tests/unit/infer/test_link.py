@@ -17,6 +17,7 @@ import pytest
 
 from llmos.errors import EngineError, ModelError, UsageError
 from llmos.infer import link
+from llmos.infer.core import EngineCore
 from llmos.infer.link import ProcessLink
 from llmos.infer.local import LocalEngine
 from tests.unit.infer.small import CONTEXT, request, running, whole
@@ -40,7 +41,9 @@ def _pid(engine: LocalEngine) -> int:
     return engine._link.pid
 
 
-async def test_a_process_answers_as_a_thread_does_and_when_it_dies_everybody_is_told(model_dir: Path) -> None:
+async def test_a_process_answers_as_a_thread_does_and_when_it_dies_everybody_is_told(
+    model_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = _children()
     asked = [request((5, 6, n), max_tokens=40) for n in range(6)]
     async with running(model_dir) as engine:
@@ -54,13 +57,47 @@ async def test_a_process_answers_as_a_thread_does_and_when_it_dies_everybody_is_
         assert (stats["running"], stats["waiting"], stats["dtype"]) == (0, 0, "float32")
         tasks = [asyncio.create_task(whole(engine, request(max_tokens=LONG))) for _ in range(5)]
         await anext(engine.generate(request()))
-        os.kill(_pid(engine), signal.SIGKILL)
+        os.kill(_pid(engine), signal.SIGSEGV)
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(result, EngineError) and "signal 9" in result.message for result in results)
+        assert all(isinstance(result, EngineError) and "signal 11" in result.message for result in results)
         assert not engine.stats()["healthy"]
-        with pytest.raises(EngineError, match="signal 9"):
+        with pytest.raises(EngineError, match="signal 11"):
             await whole(engine, request())
     assert _children() == before
+    assert "Segmentation fault" in (said := capfd.readouterr().err) and "infer/core.py" in said
+
+
+async def test_whatever_goes_wrong_on_the_way_everybody_is_told(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here, where the news are handed out; in a process of its own as in a thread."""
+
+    def broken(_: LocalEngine, report: object) -> None:
+        raise KeyError("a bug")
+
+    before = _children()
+    monkeypatch.setattr(LocalEngine, "on_report", broken)
+    for process in (False, True):
+        async with running(model_dir, process=process) as engine:
+            with pytest.raises(EngineError, match="KeyError: 'a bug'"):
+                await asyncio.wait_for(whole(engine, request()), 20)
+            assert not engine.stats()["healthy"]
+    assert _children() == before
+
+
+async def test_a_core_that_cannot_be_closed_still_ends_every_request(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: EngineCore) -> None:
+        raise OSError("a socket is gone")
+
+    monkeypatch.setattr(EngineCore, "close", broken)
+    async with running(model_dir) as engine:
+        task = asyncio.create_task(whole(engine, request(max_tokens=LONG)))
+        await anext(engine.generate(request()))
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(EngineError, match="is closed"):
+            await asyncio.wait_for(task, 20)
 
 
 def test_a_process_that_hangs_is_found_and_ended(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from llmos.errors import CapacityError, DeadlineError, EngineError, ModelError, UsageError
 from llmos.infer.dtypes import pick_dtype
+from llmos.infer.grammar import Grammars
 from llmos.infer.local import LocalEngine
-from llmos.infer.request import TokenEvent
+from llmos.infer.request import Grammar, TokenEvent
 from llmos.infer.sampling import Sampler
 from llmos.infer.torch_runner import TorchRunner
+from llmos.models import Tokenizer
 from tests.unit.infer.small import CONTEXT, request, running, whole
 
 LONG = CONTEXT - 3
@@ -49,6 +51,44 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(model_dir: Path) 
         await asyncio.wait([tasks[4]])
         assert (await whole(engine, request())).completion_tokens == 12  # it took the place of the one that left
         assert {(await task).completion_tokens for task in tasks[:4]} == {LONG}
+        await _until(lambda: _idle(engine))
+
+
+async def test_an_end_token_that_the_model_does_not_have_harms_nobody(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Tokenizer.load
+
+    def with_more_tokens(directory: Path) -> Tokenizer:
+        tokenizer = load(directory)
+        tokenizer.stop_ids |= {5000}
+        return tokenizer
+
+    monkeypatch.setattr(Tokenizer, "load", with_more_tokens)
+    async with running(model_dir) as engine:
+        answer = await whole(engine, request(min_tokens=3, ignore_eos=False, max_tokens=5))
+        assert answer.completion_tokens >= 3
+
+
+async def test_a_full_queue_is_shared_by_tenants(model_dir: Path) -> None:
+    """Whoever has fewest places gets those of who has most, as long as nothing has been answered there."""
+
+    async def ask(tenant: str, number: int) -> str:
+        asked = dataclasses.replace(request((5 + number,), max_tokens=LONG), tenant=tenant)
+        try:
+            return f"{tenant}{(await whole(engine, asked)).completion_tokens}"
+        except CapacityError:
+            return f"{tenant} refused"
+
+    async with running(model_dir, max_batch=2, max_queue=6) as engine:
+        crowd = [asyncio.create_task(ask("a", n)) for n in range(8)]
+        await _until(lambda: engine.stats()["waiting"] == 6)
+        assert await ask("a", 9) == "a refused"
+        others = [asyncio.create_task(ask("b", n)) for n in range(5)]
+        assert await others[4] == "b refused"  # they have as many as the others by then
+        assert engine.stats()["running"] + engine.stats()["waiting"] == 8
+        assert [await task for task in crowd] == [f"a{LONG}"] * 4 + ["a refused"] * 4
+        assert [await task for task in others[:4]] == [f"b{LONG}"] * 4
         await _until(lambda: _idle(engine))
 
 
@@ -128,6 +168,48 @@ async def test_a_deadline_ends_the_answer_and_frees_its_blocks(model_dir: Path) 
         with pytest.raises(DeadlineError, match="not complete by its deadline"):
             await whole(engine, late)
         await _until(lambda: _idle(engine))
+
+
+async def test_an_engine_that_is_lost_while_nobody_asks_says_so(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(model_dir) as engine:
+        await whole(engine, request())
+
+        def gone(_: object) -> None:
+            raise EngineError("rank 1 is gone")
+
+        monkeypatch.setattr(TorchRunner, "watch", gone, raising=False)
+        await _until(lambda: not engine.stats()["healthy"])
+        assert "rank 1 is gone" in engine.stats()["error"]
+
+
+@pytest.mark.parametrize("where", ["behind a twin", "in a grammar", "behind a slow step"])
+async def test_a_deadline_is_kept_wherever_the_request_is(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Nothing frees the place that it waits for before the end of the test."""
+    release, grammar = threading.Event(), Grammar("regex", "a")
+    if where == "in a grammar":
+        monkeypatch.setattr(Grammars, "_compile", lambda *_: release.wait(20))
+    prompt = tuple(range(3, 203))
+    try:
+        async with running(model_dir, max_batch=1, token_budget=1) as engine:
+            if where == "behind a slow step":
+                monkeypatch.setattr(TorchRunner, "finish", lambda _: release.wait(20))
+            first = asyncio.create_task(whole(engine, request(prompt, max_tokens=2)))
+            await _until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 1)
+            asked = request(grammar=grammar, ignore_eos=False) if where == "in a grammar" else request(prompt)
+            began_s = time.monotonic()
+            with pytest.raises(DeadlineError, match="0 of 12 tokens"):
+                await whole(engine, dataclasses.replace(asked, deadline_s=0.02))
+            assert time.monotonic() - began_s < 1 and not first.done()
+            first.cancel()
+            release.set()
+            if where != "behind a slow step":
+                await _until(lambda: _idle(engine))
+    finally:
+        release.set()
 
 
 async def test_a_prompt_is_read_once_for_each_tenant(model_dir: Path) -> None:

@@ -42,6 +42,39 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
 
 
+@pytest.mark.parametrize("what", ["lock", "scratch", "target"])
+def test_a_disk_that_is_full_or_read_only_is_said_with_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    place = {"lock": (Path, "open"), "scratch": (building.tempfile, "TemporaryDirectory"), "target": (os, "replace")}
+    made = compiler(tmp_path, WORKS)
+    monkeypatch.setattr(*place[what], full)
+    with pytest.raises(EngineError, match=f"{tmp_path / 'cache'}.*No space left") as caught:
+        building.build(made, tmp_path / "cache")
+    assert "XDG_CACHE_HOME" in caught.value.hint
+
+
+def test_a_cache_that_may_not_be_looked_into_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert not building.available()
+    monkeypatch.undo()
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert not building.available()
+    with pytest.raises(EngineError, match="home directory"):
+        building.build()
+
+
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)

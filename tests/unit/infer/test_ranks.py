@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 
 from llmos.errors import EngineError, ModelError
 from llmos.infer import rank, ranks
+from llmos.infer.patience import Patience
 from llmos.infer.ranks import RanksRunner
 from llmos.infer.wire import Channel, Meeting, packed, unpacked
 from llmos.models import Transformer, weights
@@ -57,13 +58,14 @@ def _serve(meeting: Meeting, number: int) -> None:
 
 
 class Launcher:
-    """Starts ranks, and remembers them."""
+    """Starts ranks, which run ``serve``, and remembers them."""
 
-    def __init__(self) -> None:
+    def __init__(self, serve: Callable[[Meeting, int], None] = _serve) -> None:
+        self._serve = serve
         self.children: list[Child] = []
 
     def __call__(self, meeting: Meeting) -> Sequence[Child]:
-        self.children = [Child(_processes.Process(target=_serve, args=(meeting, n))) for n in range(meeting.ranks)]
+        self.children = [Child(_processes.Process(target=self._serve, args=(meeting, n))) for n in range(meeting.ranks)]
         for child in self.children:
             child.process.start()
         return self.children
@@ -82,14 +84,16 @@ def _saved(directory: Path, **changes: Any) -> Transformer:
     return model
 
 
-def _pipelined(runner: RanksRunner, script: Script) -> list[torch.Tensor]:
-    """Every step twice, of two caches' worth of blocks, so that ``depth`` steps are in flight."""
-    logits = []
-    for step, _ in script.steps():
-        for _ in range(runner.depth):
+def _worst(runner: RanksRunner, model: Transformer) -> float:
+    """The largest difference from ``model``, of as many scripts side by side as steps may be in flight."""
+    scripts = [Script(seed=n, first_block=n * BLOCKS) for n in range(runner.depth)]
+    logits: list[list[torch.Tensor]] = [[] for _ in scripts]
+    for together in zip(*[script.steps() for script in scripts], strict=True):
+        for step, _ in together:
             runner.start(step)
-        logits += [runner.finish() for _ in range(runner.depth)][:1]
-    return logits
+        for found in logits:
+            found.append(runner.finish())
+    return max(worst(found, expected(model, script)) for found, script in zip(logits, scripts, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -101,14 +105,16 @@ def _pipelined(runner: RanksRunner, script: Script) -> list[torch.Tensor]:
     ],
     ids=str,
 )
+@pytest.mark.parametrize("kind", ["torch", "native"])
 def test_ranks_compute_what_one_process_does(
-    tmp_path: Path, launcher: Launcher, tp: int, pp: int, changes: dict[str, Any]
+    tmp_path: Path, launcher: Launcher, kind: str, tp: int, pp: int, changes: dict[str, Any]
 ) -> None:
-    model, script = _saved(tmp_path, **changes), Script()
-    runner = RanksRunner(tmp_path, BLOCKS, tp=tp, pp=pp, runner="torch", launch=launcher)
+    """Steps without wanted logits among them: the middle of a prompt that is longer than a step."""
+    model = _saved(tmp_path, **changes)
+    runner = RanksRunner(tmp_path, pp * BLOCKS, tp=tp, pp=pp, runner=kind, launch=launcher)
     try:
-        assert runner.vocab_size == 97 and runner.depth == pp and runner.blocks == BLOCKS
-        assert worst(_pipelined(runner, script), expected(model, script)) < FP32_TOLERANCE
+        assert runner.vocab_size == 97 and runner.depth == pp and runner.blocks == pp * BLOCKS
+        assert _worst(runner, model) < FP32_TOLERANCE
         assert len(runner.stats()["ranks"]) == tp * pp  # type: ignore[arg-type]
     finally:
         runner.close()
@@ -117,10 +123,9 @@ def test_ranks_compute_what_one_process_does(
 def test_quantized_weights_are_shared_too(tmp_path: Path, launcher: Launcher) -> None:
     """The output matrix too, by the vocabulary."""
     model = write_quantized(make(intermediate_size=96, tie_embeddings=False), tmp_path, INT4)
-    script = Script()
     runner = RanksRunner(tmp_path, BLOCKS, tp=2, runner="torch", launch=launcher)
     try:
-        assert worst(_pipelined(runner, script), expected(model, script)) < FP32_TOLERANCE
+        assert _worst(runner, model) < FP32_TOLERANCE
     finally:
         runner.close()
 
@@ -146,6 +151,51 @@ def test_a_lost_rank_is_named(
     with pytest.raises(EngineError, match=f"rank 1 {says}"):
         runner.start(step)
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"), [(signal.SIGKILL, "is gone"), (signal.SIGSTOP, "hangs")], ids=["dead", "hung"]
+)
+def test_a_rank_that_is_lost_while_nothing_runs_is_named(
+    tmp_path: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch, how: int, says: str
+) -> None:
+    _saved(tmp_path)
+    runner = RanksRunner(tmp_path, BLOCKS, tp=2, runner="torch", launch=launcher)
+    monkeypatch.setattr(ranks, "SILENCE_S", 2.5)
+    time.sleep(3)  # what they say meanwhile is not lost
+    runner.watch()
+    os.kill(launcher.children[1].process.pid or 0, how)
+    with pytest.raises(EngineError, match=f"rank 1 {says}"):
+        _watch(runner, 8)
+    runner.close()
+
+
+def _watch(runner: RanksRunner, duration_s: float) -> None:
+    until_s = time.monotonic() + duration_s
+    while time.monotonic() < until_s:
+        time.sleep(0.1)
+        runner.watch()
+
+
+def _serve_and_hang(meeting: Meeting, number: int) -> None:
+    def wait(_: torch.Tensor) -> None:
+        time.sleep(60)
+
+    rank.agree = lambda *_: wait
+    _serve(meeting, number)
+
+
+def test_ranks_that_wait_for_one_another_for_ever_are_found(tmp_path: Path) -> None:
+    _saved(tmp_path)
+    launcher = Launcher(_serve_and_hang)
+    runner = RanksRunner(tmp_path, BLOCKS, tp=2, runner="torch", launch=launcher)
+    runner._patience = Patience(1.5, 1.5)
+    step, _ = next(Script().steps())
+    runner.start(step)
+    with pytest.raises(EngineError, match="waited for one another"):
+        runner.finish()
+    runner.close()
+    assert all(child.poll() is not None for child in launcher.children)
 
 
 def test_what_a_rank_cannot_load_is_said_here(tmp_path: Path, launcher: Launcher) -> None:

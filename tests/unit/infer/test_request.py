@@ -22,6 +22,8 @@ from llmos.infer.request import GenerationRequest, Grammar, SamplingParams, Toke
         ("top_p", 1.1),
         ("min_p", 2.0),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-39),  # divided by which logits leave float32
+        ("repetition_penalty", 101.0),
         ("frequency_penalty", 3.0),
         ("presence_penalty", -3.0),
         ("seed", -1),

@@ -51,19 +51,23 @@ def tokens(found: Sampled | EngineError) -> tuple[int, ...]:
     return found.tokens
 
 
+def sample(one: Sampler, ids: Sequence[str], logits_LV: Tensor) -> list[Sampled | EngineError]:
+    """A token for each of ``ids``."""
+    return one.verify([(id, ()) for id in ids], logits_LV)
+
+
 def answer(
     logits_V: Tensor, count: int, prompt: Sequence[int] = (), ends: Sequence[int] = (), **params: Any
 ) -> list[int]:
     """What request "0" gets in ``count`` steps with the same logits."""
     one = sampler(SamplingParams(**params), prompt=prompt, ends=ends)
-    return [tokens(one.sample(["0"], logits_V[None].clone())[0])[0] for _ in range(count)]
+    return [tokens(sample(one, ["0"], logits_V[None].clone())[0])[0] for _ in range(count)]
 
 
 def drawn(logits_V: Tensor = LOGITS, **params: Any) -> Counter[int]:
     """The first tokens of DRAWS requests, each with a seed of its own."""
-    found = sampler(*[SamplingParams(**params)] * DRAWS).sample(
-        [str(n) for n in range(DRAWS)], logits_V.repeat(DRAWS, 1)
-    )
+    one = sampler(*[SamplingParams(**params)] * DRAWS)
+    found = sample(one, [str(n) for n in range(DRAWS)], logits_V.repeat(DRAWS, 1))
     return Counter(tokens(row)[0] for row in found)
 
 
@@ -108,8 +112,8 @@ def test_an_answer_depends_on_its_seed_and_on_nobody_beside_it() -> None:
     alone, together = sampler(params), sampler(params, *others)
     together.add("again", params, 0, (), frozenset())
     for _ in range(70):  # more than one block of random numbers
-        rows = together.sample(["2", "0", "1", "3", "again"], logits_LV[[1, 0, 2, 3, 0]])
-        assert rows[1] == alone.sample(["0"], logits_LV[:1].clone())[0] == rows[4]
+        rows = sample(together, ["2", "0", "1", "3", "again"], logits_LV[[1, 0, 2, 3, 0]])
+        assert rows[1] == sample(alone, ["0"], logits_LV[:1].clone())[0] == rows[4]
     assert answer(logits_LV[0], 20, temperature=1.5) != answer(logits_LV[1], 20, temperature=1.5)
 
 
@@ -117,7 +121,7 @@ def test_seeds_that_differ_in_any_half_choose_differently() -> None:
     seeds, one = (0, 1, 2, 1 << 64, 2 << 64), Sampler()
     for seed in seeds:
         one.add(str(seed), SamplingParams(), seed, (), frozenset())
-    found = one.sample([str(seed) for seed in seeds], torch.zeros(len(seeds), 10**5))
+    found = sample(one, [str(seed) for seed in seeds], torch.zeros(len(seeds), 10**5))
     assert len({tokens(row) for row in found}) == len(seeds)
 
 
@@ -184,15 +188,43 @@ def test_only_the_row_fails_whose_logits_are_not_numbers(bad: float) -> None:
     logits_LV = LOGITS.repeat(3, 1)
     logits_LV[1, 3] = bad
     greedy = SamplingParams(**GREEDY, logprobs=1)
-    found = sampler(greedy, greedy, SamplingParams()).sample(["0", "1", "2"], logits_LV)
+    found = sample(sampler(greedy, greedy, SamplingParams()), ["0", "1", "2"], logits_LV)
     assert isinstance(found[0], Sampled) and isinstance(found[2], Sampled)
     with pytest.raises(EngineError, match="not numbers"):
         raise found[1] if isinstance(found[1], EngineError) else AssertionError
 
 
 def test_a_row_that_may_choose_nothing_says_so() -> None:
-    found = sampler(SamplingParams(min_tokens=1), ends=range(5)).sample(["0"], LOGITS[None].clone())
+    found = sample(sampler(SamplingParams(min_tokens=1), ends=range(5)), ["0"], LOGITS[None].clone())
     assert isinstance(found[0], EngineError) and "min_tokens" in found[0].message
+
+
+def test_penalties_that_leave_the_range_of_numbers_end_their_request_alone() -> None:
+    """At any temperature, with any filter."""
+    for more in ({}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, GREEDY):
+        one = sampler(SamplingParams(repetition_penalty=0.01, **more), SamplingParams(), prompt=(0, 1))
+        huge = torch.tensor([2e37, 1.0, 0.5, 0.0, -1.0])
+        found = sample(one, ["0", "1"], torch.stack([huge, LOGITS]))
+        assert isinstance(found[0], EngineError) and "penalties" in found[0].message
+        assert isinstance(found[1], Sampled)
+
+
+@pytest.mark.parametrize("filters", FILTERS[:-1], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_that_the_temperature_would_drive_out_of_range_leave_the_likeliest(
+    filters: dict[str, Any], sign: int
+) -> None:
+    logits_LV = torch.stack([sign * torch.tensor([2.0, 1.0, 3.0]) * 1e35, torch.tensor([0.0, 9.0, 0.0])])
+    found = sample(sampler(*[SamplingParams(**filters, temperature=1e-4)] * 2), ["0", "1"], logits_LV)
+    assert [tokens(one) for one in found] == [(2 if sign > 0 else 1,), (1,)]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_draft_models_logits_may_be_anything(bad: float) -> None:
+    """The model then says something else."""
+    one = sampler(SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.5))
+    logits_LV = torch.full((3, 5), bad)
+    assert all(0 <= token < 5 for token in one.guess(["0", "1", "2"], 1, logits_LV))
 
 
 def test_logprobs_are_of_the_model_not_of_the_choice() -> None:
@@ -202,7 +234,7 @@ def test_logprobs_are_of_the_model_not_of_the_choice() -> None:
         SamplingParams(logprobs=0, **GREEDY),
         SamplingParams(logprobs=20),
     )
-    rows = sampler(params, none, zero, all_of_them).sample(["0", "1", "2", "3"], (LOGITS + 7).repeat(4, 1))
+    rows = sample(sampler(params, none, zero, all_of_them), ["0", "1", "2", "3"], (LOGITS + 7).repeat(4, 1))
     logprobs = [row.logprobs for row in rows if isinstance(row, Sampled)]
     assert (len(logprobs), logprobs[1]) == (4, ())
     found = logprobs[0][0]

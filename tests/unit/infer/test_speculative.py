@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from llmos.infer.lookup import PromptLookup
 from llmos.infer.request import SamplingParams
 from llmos.infer.sampling import Sampled, Sampler
 from llmos.infer.speculative import RETRY_STEPS, Ask, Speculation, StepCost
+from llmos.infer.step import Step
 from tests.unit.infer.fakes import VOCAB, PageRunner, answer, following
-from tests.unit.infer.small import request, running, whole
+from tests.unit.infer.small import CONTEXT, request, running, whole
 
 MOST = 5
 
@@ -79,7 +82,7 @@ class World:
             if step == steps // 2:
                 began_s, tokens = self.now_s, 0
             step_began_s = self.now_s
-            drafts = self.speculation.propose([(id, ()) for id in ids])
+            drafts = self.speculation.propose([Ask(id, (), 99) for id in ids])
             counts.append(sum(map(len, drafts.values())))
             self.now_s += self.base_s + self.token_s * (running + counts[-1])
             self.speculation.stepped(running + counts[-1], self.now_s - step_began_s)
@@ -149,11 +152,13 @@ def test_the_cost_of_a_step_is_a_line_through_what_was_measured() -> None:
     assert cost.per_token_s == pytest.approx(0.1) and cost.seconds(20) == pytest.approx(2.3)
 
 
-def _draft_model(blocks: int = 64, temperature: float = 0.0) -> tuple[PageRunner, DraftModel, Sampler]:
+def _draft_model(
+    blocks: int = 64, temperature: float = 0.0, context_length: int = 10**6
+) -> tuple[PageRunner, DraftModel, Sampler]:
     runner, sampler = PageRunner(blocks), Sampler()
     for number, id in enumerate("ab"):
         sampler.add(id, SamplingParams(temperature=temperature), number, (), frozenset())
-    return runner, DraftModel(runner, sampler, VOCAB), sampler
+    return runner, DraftModel(runner, sampler, VOCAB, context_length), sampler
 
 
 def test_a_draft_model_says_what_it_would_answer() -> None:
@@ -203,9 +208,31 @@ def test_without_room_there_are_no_drafts_and_room_comes_back() -> None:
     assert [len(drafts) for drafts in model.draft([Ask("a", [1] * 65, 4), short])] == [0, 4]
 
 
+def test_nothing_is_computed_beyond_the_context_of_the_draft_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, model, _ = _draft_model(context_length=20)
+    start, last = runner.start, [0]
+
+    def watched(step: Step) -> None:
+        last[0] = max(last[0], int(step.positions_N.max()))
+        start(step)
+
+    monkeypatch.setattr(runner, "start", watched)
+    counts = [len(model.draft([Ask("a", [1] * n, 4), Ask("b", [2, 3], 4)])[0]) for n in range(15, 24)]
+    assert counts == [4, 4, 4, 3, 2, 1, 0, 0, 0]
+    assert last[0] == 19
+    assert model.draft([Ask("a", [1] * 9, 4)]) == [tuple(answer([1] * 9, 4))]
+
+
+def test_no_more_drafts_are_asked_for_than_the_answer_has_room_for() -> None:
+    world = World(right=1.0, base_s=1.0, token_s=0.0)
+    world.run(10)
+    asked = [Ask("0", (), 2), Ask("1", (), 0), Ask("2", (), 9)]
+    assert {id: len(drafts) for id, drafts in world.speculation.propose(asked).items()} == {"0": 2, "2": 4}
+
+
 def test_another_vocabulary_is_refused() -> None:
     with pytest.raises(UsageError, match=f"101 tokens, the model {VOCAB + 1}") as caught:
-        DraftModel(PageRunner(), Sampler(), VOCAB + 1)
+        DraftModel(PageRunner(), Sampler(), VOCAB + 1, 99)
     assert caught.value.param == "draft"
 
 
@@ -230,3 +257,18 @@ async def test_an_engine_with_drafts_answers_what_one_without_does(
     assert texts[0] == texts[1]
     if drafter == "model":  # it is the model itself
         assert stats["drafts"] > 0 and stats["drafts_accepted"] > 0.9 * stats["drafts"]
+
+
+@pytest.mark.parametrize("shorter", [False, True])
+async def test_drafts_end_with_the_context(model_dir: Path, tmp_path: Path, shorter: bool) -> None:
+    """Of the model, or of a draft model that has a shorter one; the native step takes no position beyond it."""
+    draft = shutil.copytree(model_dir, tmp_path / "draft")
+    if shorter:
+        config = json.loads((draft / "config.json").read_text())
+        (draft / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    answers = []
+    for options in ({}, {"speculative": 5, "draft": draft}):
+        async with running(model_dir, runner="native", **options) as engine:
+            answers.append((await whole(engine, request(max_tokens=None))).token_ids)
+            assert engine.stats()["healthy"]
+    assert answers[0] == answers[1] and len(answers[0]) == CONTEXT - 3

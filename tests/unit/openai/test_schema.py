@@ -61,6 +61,7 @@ def test_what_clients_send_is_taken(extra: dict[str, Any]) -> None:
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"top_p": -0.1}, "top_p"),
+        ({"repetition_penalty": 1e-39}, "repetition_penalty"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
