@@ -65,3 +65,60 @@ def test_openb_says_what_it_was_asked_wrongly(
     (tmp_path / "empty.csv").write_text("sn,gpu\n")
     result = llmos(*openb, *arguments)
     assert result.code in (1, 2) and message in result.err
+
+
+JOBS = """\
+timestamp,duration,num_gpus,gpu_time,cluster
+0,100,8,800,east
+10,50,8,400,east
+20,30,1,30,west
+"""
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> list[str]:
+    """The options that name a small trace and a node of 8 GPUs."""
+    (tmp_path / "trace.csv").write_text(JOBS)
+    return ["simulate", "jobs", "--trace", "trace.csv", "--gpus", "8", "--per-node", "8"]
+
+
+def test_jobs_prints_a_line_for_each_policy(llmos: Run, trace: list[str]) -> None:
+    result = llmos(*trace, "--policy", "fifo", "--policy", "srtf")
+    assert result.code == 0, result.err
+    fifo, srtf = table(result.out)
+    assert (fifo["POLICY"], srtf["POLICY"]) == ("fifo", "srtf")
+    assert fifo["JCT"] == "2m 13s"
+    assert "3 jobs on 8 GPUs, 8 a node; trace.csv" in result.err
+
+
+def test_jobs_in_json_has_the_whole_report(llmos: Run, trace: list[str]) -> None:
+    found = json.loads(llmos(*trace, "--policy", "fifo", "--json").out)["policies"]["fifo"]
+    assert found["jct_s_mean"] == pytest.approx((100 + 140 + 160) / 3)
+    assert found["jobs"] == 3 and found["wall_s"] > 0
+    assert {"queued_s_p99", "utilisation_pct", "fragmentation_pct", "fairness", "preemptions"} <= found.keys()
+
+
+def test_jobs_without_a_trace_makes_one_up(llmos: Run) -> None:
+    result = llmos("simulate", "jobs", "--jobs", "50", "--seed", "3", "--policy", "backfill")
+    assert result.code == 0 and "50 jobs on 512 GPUs, 8 a node; a trace made up from seed 3" in result.err
+
+
+def test_jobs_draws_who_held_what(llmos: Run, trace: list[str], tmp_path: Path) -> None:
+    result = llmos(*trace, "--policy", "fifo", "--picture", "cluster.svg")
+    assert result.code == 0 and "picture: cluster.svg" in result.err
+    assert "fifo: 3 jobs on 8 GPUs" in (tmp_path / "cluster.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus", "4", "--per-node", "4"], "2 jobs are larger than the cluster: job-0 needs 8 GPUs, there are 4"),
+        (["--policy", "lifo"], "no policy `lifo`: expected one of fifo, backfill, srtf, llmos, bound"),
+        (["--policy", "fifo", "--policy", "srtf", "--picture", "x.svg"], "a picture is of one policy"),
+        (["--policy", "fifo", "--picture", "none/x.svg"], "cannot write none/x.svg"),
+        (["--trace", "none.csv"], "cannot read none.csv"),
+    ],
+)
+def test_jobs_says_what_it_was_asked_wrongly(llmos: Run, trace: list[str], arguments: list[str], message: str) -> None:
+    result = llmos(*trace, *arguments)
+    assert result.code in (1, 2) and message in result.err
