@@ -161,7 +161,7 @@ _JOB_COLUMNS = ("JCT", "P50", "P99", "QUEUED", "USED", "FRAGMENTED", "FAIRNESS",
 def _job_cells(report: Mapping[str, float | None]) -> tuple[str, ...]:
     times = ("jct_s_mean", "jct_s_p50", "jct_s_p99", "queued_s_mean")
     return (
-        *(duration(report[name] or 0.0) for name in times),
+        *("-" if (took_s := report[name]) is None else duration(took_s) for name in times),
         _percent(report["utilisation_pct"]),
         _percent(report["fragmentation_pct"]),
         "-" if report["fairness"] is None else f"{report['fairness']:.3f}",
