@@ -54,9 +54,14 @@ class Backfill:
         """See Policy."""
         while (first := self._first()) and world.start(first):
             self._queues[first.job.gpus].popleft()
-        if first and world.pool.idle:
+        if first and self._others_fit(first, world.pool):
             self._fill(first, world)
         return inf
+
+    def _others_fit(self, first: Run, pool: Pool) -> bool:
+        """Whether there is room for any that waits behind ``first``."""
+        behind = (gpus for gpus, queue in self._queues.items() if len(queue) > (gpus == first.job.gpus))
+        return pool.idle > 0 and any(map(pool.fits, behind))
 
     def _first(self) -> Run | None:
         heads = [queue[0] for queue in self._queues.values() if queue]

@@ -40,15 +40,17 @@ class Run:
 
     def done(self, now: float) -> float:
         """Seconds of its work that are done at ``now``."""
-        running = max(0.0, now - self.since_s) if self.placement is not None else 0.0
-        return self.done_s + running
+        if self.placement is None or now <= self.since_s:
+            return self.done_s
+        return self.done_s + now - self.since_s
 
     def remaining(self, now: float) -> float:
         """Seconds that it is expected to run on: to its median, past that to its 90 % quantile, past that as long as
         it has run."""
         done = self.done(now)
-        total = next((quantile for quantile in (self.median_s, self.high_s) if done < quantile), 2 * done)
-        return total - done
+        if done < self.median_s:
+            return self.median_s - done
+        return self.high_s - done if done < self.high_s else done
 
 
 @dataclass(frozen=True, slots=True)
