@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 import numpy as np
+import numpy.typing as npt
 
 from llmos.sim.job_replay import Run, World
 
@@ -59,7 +60,7 @@ def _service(runs: Iterable[Run]) -> list[float]:
     return [fmean(of_tenant) for of_tenant in shares.values()]
 
 
-def _spread(name: str, values: np.ndarray) -> dict[str, float | None]:
+def _spread(name: str, values: npt.NDArray[np.float64]) -> dict[str, float | None]:
     if not len(values):
         return dict.fromkeys((f"{name}_mean", f"{name}_p50", f"{name}_p99"))
     p50, p99 = np.quantile(values, (0.5, 0.99))

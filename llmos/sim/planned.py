@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 from llmos.core.lifecycle import record
 from llmos.core.plan import plan as core_plan
@@ -58,7 +59,7 @@ class Planned:
     def arrived(self, run: Run) -> None:
         """See Policy."""
         self._runs[run.job.id] = run
-        about = {"tenant": run.job.tenant, "estimate_s": run.median_s, "estimate_high_s": run.high_s}
+        about: dict[str, Any] = {"tenant": run.job.tenant, "estimate_s": run.median_s, "estimate_high_s": run.high_s}
         known = {name: value for name, value in about.items() if name in Job.__dataclass_fields__}
         self._jobs[run.job.id] = Job(run.job.id, self._gang(run.job.gpus), run.job.submitted_s, **known)
         self._changed = True
