@@ -94,7 +94,8 @@ class Descent:
 
     def costs(self, shape: Shape) -> Floats:
         """See Policy."""
-        return self._costs[self._outlooks.row[Kind.of(shape)]]
+        costs: Floats = self._costs[self._outlooks.row[Kind.of(shape)]]
+        return costs
 
     def gpus(self, shape: Shape, node: int) -> Ints:
         """See Policy."""

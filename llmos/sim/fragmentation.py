@@ -63,7 +63,8 @@ class Fragmentation:
         usable = (free_milli[:, :, None] * enough).sum(1)[:, self._level]  # [S, K]
         can = (enough.sum(1)[:, self._level] >= self._gpus) & (cpu_milli[:, None] >= self._cpu) & allowed
         can &= self._gpus > 0  # a pod without a GPU uses none of what is free
-        return total - np.where(can, usable, 0) @ self._weights
+        fragments: Floats = total - np.where(can, usable, 0) @ self._weights
+        return fragments
 
 
 class Waste:
@@ -84,4 +85,5 @@ class Waste:
         lost = self._fragmentation.of(model, cpu_milli, free_milli)
         if not self.cores_per_gpu:
             return lost
-        return lost + np.maximum(0.0, free_milli.sum(1) - cpu_milli / self.cores_per_gpu)
+        stranded: Floats = np.maximum(0.0, free_milli.sum(1) - cpu_milli / self.cores_per_gpu)
+        return lost + stranded

@@ -100,7 +100,8 @@ def generate(seed: int, *, jobs: int = JOBS, days: float = DAYS, gpus: int = GPU
 
 def _zipf(count: int) -> Floats:
     weights = 1 / np.arange(1, count + 1)
-    return weights / weights.sum()
+    shares: Floats = weights / weights.sum()
+    return shares
 
 
 def _sizes(rng: np.random.Generator, jobs: int) -> npt.NDArray[np.int64]:

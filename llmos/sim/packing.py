@@ -54,7 +54,8 @@ class Packing:
         """The indices of the GPUs of ``node`` that have the least left and still hold ``shape``."""
         free = self.free_milli[node]
         order = np.argsort(free, kind="stable")
-        return order[free[order] >= shape.milli][: shape.gpus]
+        chosen: Ints = order[free[order] >= shape.milli][: shape.gpus]
+        return chosen
 
     @property
     def allocated_pct(self) -> float:
