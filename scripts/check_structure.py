@@ -60,7 +60,7 @@ LEGAL_ONLY_IN = {
         *("benchmarks/", "examples/", "tests/"),
     ),
     "llmos.cli": ("llmos/cli/", "tests/"),
-    "llmos.sim": ("llmos/sim/", "tests/"),
+    "llmos.sim": ("llmos/sim/", "llmos/cli/simulate.py", "benchmarks/", "tests/"),
     "deployments": ("deployments/", "tests/"),
     "tests": ("tests/",),
 }

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from llmos import __version__
-from llmos.cli import cluster, compress, doctor, estimate, evaluate, jobs, keys, models, services
+from llmos.cli import cluster, compress, doctor, estimate, evaluate, jobs, keys, models, services, simulate
 from llmos.cli.output import note, paint
 from llmos.errors import LlmosError
 
@@ -52,7 +52,7 @@ def _global_options(
         os.environ[ENV_DEBUG] = "1"  # main() reads it, and so do processes that a command starts
 
 
-for noun in (cluster, doctor, jobs, models, evaluate, compress, services, estimate, keys):
+for noun in (cluster, doctor, jobs, models, evaluate, compress, services, estimate, simulate, keys):
     app.add_typer(noun.app)
 
 

@@ -1,0 +1,175 @@
+"""``llmos simulate``: the twin. Traces replayed in virtual time, under our policies and those of others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmos.cli.output import Format, Output, columns, duration, note, say, say_json
+from llmos.errors import UsageError
+from llmos.sim import PLACING, SCHEDULING
+
+if TYPE_CHECKING:
+    from llmos.sim.job_replay import World
+    from llmos.sim.openb_replay import Outcome
+    from llmos.sim.tables import Table
+
+app = typer.Typer()
+simulate = typer.Typer(help="Replay traces on a cluster that exists only as numbers.", no_args_is_help=True)
+app.add_typer(simulate, name="simulate", rich_help_panel="Planning")
+
+Json = Annotated[bool, typer.Option("--json", help="the same as -o json")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="go on without the malformed rows of a trace")]
+Nodes = Annotated[Path, typer.Option("--nodes", metavar="FILE", help="CSV: sn,cpu_milli,memory_mib,gpu,model")]
+Pods = Annotated[
+    Path, typer.Option("--pods", metavar="FILE", help="CSV: name,cpu_milli,memory_mib,num_gpu,gpu_milli,…")
+]
+Placing = Annotated[list[str] | None, typer.Option("--policy", help=f"{', '.join(PLACING)}; may be repeated")]
+Inflate = Annotated[float, typer.Option("--inflate", min=0.01, max=100, help="GPUs asked for, over those there are")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, max=1000, metavar="N", help="replays, with seeds from 0")]
+Trace = Annotated[
+    Path | None, typer.Option("--trace", metavar="FILE", help="CSV: timestamp,duration,num_gpus,gpu_time,cluster")
+]
+Gpus = Annotated[int, typer.Option("--gpus", min=1, metavar="N", help="of the cluster")]
+PerNode = Annotated[int, typer.Option("--per-node", min=1, metavar="N", help="GPUs of a node")]
+Scheduling = Annotated[list[str] | None, typer.Option("--policy", help=f"{', '.join(SCHEDULING)}; may be repeated")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="without a trace: how many")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="without a trace: of the one that is made up")]
+Picture = Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="SVG: who held which GPUs over time")]
+
+
+@simulate.command("openb")
+def simulate_openb(
+    nodes: Nodes,
+    pods: Pods,
+    policy: Placing = None,
+    inflate: Inflate = 1.3,
+    seeds: Seeds = 10,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: Json = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Pack the pods of Alibaba's GPU trace onto its nodes, one by one, and say what share of the GPUs is given out."""
+    from llmos.sim import openb, openb_replay
+
+    machines = _rows(openb.read_nodes(nodes, skip_bad_rows=skip_bad_rows), nodes)
+    replay = openb_replay.Replay(machines, _rows(openb.read_pods(pods, skip_bad_rows=skip_bad_rows), pods))
+    names = _known(policy or ["llmos"], PLACING)
+    found = {name: [replay.run(name, inflate, seed) for seed in range(seeds)] for name in names}
+    if as_json or output is Format.JSON:
+        return say_json({"inflate": inflate, "policies": {name: _openb_view(runs) for name, runs in found.items()}})
+    header = ("POLICY", "ALLOCATED", "SD", "FRAGMENTED", "PODS", "DROPPED")
+    say(columns(header, [(name, *_openb_cells(openb_replay.report(runs))) for name, runs in found.items()]))
+    note(f"{len(machines)} nodes, demand {inflate:.0%} of the GPUs, mean of {seeds} seeds")
+
+
+def _openb_view(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    from llmos.sim.openb_replay import report
+
+    seeds = [{"seed": outcome.seed, "allocated_pct": outcome.allocated_pct} for outcome in outcomes]
+    return {**report(outcomes), "seeds": seeds}
+
+
+def _openb_cells(report: Mapping[str, float]) -> tuple[str, ...]:
+    allocated, fragmented = f"{report['allocated_pct']:.2f} %", f"{report['fragmented_pct']:.2f} %"
+    return (
+        allocated,
+        f"{report['allocated_pct_sd']:.2f}",
+        fragmented,
+        f"{report['arrived']:.0f}",
+        f"{report['dropped']:.0f}",
+    )
+
+
+def _rows(table: Table[Any], path: Path) -> Sequence[Any]:
+    """The rows of ``table``, having said which were skipped. Raises UsageError when there are none."""
+    from llmos.sim.tables import said
+
+    if table.bad:
+        note(f"warning: {path}: skipped {said(table.bad)}")
+    if not table.rows:
+        raise UsageError(f"{path} has no rows: expected a trace")
+    return table.rows
+
+
+def _known(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """``names``, each once. Raises UsageError for one that is not known."""
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no policy `{name[:40]}`: expected one of {', '.join(known)}", param="--policy")
+    return list(dict.fromkeys(names))
+
+
+@simulate.command("jobs")
+def simulate_jobs(
+    trace: Trace = None,
+    gpus: Gpus = 512,
+    per_node: PerNode = 8,
+    policy: Scheduling = None,
+    jobs: Jobs = 80_000,
+    seed: Seed = 0,
+    picture: Picture = None,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: Json = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Run a trace of jobs, or one that is made up, in virtual time, and say how long jobs took and why."""
+    from llmos.sim import job_report, job_traces, scheduling
+
+    names = _known(policy or ["llmos"], SCHEDULING)
+    if picture and len(names) > 1:
+        raise UsageError("a picture is of one policy: expected one --policy", param="--picture")
+    if trace:
+        coming = _rows(job_traces.read_jobs(trace, skip_bad_rows=skip_bad_rows), trace)
+    else:
+        coming = job_traces.generate(seed, jobs=jobs, days=jobs * job_traces.DAYS / job_traces.JOBS, gpus=gpus)
+    found = {}
+    for name in names:
+        began = time.perf_counter()
+        runs, world = scheduling.schedule(coming, name, gpus, per_node)
+        found[name] = job_report.report(runs, world) | {"wall_s": time.perf_counter() - began}
+        if picture:
+            _draw(picture, world, f"{name}: {len(coming)} jobs on {gpus} GPUs")
+    if as_json or output is Format.JSON:
+        return say_json({"gpus": gpus, "per_node": per_node, "policies": found})
+    say(columns(("POLICY", *_JOB_COLUMNS), [(name, *_job_cells(report)) for name, report in found.items()]))
+    note(f"{len(coming)} jobs on {gpus} GPUs, {per_node} a node; {_source(trace, seed)}")
+
+
+def _source(trace: Path | None, seed: int) -> str:
+    return f"{trace}" if trace else f"a trace made up from seed {seed}"
+
+
+def _draw(path: Path, world: World, title: str) -> None:
+    """Write the picture of what ran where. Raises UsageError if it cannot be written."""
+    from llmos.sim.picture import picture
+
+    try:
+        path.write_text(picture(world.stays, len(world.pool.free), world.pool.per_node, title))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}", param="--picture") from None
+    note(f"picture: {path}")
+
+
+_JOB_COLUMNS = ("JCT", "P50", "P99", "QUEUED", "USED", "FRAGMENTED", "FAIRNESS", "PREEMPTED", "LOST", "P90 KEPT")
+
+
+def _job_cells(report: Mapping[str, float | None]) -> tuple[str, ...]:
+    times = ("jct_s_mean", "jct_s_p50", "jct_s_p99", "queued_s_mean")
+    return (
+        *("-" if (took_s := report[name]) is None else duration(took_s) for name in times),
+        _percent(report["utilisation_pct"]),
+        _percent(report["fragmentation_pct"]),
+        "-" if report["fairness"] is None else f"{report['fairness']:.3f}",
+        f"{report['preemptions']:.0f}",
+        f"{report['lost_gpu_h']:.1f} GPU-h",
+        _percent(report["p90_calibration_pct"]),
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"

@@ -1,0 +1,126 @@
+"""The scheduler itself as a policy of the twin: ``core.plan`` is asked, and what it says is done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+from llmos.core.lifecycle import record
+from llmos.core.plan import plan as core_plan
+from llmos.core.types import (
+    Action,
+    Attempt,
+    AttemptPhase,
+    Desired,
+    Gang,
+    Job,
+    Node,
+    Plan,
+    Resources,
+    Snapshot,
+    Verb,
+)
+from llmos.sim.job_replay import Run, World
+from llmos.sim.pool import Pool
+
+Planner = Callable[[Desired, Snapshot, object], Plan]
+TICK_S = 300.0
+"""Seconds between two plans at least: four months are 34,560 of these."""
+QUIET_S = 3600.0
+"""When nothing has happened, but somebody waits."""
+PASSES = 4
+"""Plans of one tick: what one ends, the next gives to others."""
+
+
+class Planned:
+    """Asks ``plan`` every ``tick_s`` seconds in which something happened, and starts and preempts as it says.
+
+    An attempt that is told to yield does so at once, with a checkpoint; the replay charges what it costs to go on.
+    """
+
+    def __init__(self, pool: Pool, *, plan: Planner = core_plan, tick_s: float = TICK_S) -> None:
+        nodes = range(len(pool.free))
+        self._nodes = tuple(Node(f"node-{node}", Resources(gpus=pool.per_node)) for node in nodes)
+        self._number = {node.id: number for number, node in enumerate(self._nodes)}
+        self._gangs: dict[int, Gang] = {}
+        self._per_node = pool.per_node
+        self._plan = plan
+        self._tick_s = tick_s
+        self._runs: dict[str, Run] = {}
+        self._jobs: dict[str, Job] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._memo: object = None
+        self._due_s = -inf
+        self._changed = False
+
+    def arrived(self, run: Run) -> None:
+        """See Policy."""
+        self._runs[run.job.id] = run
+        about: dict[str, Any] = {"tenant": run.job.tenant, "estimate_s": run.median_s, "estimate_high_s": run.high_s}
+        known = {name: value for name, value in about.items() if name in Job.__dataclass_fields__}
+        self._jobs[run.job.id] = Job(run.job.id, self._gang(run.job.gpus), run.job.submitted_s, **known)
+        self._changed = True
+
+    def ended(self, run: Run) -> None:
+        """See Policy."""
+        self._attempts[run.job.id] = replace(self._attempts[run.job.id], phase=AttemptPhase.SUCCEEDED)
+        self._changed = True
+
+    def decide(self, world: World) -> float:
+        """See Policy."""
+        if world.now < self._due_s:
+            return self._due_s
+        if self._changed or world.waiting:
+            for _ in range(PASSES):
+                if not self._tick(world):
+                    break
+        self._changed = False
+        self._due_s = world.now + self._tick_s
+        return world.now + QUIET_S if world.waiting else inf
+
+    def _tick(self, world: World) -> bool:
+        """Plan once and do as it says. Returns whether something ended that others may be waiting for."""
+        desired = Desired(tuple(self._jobs.values()))
+        made = self._plan(desired, Snapshot(world.now, self._nodes, self._attempts), self._memo)
+        self._memo = made.memo
+        for action in made.actions:
+            self._apply(action, world)
+        self._promise(getattr(made, "estimates", {}))
+        return any(action.verb is Verb.STOP for action in made.actions)
+
+    def _apply(self, action: Action, world: World) -> None:
+        id, run = action.id, self._runs[action.id]
+        match action.verb:
+            case Verb.START:
+                on = Counter[int]()
+                for node, bundle in zip(action.nodes, self._jobs[id].gang.bundles, strict=True):
+                    on[self._number[node]] += int(bundle.gpus)
+                world.start(run, tuple(on.items()))
+                self._attempts[id] = Attempt(id, action.attempt, AttemptPhase.RUNNING, nodes=action.nodes)
+            case Verb.STOP:
+                world.preempt(run)
+                self._attempts[id] = replace(self._attempts[id], phase=AttemptPhase.YIELDED, stopping_since=world.now)
+            case Verb.CLOSE:
+                self._attempts.pop(id, None)
+        if action.verb is Verb.CLOSE and action.phase and action.phase.final:
+            del self._jobs[id], self._runs[id]
+        else:
+            self._jobs[id] = record(self._jobs[id], action, world.now)
+
+    def _promise(self, estimates: Mapping[str, tuple[float, float]]) -> None:
+        """The first estimate of a job's start is the one it is held to."""
+        for id, (_, high_s) in estimates.items():
+            run = self._runs.get(id)
+            if run and run.promised_s is None and run.begun_s is None:
+                run.promised_s = high_s
+
+    def _gang(self, gpus: int) -> Gang:
+        """Whole nodes, and one that has what is left over. The same gang for the same number, which plans profit by."""
+        if gpus not in self._gangs:
+            whole, rest = divmod(gpus, self._per_node)
+            sizes = [self._per_node] * whole + ([rest] if rest or not whole else [])
+            self._gangs[gpus] = Gang(tuple(Resources(gpus=size) for size in sizes))
+        return self._gangs[gpus]
