@@ -1,0 +1,105 @@
+"""When those that wait are expected to start.
+
+The queue is played forward on the cluster's totals: each job starts when enough has been given back, in order. Run times
+are taken as log-normal, with the median and the ninth decile that are known; of what runs already, as what is left of it
+given that it has run so long. For the median, what runs ends at its median; for the late estimate, at its ninth decile.
+What has to start and end in between counts with its mean: in a long queue, lucky and unlucky ones even out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from statistics import NormalDist
+
+from llmos.core.resources import ROUNDING
+from llmos.core.running import Running, left_high_s, left_s
+from llmos.core.types import Job
+
+_NORMAL = NormalDist()
+_DECILE = _NORMAL.inv_cdf(0.9)
+_LONGEST = 3.0
+"""The mean of a log-normal time is taken as at most so many times its ninth decile, however wide it is."""
+
+Event = tuple[float, str, Sequence[float]]
+
+
+def starts(
+    blocked: Sequence[Job],
+    running: Iterable[Running],
+    free: Sequence[float],
+    needs: Callable[[Job], Sequence[float]],
+    promised: Mapping[str, float],
+    now: float,
+) -> dict[str, tuple[float, float]]:
+    """When each of ``blocked``, in order, starts: the median, and the time before which it does nine times of ten.
+
+    ``free`` and what ``needs`` tells are amounts by kind of resource; ``promised`` are the times of reservations.
+    Jobs of which nothing can be said are left out.
+    """
+    likely, late = [], []
+    for one in running:
+        held = one.held.total.tolist()
+        median, high = _ends(one, now)
+        likely.append((median, one.job.id, held))
+        late.append((high, one.job.id, held))
+    soon, latest = (_played(blocked, events, free, needs, now) for events in (likely, late))
+    found = {}
+    for job in blocked:
+        at = max(soon.get(job.id, math.inf), promised.get(job.id, now))
+        high = max(latest.get(job.id, math.inf), at)
+        if math.isfinite(high):
+            found[job.id] = at, high
+    return found
+
+
+def _played(
+    blocked: Iterable[Job],
+    releases: list[Event],
+    free: Sequence[float],
+    needs: Callable[[Job], Sequence[float]],
+    now: float,
+) -> dict[str, float]:
+    """When each of ``blocked`` starts, if what runs ends as in ``releases``."""
+    events = [event for event in releases if math.isfinite(event[0])]
+    heapify(events)
+    left, at, starts = list(free), now, {}
+    for job in blocked:
+        wanted = needs(job)
+        while events and any(a > b + ROUNDING for a, b in zip(wanted, left, strict=True)):
+            at, _, held = heappop(events)
+            left = [a + b for a, b in zip(left, held, strict=True)]
+        if any(a > b + ROUNDING for a, b in zip(wanted, left, strict=True)):
+            break  # and so those behind it: nothing is known of when more is given back
+        starts[job.id] = at
+        left = [a - b for a, b in zip(left, wanted, strict=True)]
+        if math.isfinite(lasts := _mean(job)):
+            heappush(events, (at + lasts, job.id, wanted))
+    return starts
+
+
+def _ends(one: Running, now: float) -> tuple[float, float]:
+    """When what runs ends: the median and the ninth decile, given that it has not ended yet."""
+    if one.ending:
+        return now, now + one.job.grace_s
+    median, high, ran = left_s(one.job), left_high_s(one.job), max(now - one.job.opened_at, 0.0)
+    if not (0 < median < high < math.inf):
+        known = max(one.job.opened_at + median, now)
+        return known, max(one.job.opened_at + high, known)
+    width = math.log(high / median) / _DECILE
+    gone = _NORMAL.cdf(math.log(ran / median) / width) if ran > 0 else 0.0
+
+    def quantile(part: float) -> float:
+        chance = min(1 - (1 - part) * (1 - gone), 1 - 1e-12)
+        return one.job.opened_at + max(median * math.exp(width * _NORMAL.inv_cdf(chance)), ran)
+
+    return quantile(0.5), quantile(0.9)
+
+
+def _mean(job: Job) -> float:
+    """How long ``job`` runs on average, seconds; infinity when nothing is known."""
+    median, high = left_s(job), left_high_s(job)
+    if not (0 < median < high < math.inf):
+        return median
+    return min(median * math.exp((math.log(high / median) / _DECILE) ** 2 / 2), _LONGEST * high)
