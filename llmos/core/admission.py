@@ -1,7 +1,7 @@
 """Who starts now, and who ends so that others can.
 
-The queue is gone through until nothing changes any more: with each start the order of the tenants changes, with each STOP
-what is about to be free. So what is planned is what would be planned again once it has been done.
+The queue is gone through until nothing changes any more: with each start the order of the tenants changes, with each
+STOP what is about to be free. So what is planned is what would be planned again once it has been done.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Admission:
         self.placed[job.id] = one
         self.running.append(one)
         self._ledger.hold(job.tenant, shape.total, shape.gpus * promised_s(job, left_s(job)))
-        self._horizon.take(job.id, one.held, until, self._now + left_s(job))
+        self._horizon.take(one, until)
 
     def _begun(self, job: Job, gang: Gang, columns: Columns) -> Running:
         nodes = self._room.names(columns)
@@ -203,7 +203,7 @@ class Admission:
         self.first = self.first or Claim(job.id, job.gangs, job.priority, job.tenant)
         self.blocked.append(job)
         if len(self.promised) < reservations and not self._claim:
-            at = self._horizon.reserve(room.shape(able))
+            at = self._horizon.reserve(room.shape(able), job.submitted_at)
             if at is not None:
                 self.promised[job.id] = at
 

@@ -1,24 +1,26 @@
 """Reservations, and what may start beside them.
 
-The first jobs that do not fit get a reservation each: the earliest time at which they will, by the expected ends of what
-runs, and the nodes they will take then. A later job may start now if it is expected to be gone by then (nine times of
-ten), or if there is room for both: so it delays none of them. A few reservations are EASY backfill (Lifka, 1995), one for
-each blocked job is conservative backfill. Where no end is known, the time is infinitely late: then nothing may count on
-being gone by then, and the nodes are kept. So a large gang starts after what runs on its nodes has ended, however many
-small ones come.
+The first jobs that do not fit get a reservation each: the earliest time at which they will, by the expected ends of
+what runs, and the nodes they will take then. A later job may start now if it is expected to be gone by then (nine
+times of ten), or if there is room for both: so it delays none of them. A few reservations are EASY backfill (Lifka,
+1995), one for each blocked job is conservative backfill. Where no end is known, the time is infinitely late: then
+nothing may count on being gone by then, and the nodes are kept. So a large gang starts after what runs on its nodes
+has ended, however many small ones come. For the same reason what started since the waiting job came counts until nine
+times of ten it has ended (for ever, where that is not known or over), and what ran before only until it likely has:
+so those let in beside it can never add up to more than what fits beside it.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from llmos.core.free import Columns, Held, Matrix, added
-from llmos.core.running import Running
+from llmos.core.running import Running, left_high_s
 from llmos.core.shape import Shape
 
 
@@ -46,8 +48,7 @@ class Horizon:
         self.free = free
         self._never = unserved
         self._now = now
-        ends = [(one.ends_at(now), one.job.id, one.held) for one in running]
-        self._releases = sorted((end for end in ends if math.isfinite(end[0])), key=lambda end: end[:2])
+        self._running = list(running)
         self.reserved: list[Reservation] = []  # in the order of `binds_after`
         self._usable = [free]  # what may be used beside the first 0, 1, 2, … of them
         self._failed: dict[Shape, float] = {}
@@ -65,8 +66,9 @@ class Horizon:
         """What is free from now ``until`` then beside all reservations."""
         return self._usable[self._binding(until)]
 
-    def take(self, job: str, held: Held, until: float, likely: float) -> None:
-        """A job has taken ``held``: nine times of ten ``until`` then, as likely as not until ``likely``."""
+    def take(self, one: Running, until: float) -> None:
+        """``one`` has started: nine times of ten it runs ``until`` then at most."""
+        held = one.held
         held.take(self.free)
         for reservation in self.reserved[: self._binding(until)]:
             held.take(reservation.free)
@@ -75,51 +77,79 @@ class Horizon:
             self._usable[level + 1][:, columns] = np.minimum(
                 self._usable[level][:, columns], reservation.free[:, columns]
             )
-        if math.isfinite(likely):
-            insort(self._releases, (likely, job, held), key=lambda end: end[:2])
+        self._running.append(one)
 
-    def reserve(self, shape: Shape) -> float | None:
-        """Keep room for ``shape`` from the earliest time on at which there is, which is returned. None: never is."""
-        times = sorted({end[0] for end in self._releases})
-        first = bisect_left(times, True, key=lambda at: shape.fits_in(self._at(at)))
+    def reserve(self, shape: Shape, since: float) -> float | None:
+        """Keep room for ``shape`` from the earliest time on at which there is, which is returned. None: never is.
+
+        Its job waits ``since`` then.
+        """
+        releases = sorted(self._ends(since), key=lambda end: end[0])
+        finite = [end for end in releases if math.isfinite(end[0])]
+        times = sorted({end[0] for end in finite})
+        first = bisect_left(times, True, key=lambda at: shape.fits_in(self._at(at, finite)))
         at = times[first] if first < len(times) else math.inf
-        free = self._at(at)
-        placed = shape.place(free, prefer=self.free)
+        stay = [held for end, held in releases if math.isinf(end)]
+        free = self._at(at, finite)
+        placed = shape.place(_without(free, stay) if math.isinf(at) else free, prefer=self.free)
+        if placed is None and math.isinf(at):
+            placed = shape.place(free, prefer=self.free)
         if placed is None:
             return None
         held = shape.held(placed)
-        reservation = Reservation(at, held, self._alone(at))
-        for one in self.reserved:
-            if one.at >= at:
-                held.take(one.free)
-        held.take(reservation.free)
-        insort(self.reserved, reservation, key=lambda one: one.binds_after)
-        self._usable = [self.free]
-        for one in self.reserved:
-            self._usable.append(np.minimum(self._usable[-1], one.free))
+        beside = self._alone(at, finite)
+        self._keep(Reservation(at, held, _without(beside, [held, *stay] if math.isinf(at) else [held])))
         return at
 
     def next_release(self) -> tuple[float, str] | None:
         """When the next running job is expected to end, and which one it is."""
-        return next(((at, job) for at, job, _ in self._releases if at > self._now), None)
+        ends = ((one.ends_at(self._now), one.job.id) for one in self._running)
+        return min((end for end in ends if self._now < end[0] < math.inf), default=None)
+
+    def _keep(self, reservation: Reservation) -> None:
+        for one in self.reserved:
+            if one.at >= reservation.at:
+                reservation.held.take(one.free)
+        insort(self.reserved, reservation, key=lambda one: one.binds_after)
+        self._usable = [self.free]
+        for one in self.reserved:
+            self._usable.append(np.minimum(self._usable[-1], one.free))
+
+    def _ends(self, since: float) -> Iterator[tuple[float, Held]]:
+        """When each running job gives back what, for one that waits ``since`` then. What ran before that and ends no
+        one knows when is left out: it is counted as gone in the end."""
+        for one in self._running:
+            fresh = one.job.opened_at >= since and not one.ending
+            end = max(one.job.opened_at + left_high_s(one.job), self._now) if fresh else one.ends_at(self._now)
+            if fresh and end <= self._now:
+                end = math.inf  # it should have ended
+            if fresh or math.isfinite(end):
+                yield end, one.held
 
     def _binding(self, until: float) -> int:
         """How many of the reservations, the first ones, what runs ``until`` then must leave alone."""
         return bisect_left(self.reserved, until, key=lambda one: one.binds_after)
 
-    def _alone(self, at: float) -> Matrix:
+    def _alone(self, at: float, releases: Iterable[tuple[float, Held]]) -> Matrix:
         """What is free at that time beside the reservations that have begun by then."""
-        ended = [held for end, _, held in self._releases if end <= at]
-        later = self._never.copy() if math.isinf(at) else added(ended, self.free)
-        for one in self.reserved:
-            if one.at <= at:
-                one.held.take(later)
-        return later
+        if math.isinf(at):
+            later = self._never.copy()
+        else:
+            later = added([held for end, held in releases if end <= at], self.free)
+        return _without(later, [one.held for one in self.reserved if one.at <= at])
 
-    def _at(self, at: float) -> Matrix:
+    def _at(self, at: float, releases: Iterable[tuple[float, Held]]) -> Matrix:
         """What is free from that time on, for ever."""
-        later = self._alone(at)
+        later = self._alone(at, releases)
         for one in self.reserved:
             if one.at > at:
                 np.minimum(later, one.free, out=later)
         return later
+
+
+def _without(free: Matrix, held: Iterable[Held]) -> Matrix:
+    """``free`` without what is ``held``."""
+    left = free.copy()
+    for one in held:
+        one.take(left)
+    return left

@@ -1,8 +1,8 @@
 """Which jobs a plan must look at, and the long queue of those that only wait.
 
-A job that has no attempt open, was not cancelled, has no retry to wait for and comes after no other can only wait for its
-turn, whatever the cluster does. There may be 100,000 of them, and most are the very values of the last tick: they are
-sorted once, and afterwards only what came and went is.
+A job that has no attempt open, was not cancelled, has no retry to wait for and comes after no other can only wait for
+its turn, whatever the cluster does. There may be 100,000 of them, and most are the very values of the last tick: they
+are sorted once, and afterwards only what came and went is.
 """
 
 from __future__ import annotations

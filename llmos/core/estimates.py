@@ -1,9 +1,10 @@
 """When those that wait are expected to start.
 
-The queue is played forward on the cluster's totals: each job starts when enough has been given back, in order. Run times
-are taken as log-normal, with the median and the ninth decile that are known; of what runs already, as what is left of it
-given that it has run so long. For the median, what runs ends at its median; for the late estimate, at its ninth decile.
-What has to start and end in between counts with its mean: in a long queue, lucky and unlucky ones even out.
+The queue is played forward on the cluster's totals: each job starts when enough has been given back, in order. Run
+times are taken as log-normal, with the median and the ninth decile that are known; of what runs already, as what is
+left of it given that it has run so long. For the median, what runs ends at its median; for the late estimate, at its
+ninth decile. What has to start and end in between counts with its mean: in a long queue, lucky and unlucky ones even
+out.
 """
 
 from __future__ import annotations

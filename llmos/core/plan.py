@@ -1,11 +1,11 @@
 """The scheduler's decision, as one pure function.
 
-Services take their resources first. Jobs wait in the queues of their tenants (``queues``) and start in gangs, whole or not
-at all. The first ones that do not fit get a time and nodes that later ones must leave to them (``backfill``), so a large
-gang is never starved by small ones. Some kinds of job block nobody: those that wait for their retry or for other jobs,
-those whose tenant has no more, and those that could not start even if all other jobs ended. A job that may run on more
-workers than its fewest gets what nobody waits for, and gives it back (``resize``); one of a lower priority ends for one of
-a higher (``preempt``).
+Services take their resources first. Jobs wait in the queues of their tenants (``queues``) and start in gangs, whole
+or not at all. The first ones that do not fit get a time and nodes that later ones must leave to them (``backfill``),
+so a large gang is never starved by small ones. Some kinds of job block nobody: those that wait for their retry or for
+other jobs, those whose tenant has no more, and those that could not start even if all other jobs ended. A job that
+may run on more workers than its fewest gets what nobody waits for, and gives it back (``resize``); one of a lower
+priority ends for one of a higher (``preempt``).
 """
 
 from __future__ import annotations

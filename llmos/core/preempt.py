@@ -1,8 +1,8 @@
 """Which running jobs end so that one of a higher priority can start.
 
-Whole jobs, only of a lower priority, those that lose the least work (time since the last committed checkpoint × GPUs), and
-none more than needed. An ended job goes back to the head of its queue. A tenant that has less than the one that waits,
-once its job has ended, keeps it: it would come first again.
+Whole jobs, only of a lower priority, those that lose the least work (time since the last committed checkpoint ×
+GPUs), and none more than needed. An ended job goes back to the head of its queue. A tenant that has less than the one
+that waits, once its job has ended, keeps it: it would come first again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Whose turn it is.
 
-Among tenants: weighted dominant-resource fairness (Ghodsi et al., NSDI 2011). The next is the one that has least of what
-it has most of, for its weight; what it holds now and what it held before, decayed, count alike. With a tree of tenants
-this is asked at each level. Within one tenant: the higher priority first, then who was made to end, then first come.
+Among tenants: weighted dominant-resource fairness (Ghodsi et al., NSDI 2011). The next is the one that has least of
+what it has most of, for its weight; what it holds now and what it held before, decayed, count alike. With a tree of
+tenants this is asked at each level. Within one tenant: the higher priority first, then who was made to end, then
+first come.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 from llmos.core.types import Gang, Job, Resources, Strategy
 
-
 _LAYOUT = {Strategy.SPREAD: " on as many nodes as possible", Strategy.STRICT_PACK: " on one node"}
 
 

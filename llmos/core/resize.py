@@ -96,9 +96,7 @@ def fewest(candidates: Sequence[Running], enough: Callable[[Sequence[Running]], 
     return victims
 
 
-def after(
-    running: Sequence[Running], free: Matrix, victims: Iterable[Running], claim: Claim, shapes: Shapes
-) -> Matrix:
+def after(running: Sequence[Running], free: Matrix, victims: Iterable[Running], claim: Claim, shapes: Shapes) -> Matrix:
     """What is free once the ``victims`` and what is ending already have ended.
 
     Those that come before ``claim`` then go on, as small as they can; those of a lower priority go on after it.

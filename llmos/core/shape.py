@@ -1,8 +1,8 @@
 """What a gang needs, ready to be placed on a matrix of free resources, and the placement.
 
-Best fit, largest bundle first, as in ``placement``: each goes to the node with the least room that holds it. A gang that
-is spread takes one bundle per node of the emptiest nodes before it takes a second one anywhere. A gang with a topology
-lies within one domain: the one in which the fewest of its bundles would fit, so that large holes stay whole.
+Best fit, largest bundle first, as in ``placement``: each goes to the node with the least room that holds it. A gang
+that is spread takes one bundle per node of the emptiest nodes before it takes a second one anywhere. A gang with a
+topology lies within one domain: the one in which the fewest of its bundles would fit, so that large holes stay whole.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Shape:
         vectors = {bundle: grid.vector(bundle) for bundle in dict.fromkeys(gang.bundles)}
         self.known = None not in vectors.values()
         width = len(grid.tolerance)
-        self._bundles = np.array(
-            [vectors[bundle] or [0.0] * width for bundle in gang.bundles], dtype=float
-        ).reshape(-1, width).T
+        self._bundles = (
+            np.array([vectors[bundle] or [0.0] * width for bundle in gang.bundles], dtype=float).reshape(-1, width).T
+        )
         self.total: list[float] = self._bundles.sum(axis=1).tolist()
         self.gpus = self.total[GPU]
         self._units = tuple(self._split()) if self.known else ()

@@ -16,6 +16,7 @@ from llmos.core.resources import Node as Node
 from llmos.core.resources import Resources as Resources
 from llmos.core.resources import Strategy as Strategy
 
+
 class AttemptPhase(StrEnum):
     """What the adapter sees of an attempt. ABSENT: no trace that it ever ran. LOST: it ran and left no result."""
 
@@ -124,7 +125,7 @@ class Tenant:
     borrow_limit: float | None = None
     quota: Resources | None = None
     budget_gpu_s: float | None = None
-    used: Resources = Resources()
+    used: Resources = field(default_factory=Resources)
     spent_gpu_s: float = 0.0
 
 
@@ -155,7 +156,8 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What people asked for. No ``tenants``: all jobs are one's. ``ended`` are the phases of jobs that others come after.
+    """What people asked for. No ``tenants``: all jobs are one's. ``ended`` are the phases of jobs that others come
+    after.
 
     ``reservations`` is how many of the first blocked jobs get a time and nodes that later ones may not take: a few
     (EASY backfill), or as many as there are (conservative). ``kinds`` are what the autoscaler can start, ``failures``
