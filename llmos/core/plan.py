@@ -63,7 +63,7 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     room = Room(snapshot.nodes, known.room, closed)
     room.shut(node for attempt in strays for node in attempt.nodes)
     room.shut(node for status in _leaving(desired.services, snapshot) for node in status.nodes)
-    ledger = Ledger(desired.tenants, room.grid)
+    ledger = Ledger(desired.tenants, room.grid, {job.tenant for job in watched} | backlog.queues.keys())
     running, moves = _seated(watched, endings, room, ledger, snapshot)
     claim = room.reserve(desired.services, snapshot.services)
     queue, not_ready = _queue(backlog, watched, held_back, snapshot)

@@ -42,9 +42,12 @@ class Account:
 
 
 class Ledger:
-    """The accounts of all tenants on one cluster. A tenant that nobody declared has one share and no limits."""
+    """The accounts of all tenants on one cluster.
 
-    def __init__(self, tenants: Iterable[Tenant], grid: Grid) -> None:
+    ``present`` are those that have jobs. One that nobody declared has one share and no limits.
+    """
+
+    def __init__(self, tenants: Iterable[Tenant], grid: Grid, present: Iterable[str]) -> None:
         self._grid = grid
         self.total: list[float] = grid.total.sum(axis=1).tolist()
         self.root = Account(Tenant(""), len(self.total))
@@ -59,6 +62,8 @@ class Ledger:
             for account in self._accounts[tenant.id].path:
                 account.used = _plus(account.used, used)
                 account.burnt += tenant.spent_gpu_s
+        for id in sorted(present):
+            self.account(id)
 
     def account(self, tenant: str) -> Account:
         """The books of ``tenant``."""
