@@ -45,6 +45,7 @@ def sorted_out(jobs: tuple[Job, ...], before: Backlog | None = None) -> Backlog:
             queues[tenant] = [one for one in queues[tenant] if id(one[-1]) in known]
     _merge(queues, (job for job in added if _only_waits(job)))
     watched = [job for job in before.watched if id(job) in known] + [job for job in added if not _only_waits(job)]
+    watched.sort(key=lambda job: (job.submitted_at, job.id))  # the same in whatever order they came to be known
     return Backlog(jobs, tuple(watched), {tenant: queue for tenant, queue in queues.items() if queue}, known)
 
 

@@ -55,6 +55,11 @@ def beside_services(gang: Gang, left: Resources) -> str:
     return f"needs {gang_size(gang)}; cannot start while services hold their share: they leave {amount(left)}"
 
 
+def quarantined(gang: Gang, nodes: list[str]) -> str:
+    """Why ``gang`` cannot start while ``nodes`` take no work because jobs failed there."""
+    return f"needs {gang_size(gang)}; cannot start while {', '.join(nodes[:4])} take no work: jobs failed there"
+
+
 def clock(at: float, now: float) -> str:
     """The time ``at`` (UTC): ``"14:05"``, with the day when that is not today's."""
     moment, today = time.gmtime(at), time.gmtime(now)

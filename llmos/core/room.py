@@ -134,7 +134,9 @@ class Room:
     def _why_not(self, shape: Shape) -> str:
         gang, grid = shape.gang, self.grid
         if not self.could_hold(gang):
-            if shape.place(grid.total) is not None:
+            if self._closed and shape.fits_in(grid.total):
+                return reasons.quarantined(gang, sorted(self._closed))
+            if shape.fits_in(grid.total):
                 return reasons.beside_services(gang, grid.resources(_sum(self.unserved)))
             return reasons.never(gang, len(grid.ids), grid.resources(grid.total.sum(axis=1)))
         columns, count = np.arange(len(grid.ids)), len(grid.ids)

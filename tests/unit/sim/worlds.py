@@ -197,18 +197,25 @@ def _settles(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan)
 
 
 def _welcomes_nodes(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
-    """One more node evicts no running job, and does not delay the first job of the queue. (Told of one tenant.)"""
+    """One more node evicts no running job, and does not delay the first job of the queue. (Told of one tenant.)
+
+    What it may do: let a job of a higher priority start at last, for which evictions had not been enough before.
+    """
     if len({job.tenant for job in desired.jobs}) != 1 or desired.tenants or desired.failures:
         return
     node = replace(snapshot.nodes[0], id="new", foreign=Resources())
     more = planner(desired, replace(snapshot, nodes=(*snapshot.nodes, node)), None)
-    before, after = ({a.id for a in one.actions if a.verb is Verb.STOP} for one in (made, more))
-    if after - before:
-        yield f"a_node_evicts_nobody: {sorted(after - before)} end because of a new node"
+    before, after = ({a.id: a.why for a in one.actions if a.verb is Verb.STOP} for one in (made, more))
+    started = {action.id for action in made.actions if action.verb is Verb.START}
+    for id in after.keys() - before.keys():
+        helped = after[id].partition("room for ")[2].partition(" ")[0]
+        if helped in started or (before and len(after) > len(before)) or not after[id].startswith("preempted"):
+            yield f"a_node_evicts_nobody: {id} ends because of a new node: {after[id]}"
     queue = [job for job in desired.jobs if job.attempt == 0 and not job.after]
     first = min(queue, key=lambda job: (-job.priority, not job.resumes, job.submitted_at, job.id), default=None)
     if first and _start_of(first, made) < _start_of(first, more):
-        yield f"a_node_delays_nobody: {first.id} starts at {_start_of(first, more)}, without it {_start_of(first, made)}"
+        at, without = _start_of(first, more), _start_of(first, made)
+        yield f"a_node_delays_nobody: {first.id} starts at {at}, without the node at {without}"
 
 
 def _start_of(job: Job, made: Plan) -> float:
