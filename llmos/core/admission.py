@@ -77,6 +77,7 @@ class Admission:
         self.promised: dict[str, float] = {}
         self.stops: list[Action] = []
         self.running = list(running)
+        self._yielded: dict[str, str] = {}
         self.first = claim
         self._claim = claim
         self._queue = queue
@@ -101,14 +102,15 @@ class Admission:
     def _pass(self, reservations: int) -> bool:
         """Go through the queue once. Whether anything started."""
         room, before = self._room, len(self.placed)
+        out = self.placed.keys() | self._yielded.keys()
         self._horizon = Horizon(room.free, room.unserved, self.running, self._now)
-        self.blocked, self.impossible, self.promised, self.waiting = [], [], {}, {}
+        self.blocked, self.impossible, self.promised, self.waiting = [], [], {}, dict(self._yielded)
         self.first = self._claim
         self._behind: dict[str, str] = {}
         self._refusals: Counter[str] = Counter()
-        lines = {tenant: self._open(tenant, line) for tenant, line in self._queue.by_tenant(self.placed).items()}
+        lines = {tenant: self._open(tenant, line) for tenant, line in self._queue.by_tenant(out).items()}
         fresh = in_turn(lines, self._ledger, lambda job: room.shape(job.gang).total)
-        again = (job for job in self._queue.reopened if job.id not in self.placed)
+        again = (job for job in self._queue.reopened if job.id not in out)
         for job in chain(again, fresh):
             if not self._start(job):
                 self._block(job, reservations)
@@ -215,9 +217,19 @@ class Admission:
         stops = resize.shrunk(self.running, free, self.first, shapes)
         stops = stops or preempted(self.running, free, self.first, shapes, self._ledger, self._now)
         asked = {action.id for action in stops}
+        for id in asked & self.placed.keys():
+            self._unseat(id, self.first.who)
         self.running = [one.asked(self._now) if one.job.id in asked else one for one in self.running]
-        self.stops += stops
+        self.stops += [action for action in stops if action.id not in self._yielded]
         return bool(stops)
+
+    def _unseat(self, id: str, who: str) -> None:
+        """Do not start job ``id`` after all: it would have to end at once, for ``who``."""
+        one = self.placed.pop(id)
+        self.running = [other for other in self.running if other.job.id != id]
+        one.held.give(self._room.free)
+        self._ledger.hold(one.job.tenant, one.held.total.tolist(), one.gpus * promised_s(one.job, left_s(one.job)), -1)
+        self._yielded[id] = f"leaves its room to {who}"
 
     def _explain(self) -> None:
         """Say of each job that waits for room why. What is free is known only now."""
