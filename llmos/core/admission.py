@@ -228,7 +228,7 @@ class Admission:
         one = self.placed.pop(id)
         self.running = [other for other in self.running if other.job.id != id]
         one.held.give(self._room.free)
-        self._ledger.hold(one.job.tenant, one.held.total.tolist(), one.gpus * promised_s(one.job, left_s(one.job)), -1)
+        self._ledger.hold(one.job.tenant, one.held.total, one.gpus * promised_s(one.job, left_s(one.job)), -1)
         self._yielded[id] = f"leaves its room to {who}"
 
     def _explain(self) -> None:

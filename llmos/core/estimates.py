@@ -41,11 +41,12 @@ def starts(
     """
     likely, late = [], []
     for one in running:
-        held = one.held.total.tolist()
+        held = one.held.total
         median, high = _ends(one, now)
         likely.append((median, one.job.id, held))
         late.append((high, one.job.id, held))
-    soon, latest = (_played(blocked, events, free, needs, now) for events in (likely, late))
+    queue = [(job.id, needs(job), _mean(job)) for job in blocked]
+    soon, latest = (_played(queue, events, free, now) for events in (likely, late))
     found = {}
     for job in blocked:
         at = max(soon.get(job.id, math.inf), promised.get(job.id, now))
@@ -56,27 +57,26 @@ def starts(
 
 
 def _played(
-    blocked: Iterable[Job],
-    releases: list[Event],
-    free: Sequence[float],
-    needs: Callable[[Job], Sequence[float]],
-    now: float,
+    queue: Iterable[tuple[str, Sequence[float], float]], releases: list[Event], free: Sequence[float], now: float
 ) -> dict[str, float]:
-    """When each of ``blocked`` starts, if what runs ends as in ``releases``."""
+    """When each job of ``queue`` (id, what it needs, how long it runs) starts, if what runs ends as in ``releases``."""
     events = [event for event in releases if math.isfinite(event[0])]
     heapify(events)
-    left, at, starts = list(free), now, {}
-    for job in blocked:
-        wanted = needs(job)
-        while events and any(a > b + ROUNDING for a, b in zip(wanted, left, strict=True)):
-            at, _, held = heappop(events)
-            left = [a + b for a, b in zip(left, held, strict=True)]
-        if any(a > b + ROUNDING for a, b in zip(wanted, left, strict=True)):
-            break  # and so those behind it: nothing is known of when more is given back
-        starts[job.id] = at
-        left = [a - b for a, b in zip(left, wanted, strict=True)]
-        if math.isfinite(lasts := _mean(job)):
-            heappush(events, (at + lasts, job.id, wanted))
+    left, at, starts = [value + ROUNDING for value in free], now, {}
+    kinds = range(len(left))
+    for id, wanted, lasts in queue:
+        while short := next((kind for kind in kinds if wanted[kind] > left[kind]), -1) + 1:
+            if not events:
+                return starts  # nothing is known of when more is given back
+            while events and wanted[short - 1] > left[short - 1]:
+                at, _, held = heappop(events)
+                for kind in kinds:
+                    left[kind] += held[kind]
+        starts[id] = at
+        for kind in kinds:
+            left[kind] -= wanted[kind]
+        if lasts < math.inf:
+            heappush(events, (at + lasts, id, wanted))
     return starts
 
 

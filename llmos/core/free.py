@@ -91,11 +91,12 @@ class Grid:
 class Held:
     """What something holds: ``amounts`` (kinds, columns) on ``columns``, each there once."""
 
-    __slots__ = ("amounts", "columns")
+    __slots__ = ("amounts", "columns", "total")
 
     def __init__(self, columns: Columns, amounts: Matrix) -> None:
         self.columns = columns
         self.amounts = amounts
+        self.total: list[float] = amounts.sum(axis=1).tolist()  # by kind
 
     def take(self, free: Matrix) -> None:
         """Take it from ``free``."""
@@ -104,11 +105,6 @@ class Held:
     def give(self, free: Matrix) -> None:
         """Give it back to ``free``."""
         free[:, self.columns] += self.amounts
-
-    @property
-    def total(self) -> Matrix:
-        """How much it is of each kind."""
-        return self.amounts.sum(axis=1)
 
 
 def added(held: Sequence[Held], free: Matrix) -> Matrix:

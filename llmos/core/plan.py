@@ -142,7 +142,7 @@ def _seated(
     running = [one for job in jobs if (one := _running(job, room, snapshot))]
     for one in running:
         room.seat(one.held)
-        ledger.hold(one.job.tenant, one.held.total.tolist(), one.gpus * one.job.grace_s)
+        ledger.hold(one.job.tenant, one.held.total, one.gpus * one.job.grace_s)
     asked = {action.id for action in endings if action.verb is Verb.STOP}
     leaving = {node.id for node in snapshot.nodes if node.draining}
     stops = [stopped(one, why) for one in running if one.gpus and not one.ending and (why := ledger.exhausted(one.job))]
@@ -233,7 +233,7 @@ def _not_ready(job: Job, snapshot: Snapshot) -> str:
 def _growth(admission: Admission, room: Room, ledger: Ledger, now: float) -> list[Action]:
     """The STOP of the first attempt that could go on larger, if there is one."""
     for one, gang in grown(admission.running, room.free, now, room.shape):
-        more = [a - b for a, b in zip(room.shape(gang).total, one.held.total.tolist(), strict=True)]
+        more = [a - b for a, b in zip(room.shape(gang).total, one.held.total, strict=True)]
         if not ledger.refusal(one.job, more, more[GPU] * one.job.grace_s):
             return [grow(one, gang)]
     return []

@@ -8,6 +8,7 @@ first come.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 
@@ -60,21 +61,18 @@ class _Turns:
     """The jobs of one account and of all below it, the next one first."""
 
     def __init__(self, account: Account, ledger: Ledger, lines: Mapping[str, Iterator[Entry]]) -> None:
-        self._account = account
-        self._ledger = ledger
+        self.id = account.id
         self._used = [a + b for a, b in zip(account.held, account.used, strict=True)]
+        self._weights = ledger.weights(account)
+        self.key = ledger.share(self._used, account)
         self._line = iter(()) if account.children else lines.get(account.id, iter(()))
         below = [_Turns(child, ledger, lines) for child in account.children]
         if below and account.parent:
             below.append(_Turns(account.own(), ledger, lines))  # its own jobs, beside its children
-        self._below = [(one.key, one._account.id, one) for one in below if one.head]
+        self._below = [(one.key, one.id, one) for one in below if one.head]
         heapify(self._below)
         self.head: Job | None = None
         self._advance()
-
-    @property
-    def key(self) -> float:
-        return self._ledger.share(self._used, self._account)
 
     def pop(self) -> Job:
         """The next job, which is then no longer here."""
@@ -86,13 +84,14 @@ class _Turns:
 
     def charge(self, job: Job, amount: Sequence[float]) -> None:
         """Count ``amount`` as used by ``job``, the one popped last, and by all above it."""
-        self._used = [a + b for a, b in zip(self._used, amount, strict=True)]
+        self._used = list(map(operator.add, self._used, amount))
+        self.key = max(map(operator.mul, self._used, self._weights))
         if self._below:
             turns = self._below[0][2]
             turns.pop()
             turns.charge(job, amount)
             if turns.head:
-                heapreplace(self._below, (turns.key, turns._account.id, turns))
+                heapreplace(self._below, (turns.key, turns.id, turns))
             else:
                 heappop(self._below)
             self._advance()

@@ -22,8 +22,10 @@ def amount(resources: Resources) -> str:
 
 def gang_size(gang: Gang) -> str:
     """``"2 bundles of 1 CPU"``; unlike bundles are joined by ``+``."""
-    groups = Counter(amount(bundle) for bundle in gang.bundles)
-    text = " + ".join(f"{n} bundle{'s' * (n != 1)} of {size}" for size, n in groups.items())
+    first = gang.bundles[:1]
+    alike = gang.bundles.count(*first) == len(gang.bundles) if first else False
+    groups = {first[0]: len(gang.bundles)} if alike else Counter(gang.bundles)
+    text = " + ".join(f"{n} bundle{'s' * (n != 1)} of {amount(bundle)}" for bundle, n in groups.items())
     text += f", every {gang.together} on one node" if gang.together > 1 else ""
     text += f" ({', '.join(f'{name}={values}' for name, values in gang.labels)})" if gang.labels else ""
     return text + _LAYOUT.get(gang.strategy, "") + (f" in one {gang.topology}" if gang.topology else "")

@@ -33,7 +33,7 @@ class Running:
 
     @property
     def gpus(self) -> float:
-        return float(self.held.amounts[GPU].sum())
+        return self.held.total[GPU]
 
     def lost_s(self, now: float) -> float:
         """Seconds of its work that would have to be done again if it ended now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmos.core import reasons
@@ -80,8 +81,12 @@ class Ledger:
 
     def share(self, held: Sequence[float], account: Account) -> float:
         """The dominant share: the largest part of the cluster's resources of one kind, by the account's weight."""
-        shares = [a / b for a, b in zip(held, self.total, strict=True) if b > 0]
-        return max(shares, default=0.0) / max(account.tenant.share, 1e-9)
+        return max(map(operator.mul, held, self.weights(account)), default=0.0)
+
+    def weights(self, account: Account) -> list[float]:
+        """What one unit of each kind of resource adds to the account's share of that kind."""
+        share = max(account.tenant.share, 1e-9)
+        return [1 / (total * share) if total > 0 else 0.0 for total in self.total]
 
     def refusal(self, job: Job, amount: Sequence[float], gpu_s: float) -> str:
         """Why ``job`` may not hold ``amount`` more, and use ``gpu_s`` GPU-seconds, or the empty string."""

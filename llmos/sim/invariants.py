@@ -122,7 +122,7 @@ def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
         shrinks = size > len(job.gang.bundles) and bool(able or desired.services)
         roomy = any(len(gang.bundles) > size and placed(gang, mine, snapshot) for gang in job.larger)
         grows = roomy and not queue and snapshot.now - job.opened_at >= job.grow_every_s
-        ranks = job.preemptible and any(other.priority > job.priority for other in queue)
+        ranks = job.preemptible and any(other.priority > job.priority for other in able)
         broke = exhausted(desired, snapshot, job)
         if seen.stopping_since is not None or not (moves or shrinks or grows or ranks or broke):
             yield f"{id}: attempt {number} on {size} nodes was asked to end for nothing"
