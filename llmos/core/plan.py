@@ -33,8 +33,6 @@ from llmos.core.types import (
     Desired,
     Job,
     Plan,
-    Service,
-    ServiceStatus,
     Snapshot,
     Verb,
 )
@@ -139,10 +137,10 @@ def _seated(
 ) -> tuple[list[Running], list[Action]]:
     """What runs, with what it holds taken from ``room`` and counted in ``ledger``; and the STOPs of what may not go on
     where it is, or at all."""
+    now = snapshot.now
     running = [one for job in jobs if (one := _running(job, room, snapshot))]
-    for one in running:
-        room.seat(one.held)
-        ledger.hold(one.job.tenant, one.held.total, one.gpus * one.job.grace_s)
+    room.seat([one.held for one in running])
+    ledger.hold_all((one.job.tenant, one.held.total, one.gpus * one.job.grace_s) for one in running)
     asked = {action.id for action in endings if action.verb is Verb.STOP}
     leaving = {node.id for node in snapshot.nodes if node.draining}
     stops = [stopped(one, why) for one in running if one.gpus and not one.ending and (why := ledger.exhausted(one.job))]
@@ -150,11 +148,10 @@ def _seated(
     stops += [action for action in moved(running, leaving) if action.id not in broke]
     stops = [action for action in stops if action.id not in asked]
     asked |= {action.id for action in stops}
-    running = [one.asked(snapshot.now) if one.job.id in asked else one for one in running]
-    for one in running:
-        if one.gpus and not one.ending:
-            rest = promised_s(one.job, one.ends_at(snapshot.now) - snapshot.now) - one.job.grace_s
-            ledger.hold(one.job.tenant, [0.0] * len(ledger.total), one.gpus * rest)
+    running = [one.asked(now) if one.job.id in asked else one for one in running]
+    nothing = [0.0] * len(ledger.total)
+    rest = [(one, promised_s(one.job, one.ends_at(now) - now) - one.job.grace_s) for one in running if not one.ending]
+    ledger.hold_all((one.job.tenant, nothing, one.gpus * more) for one, more in rest)
     return running, stops
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llmos.core import reasons
-from llmos.core.free import GPU, SHUT, Columns, Grid, Held, Matrix
+from llmos.core.free import GPU, SHUT, Columns, Grid, Held, Matrix, added
 from llmos.core.resources import Gang, Node
 from llmos.core.shape import Shape, Shapes
 from llmos.core.types import Service, ServiceStatus
@@ -79,9 +79,9 @@ class Room:
         self._places[owner] = gang, nodes, held
         return held
 
-    def seat(self, held: Held) -> None:
-        """Give out what something holds."""
-        held.take(self.free)
+    def seat(self, held: Sequence[Held]) -> None:
+        """Give out what all these hold."""
+        self.free -= added(held, np.zeros_like(self.free))
 
     def names(self, columns: Columns) -> tuple[str, ...]:
         """The ids of the nodes at ``columns``."""

@@ -54,6 +54,7 @@ class Ledger:
         self.root = Account(Tenant(""), len(self.total))
         self._accounts: dict[str, Account] = {}
         tenants = sorted(tenants, key=lambda tenant: tenant.id)
+        self._budgets = any(tenant.budget_gpu_s is not None for tenant in tenants)
         for tenant in tenants:
             self._accounts[tenant.id] = Account(tenant, len(self.total))
         for tenant in tenants:
@@ -78,6 +79,18 @@ class Ledger:
         for account in self.account(tenant).path:
             account.held = _plus(account.held, amount, sign)
             account.burnt += sign * gpu_s
+
+    def hold_all(self, held: Iterable[tuple[str, Sequence[float], float]]) -> None:
+        """As :meth:`hold` for each of ``held``: tenant, amount, GPU-seconds."""
+        amounts: dict[str, list[float]] = {}
+        gpu_s: dict[str, float] = {}
+        for tenant, amount, seconds in held:
+            sums = amounts.setdefault(tenant, [0.0] * len(self.total))
+            for kind, value in enumerate(amount):
+                sums[kind] += value
+            gpu_s[tenant] = gpu_s.get(tenant, 0.0) + seconds
+        for tenant, sums in amounts.items():
+            self.hold(tenant, sums, gpu_s[tenant])
 
     def share(self, held: Sequence[float], account: Account) -> float:
         """The dominant share: the largest part of the cluster's resources of one kind, by the account's weight."""
@@ -106,6 +119,8 @@ class Ledger:
 
     def exhausted(self, job: Job) -> str:
         """Why ``job`` may not go on: the tenant whose budget is used up, in words; or the empty string."""
+        if not self._budgets:
+            return ""
         for account in self.account(job.tenant).path:
             budget = account.tenant.budget_gpu_s
             if budget is not None and account.burnt > budget + ROUNDING:
