@@ -27,15 +27,7 @@ from llmos.core.room import Memo as RoomMemo
 from llmos.core.room import Room
 from llmos.core.running import Running
 from llmos.core.tenants import Ledger
-from llmos.core.types import (
-    Action,
-    Attempt,
-    Desired,
-    Job,
-    Plan,
-    Snapshot,
-    Verb,
-)
+from llmos.core.types import Action, Attempt, Desired, Job, Plan, Service, ServiceStatus, Snapshot, Verb
 from llmos.core.wanted import wanted
 
 

@@ -139,7 +139,7 @@ PLANTED = {
     "kills at once": ("idempotent", "lifecycle.STRAY_GRACE_S", 0.0),
     "never kills what will not yield": ("ends_carried_out", "plan.settle", _settle_as(grace_s=float("inf"))),
     "grows at once": ("resizes_earned", "plan.grown", _impatient),
-    "shrinks in vain": ("resizes_earned", "plan.shrunk", _shrinks_all),
+    "shrinks in vain": ("resizes_earned", "resize.shrunk", _shrinks_all),
     "splits what belongs together": ("gangs_whole", "shape.Shape.place", _apart),
     "leaves strays alone": ("ends_carried_out", "plan._strays", lambda jobs, snapshot: []),
     "stops strays again and again": (
