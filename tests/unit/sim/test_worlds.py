@@ -18,7 +18,7 @@ from llmos.core.room import Room
 from llmos.core.running import Running, left_s
 from llmos.core.types import Action, Desired, Job, Plan, Snapshot, Verb
 from llmos.sim.simulation import Planner
-from tests.unit.sim.worlds import World, of_one_tenant, plan, worlds, wrong
+from tests.unit.sim.worlds import World, contested, of_one_tenant, plan, worlds, wrong
 
 SEARCH = settings(max_examples=4000, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck))
 CASES = 2000 if settings.default is None or settings.default.max_examples <= 100 else 100_000
@@ -122,7 +122,7 @@ RARE: list[str] = []
 def test_a_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rule, target, broken = PLANTED[bug]
     monkeypatch.setattr(f"llmos.core.{target}", broken)
-    where = of_one_tenant if rule in ("order_kept", "preemptions_earned") else worlds
+    where = contested if rule in ("order_kept", "preemptions_earned", "resizes_earned") else worlds
     find(where, lambda world: any(text.startswith(rule) for text in wrong(world)), settings=SEARCH)
 
 

@@ -166,6 +166,14 @@ of_one_tenant = worlds.map(
         waiting=tuple(replace(job, tenant="a") for job in world.waiting),
     )
 )
+contested = of_one_tenant.map(
+    lambda world: replace(
+        world,
+        ending=(False,) * 4,
+        waiting=tuple(replace(job, after=(), gang=Gang(job.gang.bundles)) for job in world.waiting),
+    )
+)
+"""Where nothing but room and priority decides: what is wrong with these shows most often."""
 
 
 def wrong(world: World, planner: Planner = plan) -> list[str]:
