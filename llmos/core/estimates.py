@@ -39,7 +39,8 @@ def starts(
     ``free`` and what ``needs`` tells are amounts by kind of resource; ``promised`` are the times of reservations.
     Jobs of which nothing can be said are left out.
     """
-    likely, late = [], []
+    likely: list[Event] = []
+    late: list[Event] = []
     for one in running:
         held = one.held.total
         median, high = _ends(one, now)
@@ -49,8 +50,8 @@ def starts(
     soon, latest = (_played(queue, events, free, now) for events in (likely, late))
     found = {}
     for job in blocked:
-        at = max(soon.get(job.id, math.inf), promised.get(job.id, now))
-        high = max(latest.get(job.id, math.inf), at)
+        at = soon.get(job.id, math.inf)
+        high = max(latest.get(job.id, math.inf), at, promised.get(job.id, now))
         if math.isfinite(high):
             found[job.id] = at, high
     return found
@@ -62,7 +63,8 @@ def _played(
     """When each job of ``queue`` (id, what it needs, how long it runs) starts, if what runs ends as in ``releases``."""
     events = [event for event in releases if math.isfinite(event[0])]
     heapify(events)
-    left, at, starts = [value + ROUNDING for value in free], now, {}
+    left, at = [value + ROUNDING for value in free], now
+    starts: dict[str, float] = {}
     kinds = range(len(left))
     for id, wanted, lasts in queue:
         while short := next((kind for kind in kinds if wanted[kind] > left[kind]), -1) + 1:

@@ -189,7 +189,8 @@ def _queue(
 ) -> tuple[Queue, dict[str, str]]:
     """Who may start, and why others of the ``watched`` may not yet."""
     not_ready: dict[str, str] = {}
-    reopened, more = [], []
+    reopened: list[Job] = []
+    more: list[Job] = []
     for job in watched:
         if job.id in held_back or _alive(job, snapshot):
             continue

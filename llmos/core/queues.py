@@ -8,6 +8,7 @@ first come.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
@@ -29,7 +30,7 @@ def entry(job: Job) -> Entry:
 
 def decayed(used: Resources, held: Resources, elapsed_s: float, half_life_s: float = HALF_LIFE_S) -> Resources:
     """The average usage after ``held`` was held for ``elapsed_s`` more: what one holds for ever is its usage."""
-    keep = 0.5 ** (elapsed_s / half_life_s)
+    keep = math.exp2(-elapsed_s / half_life_s)
 
     def mixed(before: float, now: float) -> float:
         return keep * before + (1 - keep) * now

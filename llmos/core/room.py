@@ -153,7 +153,7 @@ class Room:
         inside = columns[codes[columns] >= 0]
         row = np.maximum(self.free[GPU if self.grid.total[GPU].any() else 0, inside], 0.0)
         best = int(np.argmax(np.bincount(codes[inside], weights=row)))
-        return inside[codes[inside] == best]
+        return np.asarray(inside[codes[inside] == best])
 
     def _remembered(self) -> Mapping[Shape, bool]:
         """What was found out about gangs when services left as much as now."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from llmos.core.free import Grid, Matrix
 from llmos.core.resources import ROUNDING, Node
 from llmos.core.shape import Shape, Shapes
@@ -37,7 +39,7 @@ def wanted(
         for id, column in grid.columns.items():
             left[:, whole.columns[id]] = whole.vector(grid.resources(free[:, column])) or 0.0
     shapes, waits, hopeless = Shapes(whole), {}, set[Shape]()
-    used = {id for id, busy in zip(grid.ids, (free < grid.total - ROUNDING).any(axis=0).tolist(), strict=True) if busy}
+    used = {grid.ids[column] for column in np.flatnonzero((free < grid.total - ROUNDING).any(axis=0))}
     for job in jobs:
         shape = shapes(job.gang)
         columns = None if shape in hopeless else shape.place(left)

@@ -59,8 +59,8 @@ class Simulation:
 
     def desired(self) -> Desired:
         """What is asked for now."""
-        jobs, services, tenants = (tuple(some.values()) for some in (self.jobs, self.services, self.tenants))
-        return Desired(jobs, services, tenants, self.ended, failures=tuple(self.failures))
+        asked = Desired(tuple(self.jobs.values()), tuple(self.services.values()), tuple(self.tenants.values()))
+        return replace(asked, ended=self.ended, failures=tuple(self.failures))
 
     def tick(self, *, crash_after: int | None = None) -> Plan:
         """One turn of the loop. ``crash_after``: die when so many actions were applied, restart without memo."""
