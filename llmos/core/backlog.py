@@ -32,12 +32,13 @@ def sorted_out(jobs: tuple[Job, ...], before: Backlog | None = None) -> Backlog:
     """The backlog of ``jobs``. ``before`` is that of the last tick: it saves work."""
     if before and before.jobs is jobs:
         return before
+    before = before or Backlog()
     known = frozenset(map(id, jobs))
-    if before is None or len(known - before.known) * 4 > len(jobs):
-        before = Backlog()
     new = known - before.known
-    gone = before.known - known
-    added = [job for job in jobs if id(job) in new] if len(new) < len(jobs) else jobs
+    if len(new) * 4 > len(jobs):
+        before, new = Backlog(), known
+    gone = before.known - known if len(before.known) > len(known) - len(new) else frozenset()
+    added = [job for job in jobs if id(job) in new] if new and len(new) < len(known) else jobs if new else ()
     queues = dict(before.queues)
     if gone:
         left = {job.tenant for job in before.jobs if id(job) in gone}

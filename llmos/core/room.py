@@ -19,7 +19,6 @@ class Memo:
     """What a plan worked out about nodes and gangs: the next one uses what is still so."""
 
     nodes: tuple[Node, ...] = ()
-    closed: frozenset[str] = frozenset()
     grid: Grid | None = None
     shapes: Shapes | None = None
     unserved: Matrix | None = None
@@ -50,7 +49,7 @@ class Room:
 
     def __init__(self, nodes: tuple[Node, ...], memo: Memo, closed: Collection[str] = ()) -> None:
         self._nodes, self._closed = nodes, frozenset(closed)
-        known = memo.grid if memo.closed == self._closed and _same(nodes, memo.nodes) else None
+        known = memo.grid if _same(nodes, memo.nodes) else None
         self.grid = known or Grid(nodes)
         self.shape = Shapes(self.grid, memo.shapes)
         self.unserved = self.grid.total.copy()
@@ -121,7 +120,7 @@ class Room:
     def memo(self) -> Memo:
         """What was worked out here, for the next plan."""
         shapes = self.shape.forget()
-        return Memo(self._nodes, self._closed, self.grid, shapes, self.unserved, self._holds, self._places)
+        return Memo(self._nodes, self.grid, shapes, self.unserved, self._holds, self._places)
 
     def why_not(self, gang: Gang) -> str:
         """Why ``gang`` does not start now. To be asked once services have reserved their share, and all that starts

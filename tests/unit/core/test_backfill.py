@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from llmos.core.backfill import Horizon
+from llmos.core.free import Held
 from llmos.core.plan import plan
-from llmos.core.types import Attempt, Desired, Job, JobPhase, Node, Resources
+from llmos.core.types import Attempt, Desired, Gang, Job, JobPhase, Node, Resources
 from llmos.sim.cluster import Outcome, SimCluster
 from llmos.sim.simulation import Simulation
 from tests.unit.core.values import NOW, cpus, decide, job, node, running, see, told
@@ -66,19 +69,53 @@ def test_estimated_starts_follow_from_the_ends_of_what_runs() -> None:
     assert decide(see([node("n")], attempt), replace(busy, estimate_s=None), first).estimates == {}
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_large_gang_starts_in_bounded_time_while_small_jobs_keep_coming(known: bool) -> None:
-    """Small jobs come faster than they end. They run longer than they say, or say nothing."""
-    sim = SimCluster([Node(f"n{i}", Resources(cpus=4)) for i in range(4)], lambda id, _: Outcome(100.0))
+def large_starts(nodes: int, size: float, large: Gang, known: bool) -> list[float]:
+    """When a large job that comes after 105 s starts, if small ones come faster than they end, all the time.
+
+    Each runs for 100 s. They say that they run for 50 s, or nothing.
+    """
+    sim = SimCluster([Node(f"n{i}", Resources(cpus=size)) for i in range(nodes)], lambda id, _: Outcome(100.0))
     simulation = Simulation(sim)
     for i in range(80):
         simulation.submit(job(f"small{i}", estimate_s=50.0 if known else None))
         if i == 20:
-            simulation.submit(job("large", cpus(*[4] * 3), estimate_s=100.0))
+            simulation.submit(job("large", large, estimate_s=100.0))
         simulation.run(until=5.0 * (i + 1), interval_s=5.0)
-    starts = [at for at, action in simulation.history if action.id == "large" and action.nodes]
-    assert starts and starts[0] <= 105.0 + 210.0
-    assert sum(phase is JobPhase.SUCCEEDED for phase in simulation.ended.values()) > 20
+    assert sum(phase is JobPhase.SUCCEEDED for phase in simulation.ended.values()) > 15
+    return [at for at, action in simulation.history if action.id == "large" and action.nodes]
+
+
+CROWDS = [
+    (4, 4.0, cpus(4, 4, 4), True),
+    (4, 4.0, cpus(4, 4, 4), False),
+    (1, 8.0, cpus(6), True),
+    (1, 8.0, cpus(6), False),
+]
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_a_large_gang_starts_in_bounded_time_while_small_jobs_keep_coming(crowd: tuple[Any, ...]) -> None:
+    (start,) = large_starts(*crowd)
+    assert start <= 105.0 + 210.0  # what ran when it came has ended, and what was let in then, too
+
+
+def _any_time(horizon: Horizon, since: float) -> Iterator[tuple[float, Held]]:
+    ends = ((one.ends_at(horizon._now), one.held) for one in horizon._running)
+    return (end for end in ends if end[0] < float("inf"))
+
+
+@pytest.mark.parametrize("crowd", CROWDS[2:])
+def test_it_would_starve_if_what_was_let_in_beside_it_counted_as_gone(
+    crowd: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Horizon, "_ends", _any_time)
+    assert large_starts(*crowd) == []
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_it_would_starve_without_a_reservation(crowd: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Horizon, "reserve", lambda horizon, shape, since: None)
+    assert large_starts(*crowd) == []
 
 
 def test_a_reservation_beyond_foreign_work_is_kept() -> None:
