@@ -16,6 +16,7 @@ from itertools import chain, takewhile
 from llmos.core import reasons, resize
 from llmos.core.backfill import Horizon
 from llmos.core.free import Columns
+from llmos.core.goodput import best_first
 from llmos.core.lifecycle import record
 from llmos.core.preempt import preempted
 from llmos.core.queues import Entry, entry, in_turn
@@ -176,7 +177,7 @@ class Admission:
         if fixed and (columns := self._fixed(job.gang_on(fixed), fixed)) is not None:
             return self._begun(job, job.gang_on(fixed), columns)
         has = self._room.shape(one.gang)
-        for gang in reversed(job.gangs):
+        for gang in best_first(job):
             shape = self._room.shape(gang)
             more = [a - b for a, b in zip(shape.total, has.total, strict=True)]
             gpu_s = (shape.gpus - has.gpus) * promised_s(job, left_s(job))

@@ -3,10 +3,10 @@
 An attempt never changes while it runs: it is asked to checkpoint and yield, and the next one starts on what there is
 then. So a resize is a STOP, and how large the next attempt becomes is decided like that of every other.
 
-Three reasons, in this order. A node is about to go: its jobs move. The first in the queue has no room: of the jobs that
-run on more than their fewest workers, the youngest give up what is needed, if that is enough. Nobody waits and there is
-room: the oldest job that could use it grows. That needs patience (``Job.grow_every_s``), so that jobs which come and go
-do not drag others along, and one at a time, so that two do not hope for the same room.
+Three reasons, in this order. A node is about to go: its jobs move. The first in the queue has no room: of the jobs
+that run on more than their fewest workers, the youngest give up what is needed, if that is enough. Nobody waits and
+there is room: the oldest job that gains enough by it grows (``goodput``). That needs patience (``Job.grow_every_s``),
+so that jobs which come and go do not drag others along, and one at a time, so that two do not hope for the same room.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from llmos.core import reasons
 from llmos.core.free import Columns, Matrix, added
+from llmos.core.goodput import best_first, pays
 from llmos.core.room import Claim
-from llmos.core.running import Running
+from llmos.core.running import Running, left_s
 from llmos.core.shape import Shape, Shapes
 from llmos.core.types import Action, AttemptPhase, Gang, Job, Verb
 
@@ -49,24 +50,20 @@ def shrunk(running: Sequence[Running], free: Matrix, claim: Claim, shapes: Shape
 
 
 def grown(running: Sequence[Running], free: Matrix, now: float, shapes: Shapes) -> Iterator[tuple[Running, Gang]]:
-    """The attempts that could go on larger, the oldest first, and as what. To be asked when nobody waits."""
+    """The attempts that gain by going on larger, the oldest first, and as what. To be asked when nobody waits."""
     if any(one.ending for one in running):
         return
-    for one in sorted((one for one in running if len(one.nodes) < _most(one.job)), key=_age):
-        if one.attempt.phase is AttemptPhase.RUNNING and now - one.job.opened_at >= one.job.grow_every_s:
-            found = largest(one.job, added([one.held], free), shapes)
-            if found and len(found[1]) > len(one.nodes):
+    for one in sorted((one for one in running if one.job.larger), key=_age):
+        settled = one.attempt.phase is AttemptPhase.RUNNING and now - one.job.opened_at >= one.job.grow_every_s
+        if settled and (better := _better(one, now)):
+            room = added([one.held], free)
+            if found := _first(better, room, shapes):
                 yield one, found[0]
 
 
 def grow(one: Running, gang: Gang) -> Action:
     """The STOP after which ``one`` goes on as ``gang``."""
     return stopped(one, f"grows from {reasons.workers(len(one.nodes))} to {len(gang.bundles)}: there is room")
-
-
-def largest(job: Job, free: Matrix, shapes: Shapes) -> tuple[Gang, Columns] | None:
-    """The largest gang of ``job`` that fits, and where."""
-    return _first(reversed(job.gangs), free, shapes)
 
 
 def smallest(job: Job, free: Matrix, shapes: Shapes) -> tuple[Gang, Columns] | None:
@@ -129,8 +126,11 @@ def _first(gangs: Iterable[Gang], free: Matrix, shapes: Shapes) -> tuple[Gang, C
     return next(((gang, columns) for gang, columns in placed if columns is not None), None)
 
 
-def _most(job: Job) -> int:
-    return max(len(gang.bundles) for gang in job.gangs)
+def _better(one: Running, now: float) -> list[Gang]:
+    """The larger gangs that ``one`` gains by, the best first."""
+    size, left = len(one.nodes), one.job.opened_at + left_s(one.job) - now
+    larger = (gang for gang in best_first(one.job) if len(gang.bundles) > size)
+    return [gang for gang in larger if pays(one.job, size, len(gang.bundles), left)]
 
 
 def _age(one: Running) -> tuple[float, str]:

@@ -59,7 +59,9 @@ class Job:
     Jobs of a higher ``priority`` go first within their ``tenant``. ``after`` are jobs that must have succeeded before.
     ``estimate_s`` is the median of how long the job runs in all, ``estimate_high_s`` the time that it keeps nine times
     of ten; None: not known. ``checkpointed_at`` is when its last checkpoint was committed. ``resumes``: it ran, and
-    had to end for no fault of its own, so it goes on before all of its queue that never ran.
+    had to end for no fault of its own, so it goes on before all of its queue that never ran. ``goodput`` is what was
+    measured: useful work per second (throughput × statistical efficiency) by number of bundles; ``resize_s`` is how
+    long it makes no progress when it goes on in another size.
     """
 
     id: str
@@ -86,6 +88,8 @@ class Job:
     preemptible: bool = True
     checkpointed_at: float | None = None
     resumes: bool = False
+    goodput: tuple[tuple[int, float], ...] = ()
+    resize_s: float = 0.0
 
     @property
     def gangs(self) -> tuple[Gang, ...]:

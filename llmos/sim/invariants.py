@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator
 from llmos.core.lifecycle import STRAY_GRACE_S
 from llmos.core.types import Desired, JobPhase, Plan, Resources, Snapshot, Strategy, Verb
 from llmos.sim.accounting import domains, free, placeable, placed, sized, take, unserved
-from llmos.sim.limits import budgets_kept, exhausted, limited, preemptions_earned, quarantine_kept, quotas_kept
+from llmos.sim.limits import (
+    budgets_kept,
+    exhausted,
+    growth_pays,
+    limited,
+    preemptions_earned,
+    quarantine_kept,
+    quotas_kept,
+)
 from llmos.sim.order import dependencies_kept, order_kept, work_conserved
 from llmos.sim.reading import doomed, overruled, resizes, starts, unmet, verdict
 
@@ -171,6 +179,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     quotas_kept,
     budgets_kept,
     preemptions_earned,
+    growth_pays,
     quarantine_kept,
 )
 

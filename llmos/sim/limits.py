@@ -70,6 +70,21 @@ def quarantine_kept(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterato
             yield f"{node} is closed for the failures of one job"
 
 
+def growth_pays(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
+    """A job that goes on larger ends sooner by it, as far as its goodput was measured and its end is known."""
+    jobs = {job.id: job for job in desired.jobs}
+    for action in plan.actions:
+        if not action.why.startswith("grows"):
+            continue
+        job, measured = jobs[action.id], dict(jobs[action.id].goodput)
+        size, target = len(snapshot.attempts[job.id].nodes), int(action.why.partition(" to ")[2].partition(":")[0])
+        if size not in measured or target not in measured or job.estimate_s is None:
+            continue
+        stays = job.opened_at + job.estimate_s - job.run_s - snapshot.now
+        if 0 < stays <= job.resize_s + stays * measured[size] / measured[target]:
+            yield f"{job.id} would end in {stays} s, and not sooner on {target} bundles"
+
+
 def limited(desired: Desired, job: Job) -> bool:
     """Whether a limit of its tenant may keep ``job`` from starting."""
     return any(

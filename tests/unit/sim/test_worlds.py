@@ -108,6 +108,7 @@ PLANTED: dict[str, tuple[str, str, Any]] = {
     "forgives failed dependencies": ("ends_carried_out", "dependencies.failed", lambda jobs, ended: []),
     "ignores labels": ("gangs_whole", "free.Grid.mask", lambda grid, labels: None),
     "ignores racks": ("gangs_whole", "shape.Shape._domains", lambda shape, free: iter([shape.allowed])),
+    "grows at any price": ("growth_pays", "resize.pays", lambda job, size, other, left_s: True),
     "closes too many nodes": ("quarantine_kept", "quarantine.MOST", 1.0),
     "closes nodes for one job": ("quarantine_kept", "quarantine.JOBS", 1),
     "uses closed nodes": ("quarantine_kept", "plan.Room", lambda nodes, memo, closed: Room(nodes, memo)),

@@ -84,9 +84,16 @@ def _job(gang: Gang, estimate: tuple[float | None, float | None], at: int, **fie
 
 
 tenants = st.sampled_from([*["a"] * 4, "b", "b/c", "undeclared"])
+
+
+def _elastic(bundle: Resources, fewest: int, more: int) -> tuple[Gang, tuple[Gang, ...]]:
+    sizes = [Gang((bundle,) * n) for n in range(fewest, fewest + more + 1)]
+    return sizes[0], tuple(sizes[1:])
+
+
 running = st.builds(
-    _job,
-    st.builds(lambda bundle, n: Gang((bundle,) * n), bundles, st.integers(1, 4)),
+    lambda sizes, *rest, **fields: _job(sizes[0], *rest, larger=sizes[1], **fields),
+    st.builds(_elastic, bundles, st.integers(1, 4), st.sampled_from([0, 0, 0, 2])),
     estimates,
     at=st.integers(0, 900),
     opened_at=st.integers(900, 1000).map(float),
@@ -94,6 +101,8 @@ running = st.builds(
     priority=st.sampled_from([0, 0, 1]),
     preemptible=st.sampled_from([True, True, True, False]),
     checkpointed_at=st.sampled_from([None, 950.0, 999.0]),
+    goodput=st.sampled_from([(), ((1, 1.0), (2, 1.9), (3, 2.0), (4, 1.5), (6, 1.4))]),
+    resize_s=st.sampled_from([0.0, 30.0]),
 )
 waiting = st.builds(
     _job,
@@ -217,6 +226,8 @@ def _welcomes_nodes(planner: Planner, desired: Desired, snapshot: Snapshot, made
     started = {action.id for action in made.actions if action.verb is Verb.START}
     for id in after.keys() - before.keys():
         helped = after[id].partition("room for ")[2].partition(" ")[0]
+        if after[id].startswith("grows"):
+            continue  # the room is used
         if helped in started or (before and len(after) > len(before)) or not after[id].startswith("preempted"):
             yield f"a_node_evicts_nobody: {id} ends because of a new node: {after[id]}"
     queue = [job for job in desired.jobs if job.attempt == 0 and not job.after]
