@@ -48,6 +48,7 @@ class Simulation:
         self._watch = watch
         self._memo: object = None
         self._counted_to = 0.0
+        self._held: dict[str, Resources] = {}
 
     def submit(self, job: Job) -> None:
         self.jobs[job.id] = replace(job, submitted_at=self.cluster.now)
@@ -75,6 +76,7 @@ class Simulation:
         for action in plan.actions[:crash_after]:
             self.cluster.apply(action, self._subject(action))
         self._memo = plan.memo if crash_after is None else None
+        self._held = self._holdings()
         return plan
 
     def run(self, until: float, *, interval_s: float = 10.0) -> None:
@@ -112,16 +114,18 @@ class Simulation:
             self.jobs[action.id] = record(self.jobs[action.id], action, self.cluster.now)
 
     def _count(self) -> None:
-        """Add what was used since the last tick to the tenants' books."""
+        """Add what was held since the last tick to the tenants' books."""
         elapsed_s, self._counted_to = self.cluster.now - self._counted_to, self.cluster.now
-        if not self.tenants or elapsed_s <= 0:
-            return
+        for id, held in self._held.items():
+            tenant = self.tenants[id]
+            spent = tenant.spent_gpu_s + held.gpus * elapsed_s
+            self.tenants[id] = replace(tenant, used=decayed(tenant.used, held, elapsed_s), spent_gpu_s=spent)
+
+    def _holdings(self) -> dict[str, Resources]:
+        """What each tenant holds now."""
         held = dict.fromkeys(self.tenants, Resources())
-        for attempt in self.cluster.living():
+        for attempt in self.cluster.living() if held else ():
             job = self.jobs.get(attempt.job)
             if job and job.tenant in held:
                 held[job.tenant] += sum(sized(job, attempt.nodes).bundles, Resources())
-        for id, tenant in self.tenants.items():
-            used = decayed(tenant.used, held[id], elapsed_s)
-            spent = tenant.spent_gpu_s + held[id].gpus * elapsed_s
-            self.tenants[id] = replace(tenant, used=used, spent_gpu_s=spent)
+        return held
