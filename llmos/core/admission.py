@@ -25,8 +25,8 @@ from llmos.core.running import Running, left_high_s, left_s
 from llmos.core.tenants import Ledger
 from llmos.core.types import Action, Attempt, AttemptPhase, Gang, Job, Verb
 
-TRIED = 1000
-"""So many jobs that wait for room are looked at, in order; the others show their place in the queue."""
+REFUSED = 1000
+"""When so many jobs of a tenant were held back by its limits, its others are not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,9 @@ class Admission:
         self._ledger = ledger
         self._now = now
 
-    def run(self, reservations: int) -> None:
-        """Decide. ``reservations`` is how many blocked jobs get one."""
-        while self._pass(reservations) or self._make_room():
+    def run(self, reservations: int, tried: int) -> None:
+        """Decide. ``reservations`` is how many blocked jobs get one, ``tried`` how many are looked at."""
+        while self._pass(reservations, tried) or self._make_room():
             pass
         self._explain()
 
@@ -100,7 +100,7 @@ class Admission:
                 self.placed[id] = one = self._widened(one)
                 one.held.take(self._room.free)
 
-    def _pass(self, reservations: int) -> bool:
+    def _pass(self, reservations: int, tried: int) -> bool:
         """Go through the queue once. Whether anything started."""
         room, before = self._room, len(self.placed)
         out = self.placed.keys() | self._yielded.keys()
@@ -115,13 +115,13 @@ class Admission:
         for job in chain(again, fresh):
             if not self._start(job):
                 self._block(job, reservations)
-            if len(self.blocked) >= TRIED:
+            if len(self.blocked) >= tried:
                 break
         return len(self.placed) > before
 
     def _open(self, tenant: str, line: Iterator[Entry]) -> Iterator[Entry]:
         """``line`` until so many of its jobs were refused that the others would hardly fare better."""
-        return takewhile(lambda _: self._refusals[tenant] < TRIED, line)
+        return takewhile(lambda _: self._refusals[tenant] < REFUSED, line)
 
     def _start(self, job: Job) -> bool:
         """Start ``job``, if it may and there is room."""

@@ -58,7 +58,7 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     claim = room.reserve(desired.services, snapshot.services)
     queue, not_ready = _queue(backlog, watched, held_back, snapshot)
     admission = Admission(queue, room, ledger, running, claim, snapshot.now)
-    admission.run(desired.reservations)
+    admission.run(desired.reservations, desired.tried)
     growth = []
     if not (admission.first or _soon(not_ready, watched, room)):
         admission.widen()

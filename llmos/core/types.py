@@ -164,7 +164,8 @@ class Desired:
     after.
 
     ``reservations`` is how many of the first blocked jobs get a time and nodes that later ones may not take: a few
-    (EASY backfill), or as many as there are (conservative). ``kinds`` are what the autoscaler can start, ``failures``
+    (EASY backfill), or as many as there are (conservative). ``tried`` is how many jobs that wait for room are looked
+    at, in order, and get an estimate; the others show their place in the queue. ``kinds`` are what the autoscaler can start, ``failures``
     the recent ones, for the quarantine of nodes.
     """
 
@@ -173,6 +174,7 @@ class Desired:
     tenants: tuple[Tenant, ...] = ()
     ended: Mapping[str, JobPhase] = field(default_factory=dict)
     reservations: int = 4
+    tried: int = 1000
     kinds: tuple[NodeKind, ...] = ()
     failures: tuple[Failure, ...] = ()
 

@@ -46,8 +46,8 @@ def _anyone(running: Sequence[Running], claim: Any, *_: object) -> list[Running]
     return [one for one in running if not one.ending]
 
 
-def _one_pass(admission: Admission, reservations: int) -> None:
-    admission._pass(reservations)
+def _one_pass(admission: Admission, reservations: int, tried: int) -> None:
+    admission._pass(reservations, tried)
     admission._explain()
 
 
