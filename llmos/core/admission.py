@@ -165,7 +165,7 @@ class Admission:
         number = job.attempt or job.attempts + 1
         attempt = Attempt(job.id, number, AttemptPhase.STARTING, nodes=nodes)
         begun = record(job, Action(Verb.START, job.id, number, nodes), self._now)
-        return Running(begun, attempt, nodes, gang, self._room.shape(gang).held(columns))
+        return Running.of(begun, attempt, nodes, gang, self._room.shape(gang).held(columns))
 
     def _widened(self, one: Running) -> Running:
         """``one`` as the largest that its tenant may have and that fits, which it is itself at least.

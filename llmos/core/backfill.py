@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmos.core.free import Columns, Held, Matrix, added
-from llmos.core.running import Running, left_high_s
+from llmos.core.running import Running
 from llmos.core.shape import Shape
 
 
@@ -120,7 +120,7 @@ class Horizon:
         one knows when is left out: it is counted as gone in the end."""
         for one in self._running:
             fresh = one.job.opened_at >= since and not one.ending
-            end = max(one.job.opened_at + left_high_s(one.job), self._now) if fresh else one.ends_at(self._now)
+            end = max(one.job.opened_at + one.left_high, self._now) if fresh else one.ends_at(self._now)
             if fresh and end <= self._now:
                 end = math.inf  # it should have ended
             if fresh or math.isfinite(end):

@@ -39,6 +39,8 @@ def starts(
     ``free`` and what ``needs`` tells are amounts by kind of resource; ``promised`` are the times of reservations.
     Jobs of which nothing can be said are left out.
     """
+    if not blocked:
+        return {}
     likely: list[Event] = []
     late: list[Event] = []
     for one in running:
@@ -86,7 +88,7 @@ def _ends(one: Running, now: float) -> tuple[float, float]:
     """When what runs ends: the median and the ninth decile, given that it has not ended yet."""
     if one.ending:
         return now, now + one.job.grace_s
-    median, high, ran = left_s(one.job), left_high_s(one.job), max(now - one.job.opened_at, 0.0)
+    median, high, ran = one.left, one.left_high, max(now - one.job.opened_at, 0.0)
     if not (0 < median < high < math.inf):
         known = max(one.job.opened_at + median, now)
         return known, max(one.job.opened_at + high, known)

@@ -118,10 +118,12 @@ def _running(job: Job, room: Room, snapshot: Snapshot) -> Running | None:
     attempt = _alive(job, snapshot)
     if attempt is None:
         return None
+    if known := room.known(job, attempt):
+        return known
     seen = any(len(attempt.nodes) == len(gang.bundles) for gang in job.gangs)
     nodes = attempt.nodes if seen else job.placement
     gang = job.gang_on(nodes)
-    return Running(job, attempt, nodes, gang, room.held(job.id, gang, nodes))
+    return room.remember(Running.of(job, attempt, nodes, gang, room.held(job.id, gang, nodes)))
 
 
 def _seated(
@@ -141,9 +143,10 @@ def _seated(
     stops = [action for action in stops if action.id not in asked]
     asked |= {action.id for action in stops}
     running = [one.asked(now) if one.job.id in asked else one for one in running]
-    nothing = [0.0] * len(ledger.total)
-    rest = [(one, promised_s(one.job, one.ends_at(now) - now) - one.job.grace_s) for one in running if not one.ending]
-    ledger.hold_all((one.job.tenant, nothing, one.gpus * more) for one, more in rest)
+    if ledger.budgets:
+        nothing = [0.0] * len(ledger.total)
+        rest = [(one, promised_s(one.job, one.ends_at(now) - now) - one.job.grace_s) for one in running]
+        ledger.hold_all((one.job.tenant, nothing, one.gpus * more) for one, more in rest if not one.ending)
     return running, stops
 
 

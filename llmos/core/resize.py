@@ -17,7 +17,7 @@ from llmos.core import reasons
 from llmos.core.free import Columns, Matrix, added
 from llmos.core.goodput import best_first, pays
 from llmos.core.room import Claim
-from llmos.core.running import Running, left_s
+from llmos.core.running import Running
 from llmos.core.shape import Shape, Shapes
 from llmos.core.types import Action, AttemptPhase, Gang, Job, Verb
 
@@ -128,7 +128,7 @@ def _first(gangs: Iterable[Gang], free: Matrix, shapes: Shapes) -> tuple[Gang, C
 
 def _better(one: Running, now: float) -> list[Gang]:
     """The larger gangs that ``one`` gains by, the best first."""
-    size, left = len(one.nodes), one.job.opened_at + left_s(one.job) - now
+    size, left = len(one.nodes), one.job.opened_at + one.left - now
     larger = (gang for gang in best_first(one.job) if len(gang.bundles) > size)
     return [gang for gang in larger if pays(one.job, size, len(gang.bundles), left)]
 

@@ -10,8 +10,9 @@ import numpy as np
 from llmos.core import reasons
 from llmos.core.free import GPU, SHUT, Columns, Grid, Held, Matrix, added
 from llmos.core.resources import Gang, Node
+from llmos.core.running import Running
 from llmos.core.shape import Shape, Shapes
-from llmos.core.types import Service, ServiceStatus
+from llmos.core.types import Attempt, Job, Service, ServiceStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Memo:
     shapes: Shapes | None = None
     unserved: Matrix | None = None
     holds: Mapping[Shape, bool] = field(default_factory=dict)
-    places: Mapping[str, tuple[Gang, tuple[str, ...], Held]] = field(default_factory=dict)
+    running: Mapping[str, Running] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Room:
         self._memo = memo
         self._holds: dict[Shape, bool] = {}
         self._known_holds: Mapping[Shape, bool] | None = None
-        self._places: dict[str, tuple[Gang, tuple[str, ...], Held]] = {}
+        self._running: dict[str, Running] = {}
         self._texts: dict[Shape, str] = {}
 
     def shut(self, nodes: Iterable[str]) -> None:
@@ -68,15 +69,25 @@ class Room:
         for node in nodes:
             self._shut(node, self.free)
 
+    def known(self, job: Job, attempt: Attempt) -> Running | None:
+        """``job`` as it ran in the last plan, if it is still the same on the same nodes."""
+        one = self._memo.running.get(job.id) if self.grid is self._memo.grid else None
+        if one is None or one.job is not job or one.attempt is not attempt:
+            return None
+        self._running[job.id] = one
+        return one
+
+    def remember(self, one: Running) -> Running:
+        """Keep ``one``, which is returned, for the next plan."""
+        self._running[one.job.id] = one
+        return one
+
     def held(self, owner: str, gang: Gang, nodes: tuple[str, ...]) -> Held:
         """What the bundles of ``owner``'s ``gang`` hold on ``nodes``."""
-        known = self._memo.places.get(owner)
-        if known and known[0] is gang and known[1] == nodes and self.grid is self._memo.grid:
-            held = known[2]
-        else:
-            held = self.shape(gang).held(self.grid.locate(nodes))
-        self._places[owner] = gang, nodes, held
-        return held
+        known = self._memo.running.get(owner) if self.grid is self._memo.grid else None
+        if known and known.gang is gang and known.nodes == nodes:
+            return known.held
+        return self.shape(gang).held(self.grid.locate(nodes))
 
     def seat(self, held: Sequence[Held]) -> None:
         """Give out what all these hold."""
@@ -120,7 +131,7 @@ class Room:
     def memo(self) -> Memo:
         """What was worked out here, for the next plan."""
         shapes = self.shape.forget()
-        return Memo(self._nodes, self.grid, shapes, self.unserved, self._holds, self._places)
+        return Memo(self._nodes, self.grid, shapes, self.unserved, self._holds, self._running)
 
     def why_not(self, gang: Gang) -> str:
         """Why ``gang`` does not start now. To be asked once services have reserved their share, and all that starts

@@ -11,13 +11,23 @@ from llmos.core.types import Attempt, Gang, Job
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Running:
-    """A job with its living attempt, whose ``gang`` holds ``held`` on ``nodes``."""
+    """A job with its living attempt, whose ``gang`` holds ``held`` on ``nodes``.
+
+    ``left`` and ``left_high`` are how long it runs from its start on: :func:`left_s`, :func:`left_high_s`.
+    """
 
     job: Job
     attempt: Attempt
     nodes: tuple[str, ...]
     gang: Gang
     held: Held
+    left: float
+    left_high: float
+
+    @staticmethod
+    def of(job: Job, attempt: Attempt, nodes: tuple[str, ...], gang: Gang, held: Held) -> Running:
+        """``job`` as it runs."""
+        return Running(job, attempt, nodes, gang, held, left_s(job), left_high_s(job))
 
     @property
     def ending(self) -> bool:
@@ -44,7 +54,7 @@ class Running:
 
         At once if it was asked to end, and if it is overdue: what it holds is kept for those who wait longest.
         """
-        return now if self.ending else max(self.job.opened_at + left_s(self.job), now)
+        return now if self.ending else max(self.job.opened_at + self.left, now)
 
 
 def left_s(job: Job) -> float:

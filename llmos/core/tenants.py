@@ -45,7 +45,8 @@ class Account:
 class Ledger:
     """The accounts of all tenants on one cluster.
 
-    ``present`` are those that have jobs. One that nobody declared has one share and no limits.
+    ``present`` are those that have jobs. One that nobody declared has one share and no limits. ``budgets`` says
+    whether any has one.
     """
 
     def __init__(self, tenants: Iterable[Tenant], grid: Grid, present: Iterable[str]) -> None:
@@ -54,7 +55,7 @@ class Ledger:
         self.root = Account(Tenant(""), len(self.total))
         self._accounts: dict[str, Account] = {}
         tenants = sorted(tenants, key=lambda tenant: tenant.id)
-        self._budgets = any(tenant.budget_gpu_s is not None for tenant in tenants)
+        self.budgets = any(tenant.budget_gpu_s is not None for tenant in tenants)
         for tenant in tenants:
             self._accounts[tenant.id] = Account(tenant, len(self.total))
         for tenant in tenants:
@@ -85,9 +86,8 @@ class Ledger:
         amounts: dict[str, list[float]] = {}
         gpu_s: dict[str, float] = {}
         for tenant, amount, seconds in held:
-            sums = amounts.setdefault(tenant, [0.0] * len(self.total))
-            for kind, value in enumerate(amount):
-                sums[kind] += value
+            sums = amounts.get(tenant)
+            amounts[tenant] = list(map(operator.add, sums, amount)) if sums else list(amount)
             gpu_s[tenant] = gpu_s.get(tenant, 0.0) + seconds
         for tenant, sums in amounts.items():
             self.hold(tenant, sums, gpu_s[tenant])
@@ -119,7 +119,7 @@ class Ledger:
 
     def exhausted(self, job: Job) -> str:
         """Why ``job`` may not go on: the tenant whose budget is used up, in words; or the empty string."""
-        if not self._budgets:
+        if not self.budgets:
             return ""
         for account in self.account(job.tenant).path:
             budget = account.tenant.budget_gpu_s

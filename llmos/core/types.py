@@ -165,8 +165,8 @@ class Desired:
 
     ``reservations`` is how many of the first blocked jobs get a time and nodes that later ones may not take: a few
     (EASY backfill), or as many as there are (conservative). ``tried`` is how many jobs that wait for room are looked
-    at, in order, and get an estimate; the others show their place in the queue. ``kinds`` are what the autoscaler can start, ``failures``
-    the recent ones, for the quarantine of nodes.
+    at, in order, and get an estimate; the others show their place in the queue. ``kinds`` are what the autoscaler can
+    start, ``failures`` the recent ones, for the quarantine of nodes.
     """
 
     jobs: tuple[Job, ...] = ()
