@@ -165,7 +165,8 @@ class Admission:
         number = job.attempt or job.attempts + 1
         attempt = Attempt(job.id, number, AttemptPhase.STARTING, nodes=nodes)
         begun = record(job, Action(Verb.START, job.id, number, nodes), self._now)
-        return Running.of(begun, attempt, nodes, gang, self._room.shape(gang).held(columns))
+        shape = self._room.shape(gang)
+        return Running.of(begun, attempt, nodes, shape, shape.held(columns))
 
     def _widened(self, one: Running) -> Running:
         """``one`` as the largest that its tenant may have and that fits, which it is itself at least.
@@ -229,7 +230,7 @@ class Admission:
         one = self.placed.pop(id)
         self.running = [other for other in self.running if other.job.id != id]
         one.held.give(self._room.free)
-        self._ledger.hold(one.job.tenant, one.held.total, one.gpus * promised_s(one.job, left_s(one.job)), -1)
+        self._ledger.hold(one.job.tenant, one.total, one.gpus * promised_s(one.job, left_s(one.job)), -1)
         self._yielded[id] = f"leaves its room to {who}"
 
     def _explain(self) -> None:

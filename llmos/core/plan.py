@@ -123,7 +123,7 @@ def _running(job: Job, room: Room, snapshot: Snapshot) -> Running | None:
     seen = any(len(attempt.nodes) == len(gang.bundles) for gang in job.gangs)
     nodes = attempt.nodes if seen else job.placement
     gang = job.gang_on(nodes)
-    return room.remember(Running.of(job, attempt, nodes, gang, room.held(job.id, gang, nodes)))
+    return room.remember(Running.of(job, attempt, nodes, room.shape(gang), room.held(job.id, gang, nodes)))
 
 
 def _seated(
@@ -134,7 +134,7 @@ def _seated(
     now = snapshot.now
     running = [one for job in jobs if (one := _running(job, room, snapshot))]
     room.seat([one.held for one in running])
-    ledger.hold_all((one.job.tenant, one.held.total, one.gpus * one.job.grace_s) for one in running)
+    ledger.hold_all((one.job.tenant, one.total, one.gpus * one.job.grace_s) for one in running)
     asked = {action.id for action in endings if action.verb is Verb.STOP}
     leaving = {node.id for node in snapshot.nodes if node.draining}
     stops = [stopped(one, why) for one in running if one.gpus and not one.ending and (why := ledger.exhausted(one.job))]
@@ -226,7 +226,7 @@ def _not_ready(job: Job, snapshot: Snapshot) -> str:
 def _growth(admission: Admission, room: Room, ledger: Ledger, now: float) -> list[Action]:
     """The STOP of the first attempt that could go on larger, if there is one."""
     for one, gang in grown(admission.running, room.free, now, room.shape):
-        more = [a - b for a, b in zip(room.shape(gang).total, one.held.total, strict=True)]
+        more = [a - b for a, b in zip(room.shape(gang).total, one.total, strict=True)]
         if not ledger.refusal(one.job, more, more[GPU] * one.job.grace_s):
             return [grow(one, gang)]
     return []

@@ -45,7 +45,7 @@ def _candidates(running: Sequence[Running], claim: Claim, ledger: Ledger, now: f
     mine = ledger.account(claim.tenant)
     given_back: dict[str, list[float]] = {}
     for one in sorted(lower, key=lambda one: (one.gpus * one.lost_s(now), one.lost_s(now), one.job.id)):
-        held = one.held.total
+        held = list(one.total)
         if _stays_behind(mine, ledger.account(one.job.tenant), held, given_back, ledger):
             yield one
 

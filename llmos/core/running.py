@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmos.core.free import GPU, Held
+from llmos.core.shape import Shape
 from llmos.core.types import Attempt, Gang, Job
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Running:
-    """A job with its living attempt, whose ``gang`` holds ``held`` on ``nodes``.
+    """A job with its living attempt, whose ``gang`` is on ``nodes``.
 
-    ``left`` and ``left_high`` are how long it runs from its start on: :func:`left_s`, :func:`left_high_s`.
+    It holds ``total`` (by kind), of which ``held`` is on nodes that take work. ``left`` and ``left_high`` are how
+    long it runs from its start on: :func:`left_s`, :func:`left_high_s`.
     """
 
     job: Job
@@ -21,13 +24,14 @@ class Running:
     nodes: tuple[str, ...]
     gang: Gang
     held: Held
+    total: Sequence[float]
     left: float
     left_high: float
 
     @staticmethod
-    def of(job: Job, attempt: Attempt, nodes: tuple[str, ...], gang: Gang, held: Held) -> Running:
+    def of(job: Job, attempt: Attempt, nodes: tuple[str, ...], shape: Shape, held: Held) -> Running:
         """``job`` as it runs."""
-        return Running(job, attempt, nodes, gang, held, left_s(job), left_high_s(job))
+        return Running(job, attempt, nodes, shape.gang, held, shape.total, left_s(job), left_high_s(job))
 
     @property
     def ending(self) -> bool:
@@ -43,7 +47,7 @@ class Running:
 
     @property
     def gpus(self) -> float:
-        return self.held.total[GPU]
+        return self.total[GPU]
 
     def lost_s(self, now: float) -> float:
         """Seconds of its work that would have to be done again if it ended now."""

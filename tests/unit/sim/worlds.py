@@ -116,14 +116,19 @@ waiting = st.builds(
 )
 nodes = st.lists(
     st.builds(
-        lambda cpus, gpus, kind, rack, foreign: Node(
-            "", Resources(cpus=cpus, gpus=gpus), Resources(cpus=foreign), (("accelerator", kind), ("rack", rack))
+        lambda cpus, gpus, kind, rack, foreign, draining: Node(
+            "",
+            Resources(cpus=cpus, gpus=gpus),
+            Resources(cpus=foreign),
+            (("accelerator", kind), ("rack", rack)),
+            draining,
         ),
         st.sampled_from([1.0, 2.0, 4.0, 8.0]),
         st.sampled_from([0.0, 2.0, 4.0]),
         st.sampled_from(KINDS),
         st.sampled_from(RACKS),
         st.sampled_from([0.0, 0.0, 0.0, 1.0]),
+        st.sampled_from([False] * 7 + [True]),
     ),
     min_size=1,
     max_size=5,
@@ -220,7 +225,7 @@ def _welcomes_nodes(planner: Planner, desired: Desired, snapshot: Snapshot, made
     """
     if len({job.tenant for job in desired.jobs}) != 1 or desired.tenants or desired.failures:
         return
-    node = replace(snapshot.nodes[0], id="new", foreign=Resources())
+    node = replace(snapshot.nodes[0], id="new", foreign=Resources(), draining=False)
     more = planner(desired, replace(snapshot, nodes=(*snapshot.nodes, node)), None)
     before, after = ({a.id: a.why for a in one.actions if a.verb is Verb.STOP} for one in (made, more))
     started = {action.id for action in made.actions if action.verb is Verb.START}
