@@ -15,6 +15,7 @@ import numpy as np
 from llmos.core.free import GPU, Columns, Grid, Held, Mask, Matrix, size_order
 from llmos.core.resources import Gang, Resources, Strategy
 
+_MANY = 1e9  # more than any node holds
 _SLACK = 1e-9
 """A quotient of floats may miss a whole number by less than this."""
 
@@ -114,7 +115,7 @@ class Shape:
             return
         codes, values = self.grid.domains(self.gang.topology)
         unit = self._units[0]
-        columns, counts = self._room(unit, free, self.allowed)
+        columns, counts = self._room(unit, free, self.allowed, most=_MANY)
         inside = codes[columns] >= 0
         sums = np.bincount(codes[columns[inside]], weights=counts[inside], minlength=len(values))
         for code in np.argsort(sums, kind="stable"):
@@ -122,15 +123,15 @@ class Shape:
                 mask = codes == code
                 yield mask if self.allowed is None else mask & self.allowed
 
-    def _room(self, unit: _Unit, free: Matrix, mask: Mask | None) -> tuple[Columns, Matrix]:
-        """The columns that hold at least one ``unit``, and how many each holds (at most all there are)."""
+    def _room(self, unit: _Unit, free: Matrix, mask: Mask | None, most: float | None = None) -> tuple[Columns, Matrix]:
+        """The columns that hold at least one ``unit``, and how many each holds, at most ``most`` (all there are)."""
         ok = free[GPU] >= unit.floor[GPU]
         for row, floor in zip(free, unit.floor, strict=True):
             ok &= row >= floor
         if mask is not None:
             ok &= mask
         columns = np.flatnonzero(ok)
-        counts = np.full(len(columns), float(len(unit.positions)))
+        counts = np.full(len(columns), float(len(unit.positions)) if most is None else most)
         for kind in unit.kinds:
             room = (free[kind, columns] + self.grid.tolerance[kind]) / unit.amount[kind]
             np.minimum(counts, np.floor(room + _SLACK), out=counts)

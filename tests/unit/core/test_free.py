@@ -30,7 +30,7 @@ def at(id: str, cpus: float, **labels: str) -> Node:
 def test_the_choice_is_that_of_the_plain_placement(
     wanted: list[Resources], together: int, free: dict[str, Resources]
 ) -> None:
-    gang = Gang(tuple(wanted), together)
+    gang = Gang(tuple(bundle for bundle in wanted for _ in range(together)), together)
     expected = place(gang, free)
     assert lay(gang, [Node(id, amount) for id, amount in free.items()]) == (None if expected is None else [*expected])
 
