@@ -13,8 +13,8 @@ so those let in beside it can never add up to more than what fits beside it.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,15 +130,16 @@ class Horizon:
         """How many of the reservations, the first ones, what runs ``until`` then must leave alone."""
         return bisect_left(self.reserved, until, key=lambda one: one.binds_after)
 
-    def _alone(self, at: float, releases: Iterable[tuple[float, Held]]) -> Matrix:
+    def _alone(self, at: float, releases: Sequence[tuple[float, Held]]) -> Matrix:
         """What is free at that time beside the reservations that have begun by then."""
         if math.isinf(at):
             later = self._never.copy()
         else:
-            later = added([held for end, held in releases if end <= at], self.free)
+            ended = bisect_right(releases, at, key=lambda end: end[0])
+            later = added([held for _, held in releases[:ended]], self.free)
         return _without(later, [one.held for one in self.reserved if one.at <= at])
 
-    def _at(self, at: float, releases: Iterable[tuple[float, Held]]) -> Matrix:
+    def _at(self, at: float, releases: Sequence[tuple[float, Held]]) -> Matrix:
         """What is free from that time on, for ever."""
         later = self._alone(at, releases)
         for one in self.reserved:

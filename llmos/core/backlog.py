@@ -7,9 +7,11 @@ are sorted once, and afterwards only what came and went is.
 
 from __future__ import annotations
 
+import operator
 from bisect import insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 from llmos.core.queues import Entry, entry
 from llmos.core.types import Job
@@ -25,29 +27,38 @@ class Backlog:
     jobs: tuple[Job, ...] = ()
     watched: tuple[Job, ...] = ()
     queues: Mapping[str, list[Entry]] = field(default_factory=dict)
-    known: frozenset[int] = frozenset()  # the identities of ``jobs``
 
 
 def sorted_out(jobs: tuple[Job, ...], before: Backlog | None = None) -> Backlog:
     """The backlog of ``jobs``. ``before`` is that of the last tick: it saves work."""
-    if before and before.jobs is jobs:
-        return before
     before = before or Backlog()
-    known = frozenset(map(id, jobs))
-    new = known - before.known
-    if len(new) * 4 > len(jobs):
-        before, new = Backlog(), known
-    gone = before.known - known if len(before.known) > len(known) - len(new) else frozenset()
-    added = [job for job in jobs if id(job) in new] if new and len(new) < len(known) else jobs if new else ()
+    if before.jobs is jobs:
+        return before
+    added, gone = _changes(before.jobs, jobs)
+    if len(added) * 4 > len(jobs):
+        before, added, gone = Backlog(), jobs, []
+    left = {id(job) for job in gone}
     queues = dict(before.queues)
-    if gone:
-        left = {job.tenant for job in before.jobs if id(job) in gone}
-        for tenant in left & queues.keys():
-            queues[tenant] = [one for one in queues[tenant] if id(one[-1]) in known]
+    for tenant in {job.tenant for job in gone} & queues.keys():
+        queues[tenant] = [one for one in queues[tenant] if id(one[-1]) not in left]
     _merge(queues, (job for job in added if _only_waits(job)))
-    watched = [job for job in before.watched if id(job) in known] + [job for job in added if not _only_waits(job)]
+    watched = [job for job in before.watched if id(job) not in left] + [job for job in added if not _only_waits(job)]
     watched.sort(key=lambda job: (job.submitted_at, job.id))  # the same in whatever order they came to be known
-    return Backlog(jobs, tuple(watched), {tenant: queue for tenant, queue in queues.items() if queue}, known)
+    return Backlog(jobs, tuple(watched), {tenant: queue for tenant, queue in queues.items() if queue})
+
+
+def _changes(before: tuple[Job, ...], jobs: tuple[Job, ...]) -> tuple[Sequence[Job], Sequence[Job]]:
+    """The values of ``jobs`` that were not there before, and those from before that are not there any more."""
+    common = min(len(before), len(jobs))
+    differ = list(compress(range(common), map(operator.is_not, before, jobs)))
+    if len(differ) * 4 > common:  # they have moved up
+        olds, news = before, jobs
+    else:
+        olds = tuple(before[i] for i in differ) + before[common:]
+        news = tuple(jobs[i] for i in differ) + jobs[common:]
+    known, here = set(map(id, olds)), set(map(id, news))
+    new, gone = here - known, known - here
+    return [job for job in news if id(job) in new], [job for job in olds if id(job) in gone]
 
 
 def _merge(queues: dict[str, list[Entry]], jobs: Iterable[Job]) -> None:

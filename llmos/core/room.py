@@ -9,7 +9,7 @@ import numpy as np
 
 from llmos.core import reasons
 from llmos.core.free import GPU, SHUT, Columns, Grid, Held, Matrix, added
-from llmos.core.resources import Gang, Node
+from llmos.core.resources import Gang, Node, Resources
 from llmos.core.running import Running
 from llmos.core.shape import Shape, Shapes
 from llmos.core.types import Attempt, Job, Service, ServiceStatus
@@ -63,6 +63,7 @@ class Room:
         self._known_holds: Mapping[Shape, bool] | None = None
         self._running: dict[str, Running] = {}
         self._texts: dict[Shape, str] = {}
+        self._sums: tuple[Resources, Resources] | None = None
 
     def shut(self, nodes: Iterable[str]) -> None:
         """Give nothing out on ``nodes``: something there is about to end, and how much it holds is not known."""
@@ -149,14 +150,28 @@ class Room:
             if shape.fits_in(grid.total):
                 return reasons.beside_services(gang, grid.resources(_sum(self.unserved)))
             return reasons.never(gang, len(grid.ids), grid.resources(grid.total.sum(axis=1)))
-        columns, count = np.arange(len(grid.ids)), len(grid.ids)
-        if shape.allowed is not None:
-            columns, count = np.flatnonzero(shape.allowed), int(shape.allowed.sum())
-        if gang.topology is not None:
-            columns = self._roomiest(columns, grid.domains(gang.topology)[0])
-            count = len(columns)
+        columns = self._eligible(shape)
+        if columns is None:
+            available, everything = self._everywhere()
+            return reasons.no_room(gang, available, everything, len(grid.ids))
         available, everything = _sum(self.free[:, columns]), grid.total[:, columns].sum(axis=1)
-        return reasons.no_room(gang, grid.resources(available), grid.resources(everything), count)
+        return reasons.no_room(gang, grid.resources(available), grid.resources(everything), len(columns))
+
+    def _everywhere(self) -> tuple[Resources, Resources]:
+        """What is free on all nodes, and what they have: the same for most gangs."""
+        if self._sums is None:
+            total = self.grid.resources(self.grid.total.sum(axis=1))
+            self._sums = self.grid.resources(_sum(self.free)), total
+        return self._sums
+
+    def _eligible(self, shape: Shape) -> Columns | None:
+        """The nodes that are looked at to say why ``shape`` does not start: None for all."""
+        if shape.allowed is None and shape.gang.topology is None:
+            return None
+        columns = np.arange(len(self.grid.ids)) if shape.allowed is None else np.flatnonzero(shape.allowed)
+        if shape.gang.topology is None:
+            return columns
+        return self._roomiest(columns, self.grid.domains(shape.gang.topology)[0])
 
     def _roomiest(self, columns: Columns, codes: Columns) -> Columns:
         """Those of ``columns`` that are in the domain with most GPUs free (most CPUs, where it has no GPUs)."""
