@@ -74,6 +74,7 @@ def record(job: Job, action: Action, now: float) -> Job:
                 not_before=action.not_before,
                 run_s=job.run_s + (now - job.opened_at if job.attempt else 0.0),
                 placement=(),
+                resumes=job.attempt != 0 and not action.failed,
             )
         case _:
             return job

@@ -1,31 +1,42 @@
 """The scheduler's decision, as one pure function.
 
-Services take their resources first. Jobs are first in, first out, in gangs that start whole or not at all: the first
-one that does not fit blocks those behind it, so a large gang is never starved by small ones. Two kinds of job do not
-block: one that waits for its retry, and one that could not start even if all other jobs ended. A job that may run on
-more workers than its fewest gets what nobody waits for, and gives it back (``resize``).
+Services take their resources first. Jobs wait in the queues of their tenants (``queues``) and start in gangs, whole
+or not at all. The first ones that do not fit get a time and nodes that later ones must leave to them (``backfill``),
+so a large gang is never starved by small ones. Some kinds of job block nobody: those that wait for their retry or for
+other jobs, those whose tenant has no more, and those that could not start even if all other jobs ended. A job that
+may run on more workers than its fewest gets what nobody waits for, and gives it back (``resize``); one of a lower
+priority ends for one of a higher (``preempt``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from llmos.core import reasons
+import numpy as np
+
+from llmos.core import dependencies, reasons
+from llmos.core.admission import Admission, Queue, promised_s
+from llmos.core.backlog import Backlog, Waiting, sorted_out
+from llmos.core.estimates import starts
+from llmos.core.free import GPU
 from llmos.core.lifecycle import record, settle, stop
-from llmos.core.placement import fits
-from llmos.core.resize import Running, grown, largest, moved, shrunk, smallest
-from llmos.core.room import Claim, Room
-from llmos.core.types import (
-    Action,
-    Attempt,
-    Desired,
-    Job,
-    Plan,
-    Service,
-    ServiceStatus,
-    Snapshot,
-    Verb,
-)
+from llmos.core.quarantine import quarantined
+from llmos.core.resize import grow, grown, moved, stopped
+from llmos.core.room import Memo as RoomMemo
+from llmos.core.room import Room
+from llmos.core.running import Running
+from llmos.core.tenants import Ledger
+from llmos.core.types import Action, Attempt, Desired, Job, Plan, Service, ServiceStatus, Snapshot, Verb
+from llmos.core.wanted import wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """What a plan worked out, for the next one."""
+
+    backlog: Backlog = field(default_factory=Backlog)
+    room: RoomMemo = field(default_factory=RoomMemo)
 
 
 def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
@@ -34,34 +45,66 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     Pure: nothing is changed, time is ``snapshot.now``. ``memo`` is that of the last plan; it saves work and never
     changes the actions. Planning again once the actions have taken effect gives none.
     """
-    endings, jobs = _settle(desired.jobs, snapshot)
-    strays = _strays(jobs, snapshot)
-    room = Room(snapshot.nodes, memo)
+    known = memo if isinstance(memo, Memo) else Memo()
+    backlog = sorted_out(desired.jobs, known.backlog)
+    endings, watched, held_back = _settle(backlog, desired, snapshot)
+    strays = _strays(watched, snapshot)
+    closed = quarantined(desired.failures, [node.id for node in snapshot.nodes if not node.draining], snapshot.now)
+    room = Room(snapshot.nodes, known.room, closed)
     room.shut(node for attempt in strays for node in attempt.nodes)
     room.shut(node for status in _leaving(desired.services, snapshot) for node in status.nodes)
-    running = [one for job in jobs if (one := _running(job, snapshot))]
-    for one in running:
-        room.seat(one.gang, one.nodes)
-    starts, waiting, first = _admit(jobs, room, room.reserve(desired.services, snapshot.services), snapshot)
+    ledger = Ledger(desired.tenants, room.grid, {job.tenant for job in watched} | backlog.queues.keys())
+    running, moves = _seated(watched, endings, room, ledger, snapshot)
+    claim = room.reserve(desired.services, snapshot.services)
+    queue, not_ready = _queue(backlog, watched, held_back, snapshot)
+    admission = Admission(queue, room, ledger, running, claim, snapshot.now)
+    admission.run(desired.reservations, desired.tried)
+    growth = []
+    if not (admission.first or _soon(not_ready, watched, room)):
+        admission.widen()
+        growth = [] if strays else _growth(admission, room, ledger, snapshot.now)
     stops = [stop(attempt, "no job has this attempt open", snapshot.now) for attempt in strays]
-    resizes = _resizes(running, endings, room, snapshot, first, idle=not (strays or _queue(waiting, jobs, room)))
     services = _services(desired.services, snapshot.services)
-    return Plan((*filter(None, stops), *endings, *resizes, *services, *starts), waiting, room.memo())
+    resizes = (*moves, *admission.stops, *growth)
+    actions = (*filter(None, stops), *endings, *resizes, *services, *_starts(admission, queue))
+    unplaced = [*admission.blocked, *admission.impossible]
+    nodes, waits = wanted(desired.kinds, room.grid, room.free, unplaced, snapshot.now)
+    waiting = _waiting(admission, queue, held_back | not_ready, waits, backlog)
+    estimates = _estimates(admission, room, snapshot.now)
+    return Plan(actions, waiting, Memo(backlog, room.memo()), estimates, nodes, closed)
 
 
-def _settle(jobs: Iterable[Job], snapshot: Snapshot) -> tuple[list[Action], list[Job]]:
-    """The STOPs and CLOSEs, and the unfinished jobs as they will be recorded after them."""
+def _soon(not_ready: Mapping[str, str], watched: Iterable[Job], room: Room) -> bool:
+    """Whether somebody waits for something else than room, and will soon be able to use some."""
+    held = {job.id: job for job in watched if job.id in not_ready}
+    return len(held) < len(not_ready) or any(room.could_hold(gang) for job in held.values() for gang in job.gangs)
+
+
+def _settle(backlog: Backlog, desired: Desired, snapshot: Snapshot) -> tuple[list[Action], list[Job], dict[str, str]]:
+    """The STOPs and CLOSEs, the watched jobs that are unfinished as they will be recorded after them, and why some of
+    those must wait for others."""
     actions: list[Action] = []
     unfinished: list[Job] = []
     there = {node.id for node in snapshot.nodes}
-    for job in jobs:
-        action = settle(job, snapshot.attempts.get(job.id), snapshot.now, set(job.placement) - there)
+    for job in backlog.watched:
+        action = settle(job, snapshot.attempts.get(job.id), snapshot.now, _gone(job, there))
         if action:
             actions.append(action)
             job = record(job, action, snapshot.now)
         if not (action and action.phase and action.phase.final):
             unfinished.append(job)
-    return actions, unfinished
+    if not any(map(dependencies.dependent, unfinished)):
+        return actions, unfinished, {}
+    ended = {**desired.ended, **{a.id: a.phase for a in actions if a.phase and a.phase.final}}
+    failed = dependencies.failed(filter(dependencies.dependent, unfinished), ended)
+    done = {action.id for action in failed}
+    unfinished = [job for job in unfinished if job.id not in done]
+    return [*actions, *failed], unfinished, dependencies.unmet(filter(dependencies.dependent, unfinished), ended)
+
+
+def _gone(job: Job, there: set[str]) -> set[str]:
+    """The nodes of the open attempt that the cluster has no more."""
+    return set() if there.issuperset(job.placement) else set(job.placement) - there
 
 
 def _alive(job: Job, snapshot: Snapshot) -> Attempt | None:
@@ -70,13 +113,41 @@ def _alive(job: Job, snapshot: Snapshot) -> Attempt | None:
     return attempt if attempt and attempt.alive and attempt.number == job.attempt else None
 
 
-def _running(job: Job, snapshot: Snapshot) -> Running | None:
+def _running(job: Job, room: Room, snapshot: Snapshot) -> Running | None:
     """``job`` and its living attempt, if it has one."""
     attempt = _alive(job, snapshot)
     if attempt is None:
         return None
+    if known := room.known(job, attempt):
+        return known
     seen = any(len(attempt.nodes) == len(gang.bundles) for gang in job.gangs)
-    return Running(job, attempt, attempt.nodes if seen else job.placement)
+    nodes = attempt.nodes if seen else job.placement
+    gang = job.gang_on(nodes)
+    return room.remember(Running.of(job, attempt, nodes, room.shape(gang), room.held(job.id, gang, nodes)))
+
+
+def _seated(
+    jobs: Iterable[Job], endings: Iterable[Action], room: Room, ledger: Ledger, snapshot: Snapshot
+) -> tuple[list[Running], list[Action]]:
+    """What runs, with what it holds taken from ``room`` and counted in ``ledger``; and the STOPs of what may not go on
+    where it is, or at all."""
+    now = snapshot.now
+    running = [one for job in jobs if (one := _running(job, room, snapshot))]
+    room.seat([one.held for one in running])
+    ledger.hold_all((one.job.tenant, one.total, one.gpus * one.job.grace_s) for one in running)
+    asked = {action.id for action in endings if action.verb is Verb.STOP}
+    leaving = {node.id for node in snapshot.nodes if node.draining}
+    stops = [stopped(one, why) for one in running if one.gpus and not one.ending and (why := ledger.exhausted(one.job))]
+    broke = {action.id for action in stops}
+    stops += [action for action in moved(running, leaving) if action.id not in broke]
+    stops = [action for action in stops if action.id not in asked]
+    asked |= {action.id for action in stops}
+    running = [one.asked(now) if one.job.id in asked else one for one in running]
+    if ledger.budgets:
+        nothing = [0.0] * len(ledger.total)
+        rest = [(one, promised_s(one.job, one.ends_at(now) - now) - one.job.grace_s) for one in running]
+        ledger.hold_all((one.job.tenant, nothing, one.gpus * more) for one, more in rest if not one.ending)
+    return running, stops
 
 
 def _strays(jobs: Iterable[Job], snapshot: Snapshot) -> list[Attempt]:
@@ -116,67 +187,32 @@ def _outdated(service: Service, status: ServiceStatus | None) -> str:
     return f"replicas {status.target} -> {service.replicas}" if status.target != service.replicas else ""
 
 
-def _admit(
-    jobs: Iterable[Job], room: Room, first: Claim | None, snapshot: Snapshot
-) -> tuple[list[Action], dict[str, str], Claim | None]:
-    """Start jobs in order until one does not fit, and say of each that waits why. ``first`` goes before all jobs.
-
-    Each gets its smallest gang. What is left goes to those that can use it, in order, if nobody waits. The claim is
-    that of the first in the queue.
-    """
-    placed: dict[str, tuple[Job, tuple[str, ...]]] = {}
-    waiting: dict[str, str] = {}
-    for job in sorted(jobs, key=_turn):
-        if _alive(job, snapshot):
+def _queue(
+    backlog: Backlog, watched: Iterable[Job], held_back: Mapping[str, str], snapshot: Snapshot
+) -> tuple[Queue, dict[str, str]]:
+    """Who may start, and why others of the ``watched`` may not yet."""
+    not_ready: dict[str, str] = {}
+    reopened: list[Job] = []
+    more: list[Job] = []
+    for job in watched:
+        if job.id in held_back or _alive(job, snapshot):
             continue
         if why := _not_ready(job, snapshot):
-            waiting[job.id] = why
-        elif first or not (nodes := _nodes_for(job, room)):
-            waiting[job.id] = room.why_not(job.gang)
-            if any(map(room.could_hold, job.gangs)):
-                waiting[job.id] += f"; behind {first.who}" if first else ""
-                first = first or Claim(job.id, job.gangs)
+            not_ready[job.id] = why
         else:
-            room.seat(job.gang_on(nodes), nodes)
-            placed[job.id] = job, nodes
-    if not _queue(waiting, jobs, room):
-        placed = {id: (job, _widened(job, nodes, room)) for id, (job, nodes) in placed.items()}
-    return [_start(job, nodes) for job, nodes in placed.values()], waiting, first
+            (reopened if job.attempt else more).append(job)
+    not_ready |= _still_ending(backlog, {job.id for job in watched}, snapshot)
+    reopened.sort(key=lambda job: (job.submitted_at, job.id))
+    return Queue(reopened, backlog.queues, more, frozenset(not_ready)), not_ready
 
 
-def _queue(waiting: Iterable[str], jobs: Iterable[Job], room: Room) -> bool:
-    """Whether somebody waits who could start if others ended, or will soon."""
-    by_id = {job.id: job for job in jobs}
-    return any(any(map(room.could_hold, by_id[id].gangs)) for id in waiting)
-
-
-def _widened(job: Job, nodes: tuple[str, ...], room: Room) -> tuple[str, ...]:
-    """``nodes``, where ``job`` has its smallest gang, or those of a larger one for which there is room, too."""
-    if not job.larger:
-        return nodes
-    room.leave(job.gang_on(nodes), nodes)
-    recorded = job.placement if fits(job.gang_on(job.placement), job.placement, room.free) else None
-    nodes = recorded or largest(job, room.free) or nodes
-    room.seat(job.gang_on(nodes), nodes)
-    return nodes
-
-
-def _resizes(
-    running: list[Running], endings: list[Action], room: Room, snapshot: Snapshot, first: Claim | None, *, idle: bool
-) -> list[Action]:
-    """The STOPs after which jobs go on elsewhere, smaller or larger."""
-    moves = list(moved(running, {node.id for node in snapshot.nodes if node.draining}))
-    asked = {action.id for action in (*endings, *moves) if action.verb is Verb.STOP}
-    running = [one.asked(snapshot.now) if one.job.id in asked else one for one in running]
-    moves = [action for action in moves if action.id not in {ending.id for ending in endings}]
-    if first:
-        return [*moves, *shrunk(running, room.free, first.who, first.gangs)]
-    return [*moves, *(grown(running, room.free, snapshot.now) if idle else [])]
-
-
-def _turn(job: Job) -> tuple[bool, float, str]:
-    """First in, first out. An attempt that is open already has had its turn, even if it must be started again."""
-    return (job.attempt == 0, job.submitted_at, job.id)
+def _still_ending(backlog: Backlog, watched: set[str], snapshot: Snapshot) -> dict[str, str]:
+    """Why jobs of the long queue of which an attempt is alive may not start another one."""
+    alive = {a.job: a for a in snapshot.attempts.values() if a.alive and a.job not in watched}
+    if not alive:
+        return {}
+    waiting = (one[-1] for queue in backlog.queues.values() for one in queue)
+    return {job.id: _not_ready(job, snapshot) for job in waiting if job.id in alive}
 
 
 def _not_ready(job: Job, snapshot: Snapshot) -> str:
@@ -187,23 +223,44 @@ def _not_ready(job: Job, snapshot: Snapshot) -> str:
     return reasons.held_back(job, snapshot.now) if snapshot.now < job.not_before else ""
 
 
-def _nodes_for(job: Job, room: Room) -> tuple[str, ...] | None:
-    """Where ``job`` can start now: on the nodes it was given before, if that was recorded and is possible."""
-    return job.placement if fits(job.gang, job.placement, room.free) else smallest(job, room.free)
+def _growth(admission: Admission, room: Room, ledger: Ledger, now: float) -> list[Action]:
+    """The STOP of the first attempt that could go on larger, if there is one."""
+    for one, gang in grown(admission.running, room.free, now, room.shape):
+        more = [a - b for a, b in zip(room.shape(gang).total, one.total, strict=True)]
+        if not ledger.refusal(one.job, more, more[GPU] * one.job.grace_s):
+            return [grow(one, gang)]
+    return []
 
 
-def _start(job: Job, nodes: tuple[str, ...]) -> Action:
-    if job.attempt:
-        return Action(
-            Verb.START, job.id, job.attempt, nodes, why=f"attempt {job.attempt} had been recorded, but never began"
-        )
-    number = job.attempts + 1
-    return Action(
-        Verb.START,
-        job.id,
-        number,
-        nodes,
-        why=f"attempt {number}: {reasons.gang_size(job.gang_on(nodes))} on {_places(nodes)}",
+def _starts(admission: Admission, queue: Queue) -> Iterator[Action]:
+    """The START of each job that was placed."""
+    recorded = {job.id for job in queue.reopened}
+    for one in admission.placed.values():
+        yield _start(one, recorded=one.job.id in recorded)
+
+
+def _start(one: Running, *, recorded: bool) -> Action:
+    number = one.attempt.number
+    why = f"attempt {number}: {reasons.gang_size(one.gang)} on {_places(one.nodes)}"
+    if recorded:
+        why = f"attempt {number} had been recorded, but never began"
+    return Action(Verb.START, one.job.id, number, one.nodes, why=why)
+
+
+def _waiting(
+    admission: Admission, queue: Queue, told: dict[str, str], waits: Mapping[str, str], backlog: Backlog
+) -> Waiting:
+    """Why each job waits. ``told`` are those that may not start, ``waits`` what some need besides room."""
+    told = told | admission.waiting
+    told |= {job.id: "waits for its turn" for job in queue.more if job.id not in told | admission.placed.keys()}
+    told |= {id: told[id] + text for id, text in waits.items()}
+    return Waiting(told, backlog.queues, admission.placed)
+
+
+def _estimates(admission: Admission, room: Room, now: float) -> dict[str, tuple[float, float]]:
+    free = np.maximum(room.free, 0.0).sum(axis=1).tolist()
+    return starts(
+        admission.blocked, admission.running, free, lambda job: room.shape(job.gang).total, admission.promised, now
     )
 
 

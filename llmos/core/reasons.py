@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 
-from llmos.core.types import Gang, Job, Resources
+from llmos.core.types import Gang, Job, Resources, Strategy
+
+_LAYOUT = {Strategy.SPREAD: " on as many nodes as possible", Strategy.STRICT_PACK: " on one node"}
 
 
 def amount(resources: Resources) -> str:
@@ -19,9 +22,13 @@ def amount(resources: Resources) -> str:
 
 def gang_size(gang: Gang) -> str:
     """``"2 bundles of 1 CPU"``; unlike bundles are joined by ``+``."""
-    groups = Counter(amount(bundle) for bundle in gang.bundles)
-    text = " + ".join(f"{n} bundle{'s' * (n != 1)} of {size}" for size, n in groups.items())
-    return text + (f", every {gang.together} on one node" if gang.together > 1 else "")
+    first = gang.bundles[:1]
+    alike = gang.bundles.count(*first) == len(gang.bundles) if first else False
+    groups = {first[0]: len(gang.bundles)} if alike else Counter(gang.bundles)
+    text = " + ".join(f"{n} bundle{'s' * (n != 1)} of {amount(bundle)}" for bundle, n in groups.items())
+    text += f", every {gang.together} on one node" if gang.together > 1 else ""
+    text += f" ({', '.join(f'{name}={values}' for name, values in gang.labels)})" if gang.labels else ""
+    return text + _LAYOUT.get(gang.strategy, "") + (f" in one {gang.topology}" if gang.topology else "")
 
 
 def no_room(gang: Gang, available: Resources, everything: Resources, nodes: int) -> str:
@@ -38,17 +45,28 @@ def no_room(gang: Gang, available: Resources, everything: Resources, nodes: int)
     return f"needs {gang_size(gang)}; {shown}{where}"
 
 
-def never(gang: Gang, total: Iterable[Resources]) -> str:
-    """Why ``gang`` cannot start on this cluster, whatever ends."""
-    rooms = list(total)
-    nodes = "its 1 node" if len(rooms) == 1 else f"its {len(rooms)} nodes"
-    why = f"{nodes} ({amount(added(rooms))} in all) cannot hold it" if rooms else "it has no node that takes work"
+def never(gang: Gang, count: int, everything: Resources) -> str:
+    """Why ``gang`` cannot start on this cluster of ``count`` nodes with ``everything``, whatever ends."""
+    nodes = "its 1 node" if count == 1 else f"its {count} nodes"
+    why = f"{nodes} ({amount(everything)} in all) cannot hold it" if count else "it has no node that takes work"
     return f"needs {gang_size(gang)}; cannot start on this cluster: {why}"
 
 
-def beside_services(gang: Gang, left: Iterable[Resources]) -> str:
-    """Why ``gang`` cannot start while the services are there, whatever else ends."""
-    return f"needs {gang_size(gang)}; cannot start while services hold their share: they leave {amount(added(left))}"
+def beside_services(gang: Gang, left: Resources) -> str:
+    """Why ``gang`` cannot start while the services are there, whatever else ends: they leave no more than ``left``."""
+    return f"needs {gang_size(gang)}; cannot start while services hold their share: they leave {amount(left)}"
+
+
+def quarantined(gang: Gang, nodes: list[str]) -> str:
+    """Why ``gang`` cannot start while ``nodes`` take no work because jobs failed there."""
+    return f"needs {gang_size(gang)}; cannot start while {', '.join(nodes[:4])} take no work: jobs failed there"
+
+
+def clock(at: float, now: float) -> str:
+    """The time ``at`` (UTC): ``"14:05"``, with the day when that is not today's."""
+    moment, today = time.gmtime(at), time.gmtime(now)
+    same = moment[:3] == today[:3]
+    return time.strftime("%H:%M" if same else "%Y-%m-%d %H:%M", moment)
 
 
 def workers(count: int) -> str:

@@ -3,125 +3,135 @@
 An attempt never changes while it runs: it is asked to checkpoint and yield, and the next one starts on what there is
 then. So a resize is a STOP, and how large the next attempt becomes is decided like that of every other.
 
-Three reasons, in this order. A node is about to go: its jobs move. The first in the queue has no room: of the jobs that
-run on more than their fewest workers, the youngest give up what is needed, if that is enough. Nobody waits and there is
-room: the oldest job that could use it grows. That needs patience (``Job.grow_every_s``), so that jobs which come and go
-do not drag others along, and one at a time, so that two do not hope for the same room.
+Three reasons, in this order. A node is about to go: its jobs move. The first in the queue has no room: of the jobs
+that run on more than their fewest workers, the youngest give up what is needed, if that is enough. Nobody waits and
+there is room: the oldest job that gains enough by it grows (``goodput``). That needs patience (``Job.grow_every_s``),
+so that jobs which come and go do not drag others along, and one at a time, so that two do not hope for the same room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from llmos.core import reasons
-from llmos.core.placement import occupy, place, vacate
-from llmos.core.types import Action, Attempt, AttemptPhase, Gang, Job, Resources, Verb
-
-Free = Mapping[str, Resources]
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A job with its living attempt, which holds ``nodes``."""
-
-    job: Job
-    attempt: Attempt
-    nodes: tuple[str, ...]
-
-    @property
-    def gang(self) -> Gang:
-        return self.job.gang_on(self.nodes)
-
-    @property
-    def ending(self) -> bool:
-        return self.attempt.stopping_since is not None
-
-    def asked(self, now: float) -> Running:
-        """The same once it was asked to end."""
-        return self if self.ending else replace(self, attempt=replace(self.attempt, stopping_since=now))
-
-    @property
-    def shrinkable(self) -> bool:
-        return len(self.nodes) > len(self.job.gang.bundles) and not self.ending
+from llmos.core.free import Columns, Matrix, added
+from llmos.core.goodput import best_first, pays
+from llmos.core.room import Claim
+from llmos.core.running import Running
+from llmos.core.shape import Shape, Shapes
+from llmos.core.types import Action, AttemptPhase, Gang, Job, Verb
 
 
 def moved(running: Sequence[Running], leaving: Collection[str]) -> Iterator[Action]:
     """STOPs of attempts on nodes that are ``leaving``."""
-    for one in running:
-        going = sorted(node for node in set(one.nodes) if node in leaving)
-        if going and not one.ending:
-            yield _stop(one, f"moves: node {going[0]} is about to go")
+    if leaving:
+        for one in running:
+            going = sorted(node for node in set(one.nodes) if node in leaving)
+            if going and not one.ending:
+                yield stopped(one, f"moves: node {going[0]} is about to go")
 
 
-def shrunk(running: Sequence[Running], free: Free, who: str, wanted: Sequence[Gang]) -> list[Action]:
-    """STOPs that make room for ``who``, which waits for room for one of ``wanted``. None if that would not be enough.
+def shrunk(running: Sequence[Running], free: Matrix, claim: Claim, shapes: Shapes) -> list[Action]:
+    """STOPs that make room for ``claim``. None if that would not be enough.
 
     ``free`` is what is free now. Attempts that are ending already are counted as if they had ended.
     """
-    ending = {one.job.id for one in running if one.ending}
+    wanted = [shapes(gang) for gang in claim.gangs]
 
     def enough(victims: Sequence[Running]) -> bool:
-        later = _after(running, free, ending | {one.job.id for one in victims})
-        return any(place(gang, later) for gang in wanted)
+        return fits_any(wanted, after(running, free, victims, claim, shapes))
 
-    victims: list[Running] = []
     youngest_first = sorted((one for one in running if one.shrinkable), key=_age)[::-1]
-    for one in [None, *youngest_first]:
-        victims += [one] if one else []
-        if enough(victims):
-            break
-    else:
+    if not fits_any(wanted, added([one.held for one in (*youngest_first, *_ending(running))], free)):
         return []
-    for one in victims[:-1]:
+    victims = fewest(youngest_first, enough)
+    size = reasons.workers
+    return [stopped(one, f"shrinks from {size(len(one.nodes))}: room for {claim.who}") for one in victims]
+
+
+def grown(running: Sequence[Running], free: Matrix, now: float, shapes: Shapes) -> Iterator[tuple[Running, Gang]]:
+    """The attempts that gain by going on larger, the oldest first, and as what. To be asked when nobody waits."""
+    if any(one.ending for one in running):
+        return
+    for one in sorted((one for one in running if one.job.larger), key=_age):
+        settled = one.attempt.phase is AttemptPhase.RUNNING and now - one.job.opened_at >= one.job.grow_every_s
+        if settled and (better := _better(one, now)):
+            room = added([one.held], free)
+            if found := _first(better, room, shapes):
+                yield one, found[0]
+
+
+def grow(one: Running, gang: Gang) -> Action:
+    """The STOP after which ``one`` goes on as ``gang``."""
+    return stopped(one, f"grows from {reasons.workers(len(one.nodes))} to {len(gang.bundles)}: there is room")
+
+
+def smallest(job: Job, free: Matrix, shapes: Shapes) -> tuple[Gang, Columns] | None:
+    """The smallest gang of ``job`` that fits, and where."""
+    return _first(job.gangs, free, shapes)
+
+
+def fewest(candidates: Sequence[Running], enough: Callable[[Sequence[Running]], bool]) -> list[Running]:
+    """Those of ``candidates`` whose end is ``enough``, the first ones for choice, and none that is not needed.
+
+    Empty when all of them are not enough, or none is needed.
+    """
+    low, high = 0, 1
+    if enough(()):
+        return []
+    while not enough(candidates[:high]):
+        if high >= len(candidates):
+            return []
+        low, high = high, min(2 * high, len(candidates))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(candidates[:middle]) else (middle, high)
+    victims = list(candidates[:high])
+    for one in victims[-2::-1]:
         if enough(rest := [other for other in victims if other is not one]):
             victims = rest
-    return [_stop(one, f"shrinks from {reasons.workers(len(one.nodes))}: room for {who}") for one in victims]
+    return victims
 
 
-def grown(running: Sequence[Running], free: Free, now: float) -> list[Action]:
-    """The STOP of the first attempt that could go on larger, if there is one. To be asked when nobody waits."""
-    if any(one.ending for one in running):
-        return []
-    for one in sorted(running, key=_age):
-        settled = one.attempt.phase is AttemptPhase.RUNNING and now - one.job.opened_at >= one.job.grow_every_s
-        larger = largest(one.job, _without(one, free)) if settled else None
-        if larger and len(larger) > len(one.nodes):
-            return [_stop(one, f"grows from {reasons.workers(len(one.nodes))} to {len(larger)}: there is room")]
-    return []
+def after(running: Sequence[Running], free: Matrix, victims: Iterable[Running], claim: Claim, shapes: Shapes) -> Matrix:
+    """What is free once the ``victims`` and what is ending already have ended.
 
-
-def largest(job: Job, free: Free) -> tuple[str, ...] | None:
-    """Where the largest gang of ``job`` that fits can go."""
-    return next(filter(None, (place(gang, free) for gang in reversed(job.gangs))), None)
-
-
-def smallest(job: Job, free: Free) -> tuple[str, ...] | None:
-    """Where the smallest gang of ``job`` that fits can go."""
-    return next(filter(None, (place(gang, free) for gang in job.gangs)), None)
-
-
-def _after(running: Sequence[Running], free: Free, ending: set[str]) -> Free:
-    """What is free once the jobs ``ending`` have ended, and gone on as small as they can where they are to go on."""
-    left = dict(free)
-    for one in running:
-        if one.job.id in ending:
-            vacate(left, one.gang, one.nodes)
-    for one in running:
-        if one.job.id in ending and not one.job.cancelled and (nodes := smallest(one.job, left)):
-            occupy(left, one.job.gang_on(nodes), nodes)
+    Those that come before ``claim`` then go on, as small as they can; those of a lower priority go on after it.
+    """
+    gone = {one.job.id: one for one in (*_ending(running), *victims)}
+    left = added([one.held for one in gone.values()], free)
+    for one in sorted(gone.values(), key=_age):
+        later = claim.priority is not None and one.job.priority < claim.priority
+        if not one.job.cancelled and not later and (found := smallest(one.job, left, shapes)):
+            shapes(found[0]).held(found[1]).take(left)
     return left
 
 
-def _without(one: Running, free: Free) -> Free:
-    left = dict(free)
-    vacate(left, one.gang, one.nodes)
-    return left
+def fits_any(wanted: Iterable[Shape], free: Matrix) -> bool:
+    """Whether there is room for one of ``wanted``."""
+    return any(shape.fits_in(free) for shape in wanted)
+
+
+def stopped(one: Running, why: str) -> Action:
+    """The STOP of ``one``."""
+    return Action(Verb.STOP, one.job.id, one.attempt.number, why=why)
+
+
+def _ending(running: Iterable[Running]) -> list[Running]:
+    return [one for one in running if one.ending]
+
+
+def _first(gangs: Iterable[Gang], free: Matrix, shapes: Shapes) -> tuple[Gang, Columns] | None:
+    placed = ((gang, shapes(gang).place(free)) for gang in gangs)
+    return next(((gang, columns) for gang, columns in placed if columns is not None), None)
+
+
+def _better(one: Running, now: float) -> list[Gang]:
+    """The larger gangs that ``one`` gains by, the best first."""
+    size, left = len(one.nodes), one.job.opened_at + one.left - now
+    larger = (gang for gang in best_first(one.job) if len(gang.bundles) > size)
+    return [gang for gang in larger if pays(one.job, size, len(gang.bundles), left)]
 
 
 def _age(one: Running) -> tuple[float, str]:
     return one.job.submitted_at, one.job.id
-
-
-def _stop(one: Running, why: str) -> Action:
-    return Action(Verb.STOP, one.job.id, one.attempt.number, why=why)

@@ -2,60 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from llmos.core import reasons
-from llmos.core.placement import capacity, occupy, place, vacate
-from llmos.core.types import Gang, Node, Resources, Service, ServiceStatus
+from llmos.core.free import GPU, SHUT, Columns, Grid, Held, Matrix, added
+from llmos.core.resources import Gang, Node, Resources
+from llmos.core.running import Running
+from llmos.core.shape import Shape, Shapes
+from llmos.core.types import Attempt, Job, Service, ServiceStatus
 
 
 @dataclass(frozen=True, slots=True)
 class Memo:
-    """Which gangs fit into ``room``, worked out in earlier ticks."""
+    """What a plan worked out about nodes and gangs: the next one uses what is still so."""
 
-    room: Mapping[str, Resources] = field(default_factory=dict)
-    holds: Mapping[Gang, bool] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
+    grid: Grid | None = None
+    shapes: Shapes | None = None
+    unserved: Matrix | None = None
+    holds: Mapping[Shape, bool] = field(default_factory=dict)
+    running: Mapping[str, Running] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """``who`` waits for room for one of ``gangs``, and goes before all that come later."""
+    """``who`` waits for room for one of ``gangs``, and goes before all that come later.
+
+    Only jobs of a lower ``priority`` may be ended for it: none for a service, whose priority is None. ``tenant`` is
+    whose job it is.
+    """
 
     who: str
     gangs: tuple[Gang, ...]
+    priority: int | None = None
+    tenant: str = ""
 
 
 class Room:
-    """What is free on each node while one plan hands it out.
+    """What is free on each node while one plan hands it out: matrices as in ``free``.
 
-    ``total`` is what nodes have, ``unserved`` what they would have if only services ran, ``free`` what they have now.
+    ``grid.total`` is what nodes have, ``unserved`` what they would have if only services ran, ``free`` what they have
+    now. Nodes of ``closed`` take nothing new, but keep what they have.
     """
 
-    def __init__(self, nodes: Iterable[Node], memo: object = None) -> None:
-        nodes = [node for node in nodes if not node.draining]
-        self.total = {node.id: node.total for node in nodes}
-        self.unserved = dict(self.total)
-        self._everything = reasons.added(self.total.values())
-        self.free = capacity(nodes)
-        self._memo = memo if isinstance(memo, Memo) else Memo()
-        self._holds: dict[Gang, bool] = {}
-        self._free_in_all: Resources | None = None
+    def __init__(self, nodes: tuple[Node, ...], memo: Memo, closed: Collection[str] = ()) -> None:
+        self._nodes, self._closed = nodes, frozenset(closed)
+        known = memo.grid if _same(nodes, memo.nodes) else None
+        self.grid = known or Grid(nodes)
+        self.shape = Shapes(self.grid, memo.shapes)
+        self.unserved = self.grid.total.copy()
+        self.free = self.grid.usable.copy()
+        for node in self._closed:
+            self._shut(node, self.unserved)
+            self._shut(node, self.free)
+        self._memo = memo
+        self._holds: dict[Shape, bool] = {}
+        self._known_holds: Mapping[Shape, bool] | None = None
+        self._running: dict[str, Running] = {}
+        self._texts: dict[Shape, str] = {}
+        self._sums: tuple[Resources, Resources] | None = None
 
     def shut(self, nodes: Iterable[str]) -> None:
         """Give nothing out on ``nodes``: something there is about to end, and how much it holds is not known."""
         for node in nodes:
-            self.free.pop(node, None)
+            self._shut(node, self.free)
 
-    def seat(self, gang: Gang, nodes: Iterable[str]) -> None:
-        """Give ``nodes`` to the bundles of ``gang``."""
-        occupy(self.free, gang, nodes)
-        self._free_in_all = None
+    def known(self, job: Job, attempt: Attempt) -> Running | None:
+        """``job`` as it ran in the last plan, if it is still the same on the same nodes."""
+        one = self._memo.running.get(job.id) if self.grid is self._memo.grid else None
+        if one is None or one.job is not job or one.attempt is not attempt:
+            return None
+        self._running[job.id] = one
+        return one
 
-    def leave(self, gang: Gang, nodes: Iterable[str]) -> None:
-        """Take back what :meth:`seat` gave."""
-        vacate(self.free, gang, nodes)
-        self._free_in_all = None
+    def remember(self, one: Running) -> Running:
+        """Keep ``one``, which is returned, for the next plan."""
+        self._running[one.job.id] = one
+        return one
+
+    def held(self, owner: str, gang: Gang, nodes: tuple[str, ...]) -> Held:
+        """What the bundles of ``owner``'s ``gang`` hold on ``nodes``."""
+        known = self._memo.running.get(owner) if self.grid is self._memo.grid else None
+        if known and known.gang is gang and known.nodes == nodes:
+            return known.held
+        return self.shape(gang).held(self.grid.locate(nodes))
+
+    def seat(self, held: Sequence[Held]) -> None:
+        """Give out what all these hold."""
+        self.free -= added(held, np.zeros_like(self.free))
+
+    def names(self, columns: Columns) -> tuple[str, ...]:
+        """The ids of the nodes at ``columns``."""
+        return tuple(self.grid.ids[column] for column in columns)
 
     def reserve(self, services: Iterable[Service], seen: Mapping[str, ServiceStatus]) -> Claim | None:
         """Take what services hold and what their missing replicas need.
@@ -66,34 +107,97 @@ class Room:
         for service in sorted(services, key=lambda service: (service.created_at, service.id)):
             status, size = seen.get(service.id), len(service.gang.bundles)
             placed = status.nodes if status and not status.removing and status.digest == service.digest else ()
-            everything = Gang(service.gang.bundles * max(service.replicas, -(-len(placed) // size)))
-            occupy(self.free, everything, placed)
-            occupy(self.unserved, everything, placed[: service.replicas * size])  # surplus ones are about to go
+            shape = self.shape(service.gang)
+            everything = self.shape(Gang(service.gang.bundles * max(service.replicas, -(-len(placed) // size))))
+            everything.held(self.grid.locate(placed)).take(self.free)
+            kept = placed[: service.replicas * size]  # surplus ones are about to go
+            everything.held(self.grid.locate(kept)).take(self.unserved)
             for _ in range(service.replicas - len(placed) // size):
-                nodes, later = place(service.gang, self.free), place(service.gang, self.unserved)
-                occupy(self.free, service.gang, nodes or ())
-                occupy(self.unserved, service.gang, nodes or later or ())
-                if later and not nodes:
+                now, later = shape.place(self.free), shape.place(self.unserved)
+                for columns, matrix in ((now, self.free), (later if now is None else now, self.unserved)):
+                    if columns is not None:
+                        shape.held(columns).take(matrix)
+                if later is not None and now is None:
                     blocker = blocker or Claim(f"service {service.id}", (service.gang,))
         return blocker
 
     def could_hold(self, gang: Gang) -> bool:
         """Whether ``gang`` would fit if all jobs ended. To be asked once services have reserved their share."""
-        if gang not in self._holds:
-            known = self._memo.holds.get(gang) if self._memo.room == self.unserved else None
-            self._holds[gang] = place(gang, self.unserved) is not None if known is None else known
-        return self._holds[gang]
+        shape = self.shape(gang)
+        if shape not in self._holds:
+            known = self._remembered().get(shape)
+            self._holds[shape] = shape.fits_in(self.unserved) if known is None else known
+        return self._holds[shape]
 
     def memo(self) -> Memo:
         """What was worked out here, for the next plan."""
-        return Memo(self.unserved, self._holds)
+        shapes = self.shape.forget()
+        return Memo(self._nodes, self.grid, shapes, self.unserved, self._holds, self._running)
 
     def why_not(self, gang: Gang) -> str:
-        """Why ``gang`` does not start now. To be asked once services have reserved their share."""
-        if self.could_hold(gang):
-            if self._free_in_all is None:  # the same for all jobs behind the first that waits
-                self._free_in_all = reasons.added(self.free.values())
-            return reasons.no_room(gang, self._free_in_all, self._everything, len(self.total))
-        if place(gang, self.total):
-            return reasons.beside_services(gang, self.unserved.values())
-        return reasons.never(gang, self.total.values())
+        """Why ``gang`` does not start now. To be asked once services have reserved their share, and all that starts
+        has been seated."""
+        shape = self.shape(gang)
+        if shape not in self._texts:
+            self._texts[shape] = self._why_not(shape)
+        return self._texts[shape]
+
+    def _why_not(self, shape: Shape) -> str:
+        gang, grid = shape.gang, self.grid
+        if not self.could_hold(gang):
+            if self._closed and shape.fits_in(grid.total):
+                return reasons.quarantined(gang, sorted(self._closed))
+            if shape.fits_in(grid.total):
+                return reasons.beside_services(gang, grid.resources(_sum(self.unserved)))
+            return reasons.never(gang, len(grid.ids), grid.resources(grid.total.sum(axis=1)))
+        columns = self._eligible(shape)
+        if columns is None:
+            available, everything = self._everywhere()
+            return reasons.no_room(gang, available, everything, len(grid.ids))
+        available, everything = _sum(self.free[:, columns]), grid.total[:, columns].sum(axis=1)
+        return reasons.no_room(gang, grid.resources(available), grid.resources(everything), len(columns))
+
+    def _everywhere(self) -> tuple[Resources, Resources]:
+        """What is free on all nodes, and what they have: the same for most gangs."""
+        if self._sums is None:
+            total = self.grid.resources(self.grid.total.sum(axis=1))
+            self._sums = self.grid.resources(_sum(self.free)), total
+        return self._sums
+
+    def _eligible(self, shape: Shape) -> Columns | None:
+        """The nodes that are looked at to say why ``shape`` does not start: None for all."""
+        if shape.allowed is None and shape.gang.topology is None:
+            return None
+        columns = np.arange(len(self.grid.ids)) if shape.allowed is None else np.flatnonzero(shape.allowed)
+        if shape.gang.topology is None:
+            return columns
+        return self._roomiest(columns, self.grid.domains(shape.gang.topology)[0])
+
+    def _roomiest(self, columns: Columns, codes: Columns) -> Columns:
+        """Those of ``columns`` that are in the domain with most GPUs free (most CPUs, where it has no GPUs)."""
+        inside = columns[codes[columns] >= 0]
+        row = np.maximum(self.free[GPU if self.grid.total[GPU].any() else 0, inside], 0.0)
+        best = int(np.argmax(np.bincount(codes[inside], weights=row)))
+        return np.asarray(inside[codes[inside] == best])
+
+    def _remembered(self) -> Mapping[Shape, bool]:
+        """What was found out about gangs when services left as much as now."""
+        if self._known_holds is None:
+            before = self._memo.unserved if self._memo.grid is self.grid else None
+            same = before is not None and np.array_equal(before, self.unserved)
+            self._known_holds = self._memo.holds if same else {}
+        return self._known_holds
+
+    def _shut(self, node: str, matrix: Matrix) -> None:
+        if node in self.grid.columns:
+            matrix[:, self.grid.columns[node]] = SHUT
+
+
+def _sum(matrix: Matrix) -> Matrix:
+    """What all nodes that give something out have together, by kind."""
+    return np.asarray(matrix[:, matrix[0] > SHUT / 2].sum(axis=1))
+
+
+def _same(nodes: Sequence[Node], before: Sequence[Node]) -> bool:
+    """Whether ``nodes`` are the very values of last time."""
+    return nodes is before or (len(nodes) == len(before) and all(a is b for a, b in zip(nodes, before, strict=True)))

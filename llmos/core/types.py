@@ -11,71 +11,10 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-_ROUNDING = 1e-6
-"""Sums of fractions such as ten times 0.1 may miss by less than this; Ray itself counts in units of 1e-4."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """An amount of each kind of resource. ``custom`` holds Ray custom resources as sorted (name, amount) pairs."""
-
-    cpus: float = 0.0
-    gpus: float = 0.0
-    memory_bytes: int = 0
-    custom: tuple[tuple[str, float], ...] = ()
-
-    def __add__(self, other: Resources) -> Resources:
-        return self._combine(other, 1)
-
-    def __sub__(self, other: Resources) -> Resources:
-        return self._combine(other, -1)
-
-    def fits_in(self, free: Resources) -> bool:
-        """Whether ``free`` holds at least this much of everything."""
-        if (
-            self.cpus > free.cpus + _ROUNDING
-            or self.gpus > free.gpus + _ROUNDING
-            or self.memory_bytes > free.memory_bytes
-        ):
-            return False
-        available = dict(free.custom)
-        return all(amount <= available.get(name, 0.0) + _ROUNDING for name, amount in self.custom)
-
-    def _combine(self, other: Resources, sign: int) -> Resources:
-        custom = self.custom
-        if other.custom:
-            mine, theirs = dict(self.custom), dict(other.custom)
-            custom = tuple(
-                (k, mine.get(k, 0.0) + sign * theirs.get(k, 0.0)) for k in sorted(mine.keys() | theirs.keys())
-            )
-        return Resources(
-            self.cpus + sign * other.cpus,
-            self.gpus + sign * other.gpus,
-            self.memory_bytes + sign * other.memory_bytes,
-            custom,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A machine of the cluster. ``foreign`` is what work that llmos did not start holds there."""
-
-    id: str
-    total: Resources
-    foreign: Resources = Resources()
-    labels: tuple[tuple[str, str], ...] = ()
-    draining: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Gang:
-    """Bundles that are placed all or none. Bundle ``i`` is rank ``i``'s share of one node.
-
-    Every ``together`` consecutive bundles share a node: ranks that talk within each layer.
-    """
-
-    bundles: tuple[Resources, ...]
-    together: int = 1
+from llmos.core.resources import Gang as Gang
+from llmos.core.resources import Node as Node
+from llmos.core.resources import Resources as Resources
+from llmos.core.resources import Strategy as Strategy
 
 
 class AttemptPhase(StrEnum):
@@ -116,6 +55,13 @@ class Job:
     when the open attempt was last started, ``run_s`` how long earlier attempts were open; ``max_runtime_s`` bounds
     their sum. ``grace_s`` is how long an attempt that was asked to end may take for its last checkpoint before it is
     killed, ``grow_every_s`` how long one runs at least before it is ended so that the next one can be larger.
+
+    Jobs of a higher ``priority`` go first within their ``tenant``. ``after`` are jobs that must have succeeded before.
+    ``estimate_s`` is the median of how long the job runs in all, ``estimate_high_s`` the time that it keeps nine times
+    of ten; None: not known. ``checkpointed_at`` is when its last checkpoint was committed. ``resumes``: it ran, and
+    had to end for no fault of its own, so it goes on before all of its queue that never ran. ``goodput`` is what was
+    measured: useful work per second (throughput × statistical efficiency) by number of bundles; ``resize_s`` is how
+    long it makes no progress when it goes on in another size.
     """
 
     id: str
@@ -134,6 +80,16 @@ class Job:
     larger: tuple[Gang, ...] = ()
     grace_s: float = 60.0
     grow_every_s: float = 60.0
+    tenant: str = "default"
+    priority: int = 0
+    after: tuple[str, ...] = ()
+    estimate_s: float | None = None
+    estimate_high_s: float | None = None
+    preemptible: bool = True
+    checkpointed_at: float | None = None
+    resumes: bool = False
+    goodput: tuple[tuple[int, float], ...] = ()
+    resize_s: float = 0.0
 
     @property
     def gangs(self) -> tuple[Gang, ...]:
@@ -157,9 +113,70 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who jobs belong to. Limits and usage of a tenant are those of all its descendants together with its own.
+
+    ``share`` weighs it against its siblings: with them it makes the guaranteed part of what their parent has.
+    ``borrow_limit`` is how much more than that it may hold, as a fraction of it (0.5: one and a half times); None: all.
+    ``quota`` bounds what it holds at once; an amount of 0 bounds nothing. ``budget_gpu_s`` bounds the GPU-seconds it
+    may use in all, of which ``spent_gpu_s`` are used. ``used`` is the average of what it held, old times decayed
+    (:func:`llmos.core.queues.decayed`). The last two are its own jobs', without descendants.
+    """
+
+    id: str
+    parent: str | None = None
+    share: float = 1.0
+    borrow_limit: float | None = None
+    quota: Resources | None = None
+    budget_gpu_s: float | None = None
+    used: Resources = field(default_factory=Resources)
+    spent_gpu_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """A kind of node that the autoscaler can start: ``fewest`` to ``most`` of them.
+
+    ``trouble`` is why the last launch failed, if it did; the next is not tried before ``not_before``.
+    """
+
+    name: str
+    total: Resources
+    labels: tuple[tuple[str, str], ...] = ()
+    fewest: int = 0
+    most: int = 0
+    not_before: float = 0.0
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt of ``job`` failed or was lost at ``at``; it had run on ``nodes``."""
+
+    at: float
+    job: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
+    """What people asked for. No ``tenants``: all jobs are one's. ``ended`` are the phases of jobs that others come
+    after.
+
+    ``reservations`` is how many of the first blocked jobs get a time and nodes that later ones may not take: a few
+    (EASY backfill), or as many as there are (conservative). ``tried`` is how many jobs that wait for room are looked
+    at, in order, and get an estimate; the others show their place in the queue. ``kinds`` are what the autoscaler can
+    start, ``failures`` the recent ones, for the quarantine of nodes.
+    """
+
     jobs: tuple[Job, ...] = ()
     services: tuple[Service, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
+    ended: Mapping[str, JobPhase] = field(default_factory=dict)
+    reservations: int = 4
+    tried: int = 1000
+    kinds: tuple[NodeKind, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +262,16 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Actions to carry out in order, why each waiting job waits, and the memo for the next tick."""
+    """Actions to carry out in order, why each waiting job waits, and the memo for the next tick.
+
+    ``estimates`` are when the first waiting jobs start: (median, with nine chances of ten), seconds since the epoch.
+    ``wanted_nodes`` is how many nodes of each kind the autoscaler should keep. ``quarantined`` are the nodes that take
+    no new work, and why.
+    """
 
     actions: tuple[Action, ...] = ()
     waiting: Mapping[str, str] = field(default_factory=dict)
-    memo: object = None
+    memo: object = field(default=None, compare=False)
+    estimates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    wanted_nodes: Mapping[str, int] = field(default_factory=dict)
+    quarantined: Mapping[str, str] = field(default_factory=dict)

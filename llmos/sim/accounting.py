@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmos.core.placement import place
-from llmos.core.types import Desired, Gang, Job, Resources, Service, Snapshot
+from llmos.core.types import Desired, Gang, Job, Resources, Service, Snapshot, Strategy
 
 
 def sized(job: Job, nodes: tuple[str, ...]) -> Gang:
@@ -11,9 +13,27 @@ def sized(job: Job, nodes: tuple[str, ...]) -> Gang:
     return {len(gang.bundles): gang for gang in (job.gang, *job.larger)}.get(len(nodes), job.gang)
 
 
-def placeable(job: Job, left: dict[str, Resources]) -> bool:
+def placeable(job: Job, left: dict[str, Resources], snapshot: Snapshot) -> bool:
     """Whether some gang of ``job`` fits into what is left."""
-    return any(place(gang, left) for gang in (job.gang, *job.larger))
+    return any(placed(gang, left, snapshot) for gang in (job.gang, *job.larger))
+
+
+def placed(gang: Gang, left: dict[str, Resources], snapshot: Snapshot) -> bool:
+    """Whether ``gang`` fits into what is left on nodes that it may use together."""
+    whole = replace(gang, together=len(gang.bundles)) if gang.strategy is Strategy.STRICT_PACK else gang
+    tried = ({node: room for node, room in left.items() if node in nodes} for nodes in domains(gang, snapshot))
+    return any(place(whole, room) for room in tried)
+
+
+def domains(gang: Gang, snapshot: Snapshot) -> list[set[str]]:
+    """The sets of nodes on which ``gang`` may lie: those that have its labels, by the value of its topology's."""
+    found: dict[str | None, set[str]] = {}
+    for node in snapshot.nodes:
+        labels = dict(node.labels)
+        fit = all(labels.get(name) in values.split("|") for name, values in gang.labels)
+        if fit and (gang.topology is None or gang.topology in labels):
+            found.setdefault(labels[gang.topology] if gang.topology else None, set()).add(node.id)
+    return list(found.values())
 
 
 def free(desired: Desired, snapshot: Snapshot) -> dict[str, Resources]:

@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llmos.core.lifecycle import STRAY_GRACE_S
-from llmos.core.placement import place
-from llmos.core.types import (
-    Action,
-    Attempt,
-    AttemptPhase,
-    Desired,
-    Job,
-    JobPhase,
-    Plan,
-    Resources,
-    Snapshot,
-    Verb,
+from llmos.core.types import Desired, JobPhase, Plan, Resources, Snapshot, Strategy, Verb
+from llmos.sim.accounting import domains, free, placeable, placed, sized, take, unserved
+from llmos.sim.limits import (
+    budgets_kept,
+    exhausted,
+    growth_pays,
+    limited,
+    preemptions_earned,
+    quarantine_kept,
+    quotas_kept,
 )
-from llmos.sim.accounting import free, placeable, sized, take, unserved
+from llmos.sim.order import dependencies_kept, order_kept, work_conserved
+from llmos.sim.reading import doomed, overruled, resizes, starts, unmet, verdict
 
 Invariant = Callable[[Desired, Snapshot, Plan], Iterator[str]]
 
@@ -30,7 +29,7 @@ Invariant = Callable[[Desired, Snapshot, Plan], Iterator[str]]
 def capacity_kept(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """No bundle is put where it does not fit, on top of all that is there."""
     left = free(desired, snapshot)
-    for action, job in _starts(desired, plan):
+    for action, job in starts(desired, plan):
         for bundle, node in zip(sized(job, action.nodes).bundles, action.nodes, strict=False):
             if not bundle.fits_in(left.get(node, Resources())):
                 yield f"{job.id}: {bundle} does not fit on {node} with {left.get(node)}"
@@ -41,7 +40,7 @@ def gangs_whole(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[st
     """A gang gets a node for every bundle, and only nodes that take work; one of its sizes, tensor-parallel ranks
     together."""
     usable = {node.id for node in snapshot.nodes if not node.draining}
-    for action, job in _starts(desired, plan):
+    for action, job in starts(desired, plan):
         sizes, size = [len(gang.bundles) for gang in (job.gang, *job.larger)], len(action.nodes)
         if size not in sizes:
             yield f"{job.id}: {size} bundles placed, expected one of {sizes}"
@@ -50,13 +49,18 @@ def gangs_whole(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[st
             yield f"{job.id}: bundles that belong together are on different nodes: {action.nodes}"
         if not usable.issuperset(action.nodes):
             yield f"{job.id}: placed on {set(action.nodes) - usable}, which take no work"
+        gang = sized(job, action.nodes)
+        if not any(set(action.nodes) <= nodes for nodes in domains(gang, snapshot)):
+            yield f"{job.id}: {action.nodes} have not the labels {gang.labels}, or not one {gang.topology}"
+        if gang.strategy is Strategy.STRICT_PACK and len(set(action.nodes)) > 1:
+            yield f"{job.id}: on several nodes, and should be on one"
 
 
 def attempts_new(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """No attempt number is started that ever ran, and no job has two attempts at once."""
     closed = {action.id for action in plan.actions if action.verb is Verb.CLOSE}
     started: set[str] = set()
-    for action, job in _starts(desired, plan):
+    for action, job in starts(desired, plan):
         seen = snapshot.attempts.get(job.id)
         reopened = job.attempt != 0 and job.id not in closed
         if action.attempt != (job.attempt if reopened else job.attempts + 1):
@@ -66,25 +70,6 @@ def attempts_new(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[s
         if job.id in started:
             yield f"{job.id}: started twice in one plan"
         started.add(job.id)
-
-
-def order_kept(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
-    """A job that may start, and could if the jobs before it ended, is not overtaken by a later one."""
-    started = {job.id: job for _, job in _starts(desired, plan) if job.attempt == 0}
-    room = unserved(desired, snapshot)
-    for job in _ready(desired, snapshot, plan):
-        later = [other.id for other in started.values() if _turn(other) > _turn(job)]
-        if job.id not in started and job.attempt == 0 and later and placeable(job, room):
-            yield f"{job.id} was overtaken by {later}"
-
-
-def work_conserved(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
-    """The first job in the queue starts as soon as it fits. (Told only where no service has a claim.)"""
-    queue = sorted(_ready(desired, snapshot, plan), key=_turn)
-    started = {job.id for _, job in _starts(desired, plan)}
-    settled = not (desired.services or snapshot.services) and all(job.attempt == 0 for job in queue)
-    if settled and queue and queue[0].id not in started and placeable(queue[0], free(desired, snapshot)):
-        yield f"{queue[0].id} is first and fits, but was not started"
 
 
 def reasons_given(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
@@ -102,10 +87,11 @@ def ends_carried_out(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterat
     stops = {(a.id, a.attempt): a.force for a in plan.actions if a.verb is Verb.STOP}
     closes = {action.id for action in plan.actions if action.verb is Verb.CLOSE}
     jobs = {job.id: job for job in desired.jobs}
+    lost = doomed(desired, plan)
     for id in jobs.keys() | snapshot.attempts.keys():
         job, seen = jobs.get(id), snapshot.attempts.get(id)
         current = seen if job and seen and seen.number == job.attempt else None
-        unwanted = job is None or _overruled(job, current, snapshot.now)
+        unwanted = job is None or id in lost or overruled(job, current, snapshot.now)
         if job and (id in closes) != bool(not current.alive if current else unwanted):
             yield f"{id}: its end is not recorded, or is before it has come"
         asked_at = seen.stopping_since if seen else None
@@ -116,21 +102,24 @@ def ends_carried_out(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterat
         if (
             seen
             and stops.get((id, seen.number)) != expected
-            and (id, seen.number) not in _resizes(desired, snapshot, plan)
+            and (id, seen.number) not in resizes(desired, snapshot, plan)
         ):
             yield f"{id}: stopped with force {stops.get((id, seen.number))}, expected {expected}"
 
 
 def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
-    """An attempt that could go on is asked to end because its node goes, because somebody waits for what it has above
-    its fewest workers, or, patiently, because there is room for more and nobody waits."""
+    """An attempt that could go on is asked to end because its node goes, because its tenant's budget is used up,
+    because somebody waits who is of a higher priority or needs only what it has above its fewest workers, or,
+    patiently, because there is room for more and nobody waits."""
     draining = {node.id for node in snapshot.nodes if node.draining}
     jobs = {job.id: job for job in desired.jobs}
     left, everything = free(desired, snapshot), unserved(desired, snapshot)
-    queue = any(placeable(jobs[id], everything) for id in plan.waiting)
-    for action, job in _starts(desired, plan):
+    waiting = [jobs[id] for id in plan.waiting]
+    able = [job for job in waiting if placeable(job, everything, snapshot) and not unmet(desired, plan, job)]
+    queue = [job for job in able if not limited(desired, job)]
+    for action, job in starts(desired, plan):
         take(sized(job, action.nodes), action.nodes, left)
-    for id, number in _resizes(desired, snapshot, plan):
+    for id, number in resizes(desired, snapshot, plan):
         job, seen = jobs[id], snapshot.attempts[id]
         mine = dict(left)
         for bundle, node in zip(sized(job, seen.nodes).bundles, seen.nodes, strict=True):
@@ -138,19 +127,22 @@ def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
                 mine[node] += bundle
         size = len(seen.nodes)
         moves = bool(draining.intersection(seen.nodes))
-        shrinks = size > len(job.gang.bundles) and bool(queue or desired.services)
-        roomy = any(len(gang.bundles) > size and place(gang, mine) for gang in job.larger)
+        shrinks = size > len(job.gang.bundles) and bool(able or desired.services)
+        roomy = any(len(gang.bundles) > size and placed(gang, mine, snapshot) for gang in job.larger)
         grows = roomy and not queue and snapshot.now - job.opened_at >= job.grow_every_s
-        if seen.stopping_since is not None or not (moves or shrinks or grows):
+        ranks = job.preemptible and any(other.priority > job.priority for other in able)
+        broke = exhausted(desired, snapshot, job)
+        if seen.stopping_since is not None or not (moves or shrinks or grows or ranks or broke):
             yield f"{id}: attempt {number} on {size} nodes was asked to end for nothing"
 
 
 def verdicts_right(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """A job ends as its attempt did: a result wins, then a cancel, then the time limit, then the retries."""
     closes = {action.id: action for action in plan.actions if action.verb is Verb.CLOSE}
+    lost = {job.id for job in desired.jobs if not job.cancelled} & doomed(desired, plan)
     for job in desired.jobs:
         if close := closes.get(job.id):
-            expected, failed = _verdict(job, snapshot)
+            expected, failed = (JobPhase.FAILED, False) if job.id in lost else verdict(job, snapshot)
             if (close.phase, close.failed) != (expected, failed):
                 yield f"{job.id}: closed as {close.phase} (failed: {close.failed}), expected {expected} ({failed})"
             if failed and expected is JobPhase.QUEUED and close.not_before <= snapshot.now:
@@ -183,69 +175,15 @@ INVARIANTS: tuple[Invariant, ...] = (
     resizes_earned,
     verdicts_right,
     services_match,
+    dependencies_kept,
+    quotas_kept,
+    budgets_kept,
+    preemptions_earned,
+    growth_pays,
+    quarantine_kept,
 )
 
 
 def violations(desired: Desired, snapshot: Snapshot, plan: Plan) -> list[str]:
     """What is wrong with ``plan``, each sentence led by the name of the invariant it breaks."""
     return [f"{rule.__name__}: {text}" for rule in INVARIANTS for text in rule(desired, snapshot, plan)]
-
-
-def _starts(desired: Desired, plan: Plan) -> Iterator[tuple[Action, Job]]:
-    jobs = {job.id: job for job in desired.jobs}
-    return ((action, jobs[action.id]) for action in plan.actions if action.verb is Verb.START)
-
-
-def _resizes(desired: Desired, snapshot: Snapshot, plan: Plan) -> list[tuple[str, int]]:
-    """The open attempts that are asked to end although their jobs are to go on."""
-    found = []
-    for job in desired.jobs:
-        seen = snapshot.attempts.get(job.id)
-        if seen and seen.alive and seen.number == job.attempt and not _overruled(job, seen, snapshot.now):
-            asked = [a for a in plan.actions if a.verb is Verb.STOP and a.id == job.id and not a.force]
-            found += [(job.id, seen.number)] if asked else []
-    return found
-
-
-def _turn(job: Job) -> tuple[float, str]:
-    return job.submitted_at, job.id
-
-
-def _verdict(job: Job, snapshot: Snapshot) -> tuple[JobPhase, bool]:
-    """How a job whose attempt (if any) is over must go on, and whether that counts as a failure."""
-    seen = snapshot.attempts.get(job.id)
-    current = seen if seen and seen.number == job.attempt else None
-    phase = current.phase if current else AttemptPhase.ABSENT
-    if phase is AttemptPhase.SUCCEEDED:
-        return JobPhase.SUCCEEDED, False
-    if _overruled(job, current, snapshot.now):
-        return (JobPhase.CANCELLED if job.cancelled else JobPhase.FAILED), False
-    late = phase is AttemptPhase.LOST and current is not None and current.stopping_since is not None
-    there = {node.id for node in snapshot.nodes}
-    gone = current is not None and current.retry and not there.issuperset(job.placement)
-    if phase is AttemptPhase.YIELDED or late or gone:
-        return JobPhase.QUEUED, False
-    hopeless = job.failures >= job.retries or (current is not None and not current.retry)
-    return (JobPhase.FAILED if hopeless else JobPhase.QUEUED), True
-
-
-def _overruled(job: Job, current: Attempt | None, now: float) -> bool:
-    """Whether ``job`` must end because it was cancelled or has run for too long."""
-    ran_s = job.run_s + (now - job.opened_at if current else 0.0)
-    return job.cancelled or (job.max_runtime_s is not None and ran_s >= job.max_runtime_s)
-
-
-def _ready(desired: Desired, snapshot: Snapshot, plan: Plan) -> list[Job]:
-    """Jobs that wait for nothing but room."""
-    ended = {action.id: action for action in plan.actions if action.verb is Verb.CLOSE}
-    ready = []
-    for job in desired.jobs:
-        seen, close = snapshot.attempts.get(job.id), ended.get(job.id)
-        held_until = close.not_before if close else job.not_before
-        if (
-            not (seen and seen.alive)
-            and held_until <= snapshot.now
-            and not (close and close.phase and close.phase.final)
-        ):
-            ready.append(job)
-    return ready

@@ -67,5 +67,5 @@ def counted(simulation: Simulation) -> Iterator[str]:
 
 
 def _inputs(simulation: Simulation) -> tuple[Desired, Snapshot]:
-    desired = Desired(tuple(simulation.jobs.values()), tuple(simulation.services.values()))
+    desired = simulation.desired()
     return desired, simulation.cluster.observe(desired.jobs, desired.services)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import Phase, find, given, settings
 
+from llmos.core.admission import Queue
+from llmos.core.backlog import Backlog, sorted_out
+from llmos.core.free import Columns, Grid, Matrix
 from llmos.core.lifecycle import settle, stop
-from llmos.core.placement import place
-from llmos.core.plan import _admit, _services, plan
-from llmos.core.resize import Free, Running, grown
+from llmos.core.plan import _queue, _services, _starts, plan
+from llmos.core.resize import grown
 from llmos.core.room import Room
-from llmos.core.types import Action, Attempt, Desired, Gang, Job, Node, Plan, Resources, Snapshot, Verb
+from llmos.core.running import Running
+from llmos.core.shape import Shape, Shapes
+from llmos.core.types import Action, Attempt, Desired, Gang, Job, Node, Plan, Snapshot, Verb
 from tests.unit.sim.workloads import Workload, play, workloads
+
+fill = Shape.place  # as it is before anybody plants a bug in it
 
 
 @pytest.mark.timeout(900)
@@ -29,21 +35,25 @@ def test_plan_keeps_every_property_on_random_workloads(workload: Workload) -> No
     assert not simulation.jobs.keys() & simulation.ended.keys()
 
 
-def _half(gang: Gang, free: Mapping[str, Resources]) -> tuple[str, ...] | None:
-    nodes = place(gang, free)
-    return nodes[: max(1, len(nodes) // 2)] if nodes else None
+def _half(shape: Shape, free: Matrix, prefer: Matrix | None = None) -> Columns | None:
+    columns = fill(shape, free, prefer)
+    return None if columns is None else columns[: max(1, len(columns) // 2)]
 
 
-def _not_triples(gang: Gang, free: Mapping[str, Resources]) -> tuple[str, ...] | None:
-    return place(gang, free) if len(gang.bundles) < 3 else None
+def _not_triples(shape: Shape, free: Matrix, prefer: Matrix | None = None) -> Columns | None:
+    return fill(shape, free, prefer) if len(shape.gang.bundles) < 3 else None
 
 
-def _new_number(job: Job, nodes: tuple[str, ...]) -> Action:
-    return Action(Verb.START, job.id, job.attempts + 1, nodes, why="bug")
+def _apart(shape: Shape, free: Matrix, prefer: Matrix | None = None) -> Columns | None:
+    return fill(Shape(Gang(shape.gang.bundles), shape.grid), free, prefer)
 
 
-def _old_number(job: Job, nodes: tuple[str, ...]) -> Action:
-    return Action(Verb.START, job.id, max(job.attempts, 1), nodes, why="bug")
+def _new_number(one: Running, *, recorded: bool) -> Action:
+    return Action(Verb.START, one.job.id, one.attempt.number + 1, one.nodes, why="bug")
+
+
+def _old_number(one: Running, *, recorded: bool) -> Action:
+    return Action(Verb.START, one.job.id, max(one.attempt.number - 1, 1), one.nodes, why="bug")
 
 
 def _settle_as(**changes: Any) -> Any:
@@ -63,8 +73,8 @@ def _hopeful(job: Job, seen: Attempt | None, *rest: Any) -> Action | None:
     return settle(job, replace(seen, retry=True) if seen else None, *rest)
 
 
-def _impatient(running: Sequence[Running], free: Free, now: float) -> list[Action]:
-    return grown(running, free, now + 1000.0)
+def _impatient(running: Sequence[Running], free: Matrix, now: float, shapes: Shapes) -> Iterator[tuple[Running, Gang]]:
+    return grown(running, free, now + 1000.0, shapes)
 
 
 def _shrinks_all(running: Sequence[Running], *_: object) -> list[Action]:
@@ -75,28 +85,30 @@ def _no_restart(job: Job, snapshot: Snapshot) -> str:
     return "it was started already" if job.attempt else ""
 
 
-def _stale(room: Room, gang: Gang) -> bool:
-    known = room._memo.holds.get(gang)
-    room._holds[gang] = place(gang, room.unserved) is not None if known is None else known
-    return room._holds[gang]
+def _move(backlog: Backlog, watched: list[Job], held_back: Any, snapshot: Snapshot) -> tuple[Queue, dict[str, str]]:
+    return _queue(backlog, watched, held_back, replace(snapshot, attempts={}))
 
 
-def _move(jobs: list[Job], room: Room, first: Any, snapshot: Snapshot) -> Any:
-    nowhere_seen = replace(snapshot, attempts={})
-    return _admit(jobs, room, first, nowhere_seen)
+def _twice(*state: Any) -> list[Action]:
+    return [*_starts(*state)] * 2
 
 
-def _twice(*state: Any) -> Any:
-    starts, *rest = _admit(*state)
-    return starts * 2, *rest
+def _old_queue(jobs: tuple[Job, ...], before: Backlog) -> Backlog:
+    return before if before.jobs else sorted_out(jobs, before)
+
+
+def _no_foreign(nodes: Iterable[Node]) -> Grid:
+    grid = Grid(nodes)
+    grid.usable = grid.total.copy()
+    return grid
 
 
 def _no_removals(*state: Any) -> list[Action]:
     return [action for action in _services(*state) if action.verb is not Verb.REMOVE]
 
 
-def _undrained(nodes: tuple[Node, ...], memo: object) -> Room:
-    return Room([replace(node, draining=False) for node in nodes], memo)
+def _undrained(nodes: tuple[Node, ...], memo: Any, closed: Any) -> Room:
+    return Room(tuple(replace(node, draining=False) for node in nodes), memo, closed)
 
 
 def _changes_its_input(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
@@ -108,20 +120,18 @@ def _changes_its_input(desired: Desired, snapshot: Snapshot, memo: object = None
 SEARCH = settings(max_examples=2000, phases=[Phase.generate], database=None)  # to find one is enough
 ticks = itertools.count()
 PLANTED = {
-    "forgets what is taken": ("capacity_kept", "room.Room.seat", lambda room, gang, nodes: None),
-    "forgets what it gave out": ("capacity_kept", "room.occupy", lambda free, gang, nodes: None),
-    "forgets foreign work": ("capacity_kept", "room.capacity", lambda nodes: {node.id: node.total for node in nodes}),
+    "forgets what is taken": ("capacity_kept", "room.Room.seat", lambda room, held: None),
+    "forgets what it gave out": ("capacity_kept", "backfill.Horizon.take", lambda horizon, one, until: None),
+    "forgets foreign work": ("capacity_kept", "room.Grid", _no_foreign),
     "forgets services": ("capacity_kept", "room.Room.reserve", lambda room, services, seen: None),
     "uses what is draining": ("gangs_whole", "plan.Room", _undrained),
-    "half a gang": ("gangs_whole", "resize.place", _half),
+    "half a gang": ("gangs_whole", "shape.Shape.place", _half),
     "reuses a number": ("attempts_new", "plan._start", _old_number),
     "skips a number": ("attempts_new", "plan._start", _new_number),
     "forgets what runs": ("reasons_given", "plan._alive", lambda job, snapshot: None),
-    "moves what runs": ("attempts_new", "plan._admit", _move),
-    "starts everything twice": ("attempts_new", "plan._admit", _twice),
-    "last in, first out": ("order_kept", "plan._turn", lambda job: (job.attempt == 0, -job.submitted_at, job.id)),
-    "backfills": ("order_kept", "room.Room.could_hold", lambda room, gang: False),
-    "never starts triples": ("work_conserved", "resize.place", _not_triples),
+    "moves what runs": ("attempts_new", "plan._queue", _move),
+    "starts everything twice": ("attempts_new", "plan._starts", _twice),
+    "never starts triples": ("work_conserved", "shape.Shape.place", _not_triples),
     "gives no reason": ("reasons_given", "room.Room.why_not", lambda room, gang: ""),
     "ignores cancel": ("ends_carried_out", "plan.settle", _settle_as(cancelled=False)),
     "ignores max_runtime": ("ends_carried_out", "plan.settle", _settle_as(max_runtime_s=None)),
@@ -129,8 +139,8 @@ PLANTED = {
     "kills at once": ("idempotent", "lifecycle.STRAY_GRACE_S", 0.0),
     "never kills what will not yield": ("ends_carried_out", "plan.settle", _settle_as(grace_s=float("inf"))),
     "grows at once": ("resizes_earned", "plan.grown", _impatient),
-    "shrinks in vain": ("resizes_earned", "plan.shrunk", _shrinks_all),
-    "splits what belongs together": ("gangs_whole", "resize.place", lambda gang, free: place(Gang(gang.bundles), free)),
+    "shrinks in vain": ("resizes_earned", "resize.shrunk", _shrinks_all),
+    "splits what belongs together": ("gangs_whole", "shape.Shape.place", _apart),
     "leaves strays alone": ("ends_carried_out", "plan._strays", lambda jobs, snapshot: []),
     "stops strays again and again": (
         "idempotent",
@@ -145,7 +155,9 @@ PLANTED = {
     "never updates": ("services_match", "plan._outdated", lambda service, status: "" if status else "not deployed"),
     "never removes": ("services_match", "plan._services", _no_removals),
     "updates for ever": ("services_match", "plan._outdated", lambda service, status: "bug"),
-    "trusts an old memo": ("repeatable", "room.Room.could_hold", _stale),
+    "trusts an old memo": ("repeatable", "room.Room._remembered", lambda room: room._memo.holds),
+    "trusts an old queue": ("repeatable", "plan.sorted_out", _old_queue),
+    "trusts old nodes": ("repeatable", "room._same", lambda nodes, before: bool(before)),
     "is moody": ("repeatable", "plan._places", lambda nodes: str(next(ticks))),
     "abandons a lost launch": ("none_starve", "plan._not_ready", _no_restart),
 }

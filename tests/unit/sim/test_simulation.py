@@ -20,6 +20,7 @@ from llmos.core.types import (
     Resources,
     Service,
     Snapshot,
+    Tenant,
     Verb,
 )
 from llmos.sim.cluster import Outcome, SimCluster
@@ -168,3 +169,23 @@ def test_what_is_wrong_with_a_broken_planner_is_told(broken: Simulation) -> None
     assert list(repeatable(lambda *_: start, Desired(), Snapshot(0.0), start)) == []
     assert next(idempotent(lambda *_: start, broken, start)).startswith("idempotent: [Action(verb=<Verb.START")
     assert list(idempotent(nothing, broken, start)) == []
+
+
+def test_over_time_tenants_use_what_their_shares_say_and_never_more_than_their_budgets() -> None:
+    gpu = Gang((Resources(gpus=1),))
+    simulation = Simulation(SimCluster([Node("n", Resources(gpus=4))], lambda job, attempt: Outcome(30.0)))
+    simulation.tenants = {
+        "a": Tenant("a", share=3.0),
+        "b": Tenant("b"),
+        "c": Tenant("c", share=99.0, budget_gpu_s=400.0),
+    }
+    for i in range(80):
+        for tenant in simulation.tenants:
+            simulation.submit(Job(f"{tenant}{i}", gpu, 0.0, tenant=tenant, estimate_s=32.0, grace_s=5.0))
+    simulation.run(until=186.0)
+    before = {id: tenant.spent_gpu_s for id, tenant in simulation.tenants.items()}
+    assert 370.0 <= before["c"] <= 400.0  # all that whole jobs can use of it
+    simulation.run(until=806.0)
+    a, b, c = (simulation.tenants[id].spent_gpu_s - before[id] for id in "abc")
+    assert (c, a + b) == (0.0, 620.0 * 4)
+    assert a / b == pytest.approx(3.0, rel=0.05)

@@ -30,6 +30,9 @@ class Work:
     cancel_at: float | None
     forget_at: float | None
     max_runtime_s: float | None
+    estimate_s: float | None
+    tenant: str
+    priority: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ works = st.builds(
     cancel_at=st.none() | times,
     forget_at=rarely(times),
     max_runtime_s=st.none() | st.integers(5, 60).map(float),
+    estimate_s=st.sampled_from([None, None, 1.0, 10.0, 100.0]),
+    tenant=st.sampled_from(["a", "a", "b"]),
+    priority=st.sampled_from([0, 0, 0, 1]),
 )
 nodes = st.builds(
     Node,
@@ -165,7 +171,8 @@ def _events(workload: Workload, simulation: Simulation) -> list[tuple[float, Cal
     events: list[tuple[float, Callable[[], object]]] = []
     for i, work in enumerate(workload.works):
         job = Job(f"j{i}", work.gang, work.at, retries=work.retries, max_runtime_s=work.max_runtime_s)
-        job = replace(job, larger=work.larger, grace_s=5.0, grow_every_s=20.0)
+        job = replace(job, larger=work.larger, grace_s=5.0, grow_every_s=20.0, estimate_s=work.estimate_s)
+        job = replace(job, tenant=work.tenant, priority=work.priority)
         events.append((work.at, partial(simulation.submit, job)))
         if work.cancel_at is not None:
             events.append((max(work.at, work.cancel_at), partial(simulation.cancel, job.id)))

@@ -1,0 +1,249 @@
+"""Who starts now, and who ends so that others can.
+
+The queue is gone through until nothing changes any more: with each start the order of the tenants changes, with each
+STOP what is about to be free. So what is planned is what would be planned again once it has been done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from itertools import chain, takewhile
+
+from llmos.core import reasons, resize
+from llmos.core.backfill import Horizon
+from llmos.core.free import Columns
+from llmos.core.goodput import best_first
+from llmos.core.lifecycle import record
+from llmos.core.preempt import preempted
+from llmos.core.queues import Entry, entry, in_turn
+from llmos.core.room import Claim, Room
+from llmos.core.running import Running, left_high_s, left_s
+from llmos.core.tenants import Ledger
+from llmos.core.types import Action, Attempt, AttemptPhase, Gang, Job, Verb
+
+REFUSED = 1000
+"""When so many jobs of a tenant were held back by its limits, its others are not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The jobs that may start. ``reopened`` have had their turn: their attempt is recorded and must be started again.
+
+    ``lines`` are the long queues by tenant, ``more`` are others that belong into them, ``held`` are the ids of those in
+    them that may not start.
+    """
+
+    reopened: Sequence[Job]
+    lines: Mapping[str, list[Entry]]
+    more: Sequence[Job]
+    held: frozenset[str]
+
+    def recorded(self, id: str) -> tuple[str, ...]:
+        """Where the attempt of job ``id`` that must be started again was to be; nowhere if it is another job."""
+        return next((job.placement for job in self.reopened if job.id == id), ())
+
+    def by_tenant(self, without: Iterable[str]) -> dict[str, Iterator[Entry]]:
+        """Each tenant's queue in order, without some jobs."""
+        more: dict[str, list[Entry]] = {}
+        for job in self.more:
+            more.setdefault(job.tenant, []).append(entry(job))
+        out = self.held.union(without)
+
+        def line(tenant: str) -> Iterator[Entry]:
+            whole = merge(self.lines.get(tenant, ()), sorted(more.get(tenant, ())))
+            return (one for one in whole if one[-1].id not in out)
+
+        return {tenant: line(tenant) for tenant in self.lines.keys() | more.keys()}
+
+
+class Admission:
+    """Hands out ``room``. ``claim`` goes before all jobs; nothing starts while there is one.
+
+    Afterwards ``placed`` are the jobs that start, in order, as they run then, ``waiting`` says why others do not,
+    ``blocked`` are those of them that wait for room, in order, ``impossible`` those that no room could be made for,
+    ``promised`` when reservations begin, ``stops`` are the STOPs that make room, and ``running`` is what runs then.
+    """
+
+    def __init__(
+        self, queue: Queue, room: Room, ledger: Ledger, running: Sequence[Running], claim: Claim | None, now: float
+    ) -> None:
+        self.placed: dict[str, Running] = {}
+        self.waiting: dict[str, str] = {}
+        self.blocked: list[Job] = []
+        self.impossible: list[Job] = []
+        self.promised: dict[str, float] = {}
+        self.stops: list[Action] = []
+        self.running = list(running)
+        self._yielded: dict[str, str] = {}
+        self.first = claim
+        self._claim = claim
+        self._queue = queue
+        self._room = room
+        self._ledger = ledger
+        self._now = now
+
+    def run(self, reservations: int, tried: int) -> None:
+        """Decide. ``reservations`` is how many blocked jobs get one, ``tried`` how many are looked at."""
+        while self._pass(reservations, tried) or self._make_room():
+            pass
+        self._explain()
+
+    def widen(self) -> None:
+        """Let what starts have more than its fewest workers, where there is room. To be asked when nobody waits."""
+        for id, one in self.placed.items():
+            if one.job.larger:
+                one.held.give(self._room.free)
+                self.placed[id] = one = self._widened(one)
+                one.held.take(self._room.free)
+
+    def _pass(self, reservations: int, tried: int) -> bool:
+        """Go through the queue once. Whether anything started."""
+        room, before = self._room, len(self.placed)
+        out = self.placed.keys() | self._yielded.keys()
+        self._horizon = Horizon(room.free, room.unserved, self.running, self._now)
+        self.blocked, self.impossible, self.promised, self.waiting = [], [], {}, dict(self._yielded)
+        self.first = self._claim
+        self._behind: dict[str, str] = {}
+        self._refusals: Counter[str] = Counter()
+        lines = {tenant: self._open(tenant, line) for tenant, line in self._queue.by_tenant(out).items()}
+        fresh = in_turn(lines, self._ledger, lambda job: room.shape(job.gang).total)
+        again = (job for job in self._queue.reopened if job.id not in out)
+        for job in chain(again, fresh):
+            if not self._start(job):
+                self._block(job, reservations)
+            if len(self.blocked) >= tried:
+                break
+        return len(self.placed) > before
+
+    def _open(self, tenant: str, line: Iterator[Entry]) -> Iterator[Entry]:
+        """``line`` until so many of its jobs were refused that the others would hardly fare better."""
+        return takewhile(lambda _: self._refusals[tenant] < REFUSED, line)
+
+    def _start(self, job: Job) -> bool:
+        """Start ``job``, if it may and there is room."""
+        if self._claim:
+            return False
+        until = self._now + left_high_s(job)
+        for gang in job.gangs:
+            columns = self._recorded(job, gang, until)
+            if columns is None:
+                columns = self._horizon.find(self._room.shape(gang), until)
+            if columns is not None and not self._refused(job, gang):
+                self._seat(job, gang, columns, until)
+                return True
+        return False
+
+    def _recorded(self, job: Job, gang: Gang, until: float) -> Columns | None:
+        """The nodes that ``job`` was given before, if that was recorded and they are possible."""
+        if not job.placement or len(job.placement) != len(gang.bundles):
+            return None
+        columns = self._room.grid.locate(job.placement)
+        return columns if self._room.shape(gang).fits(columns, self._horizon.usable(until)) else None
+
+    def _refused(self, job: Job, gang: Gang) -> str:
+        """Why the tenant of ``job`` may not have it run as ``gang``, or the empty string."""
+        if job.attempt:
+            return ""  # it was let in when the attempt was recorded
+        shape = self._room.shape(gang)
+        return self._ledger.refusal(job, shape.total, shape.gpus * promised_s(job, left_s(job)))
+
+    def _seat(self, job: Job, gang: Gang, columns: Columns, until: float) -> None:
+        """Note that ``job`` starts: it runs from now on."""
+        shape = self._room.shape(gang)
+        one = self._begun(job, gang, columns)
+        self.placed[job.id] = one
+        self.running.append(one)
+        self._ledger.hold(job.tenant, shape.total, shape.gpus * promised_s(job, left_s(job)))
+        self._horizon.take(one, until)
+
+    def _begun(self, job: Job, gang: Gang, columns: Columns) -> Running:
+        nodes = self._room.names(columns)
+        number = job.attempt or job.attempts + 1
+        attempt = Attempt(job.id, number, AttemptPhase.STARTING, nodes=nodes)
+        begun = record(job, Action(Verb.START, job.id, number, nodes), self._now)
+        shape = self._room.shape(gang)
+        return Running.of(begun, attempt, nodes, shape, shape.held(columns))
+
+    def _widened(self, one: Running) -> Running:
+        """``one`` as the largest that its tenant may have and that fits, which it is itself at least.
+
+        A recorded attempt gets the nodes that it had, if it can.
+        """
+        job, free = one.job, self._room.free
+        fixed = self._queue.recorded(job.id)
+        if fixed and (columns := self._fixed(job.gang_on(fixed), fixed)) is not None:
+            return self._begun(job, job.gang_on(fixed), columns)
+        has = self._room.shape(one.gang)
+        for gang in best_first(job):
+            shape = self._room.shape(gang)
+            more = [a - b for a, b in zip(shape.total, has.total, strict=True)]
+            gpu_s = (shape.gpus - has.gpus) * promised_s(job, left_s(job))
+            if self._ledger.refusal(job, more, gpu_s) or (columns := shape.place(free)) is None:
+                continue
+            self._ledger.hold(job.tenant, more, gpu_s)
+            return self._begun(job, gang, columns)
+        return one
+
+    def _fixed(self, gang: Gang, nodes: tuple[str, ...]) -> Columns | None:
+        columns = self._room.grid.locate(nodes)
+        return columns if self._room.shape(gang).fits(columns, self._room.free) else None
+
+    def _block(self, job: Job, reservations: int) -> None:
+        """Note why ``job`` waits, and keep room for it if it is one of the first."""
+        room = self._room
+        able = next((gang for gang in job.gangs if room.could_hold(gang)), None)
+        if able is None:
+            self.impossible.append(job)
+            return
+        if not self._claim and (why := self._refused(job, able)):
+            self._refusals[job.tenant] += 1
+            self.waiting[job.id] = why
+            return
+        self._behind[job.id] = f"; behind {self.first.who}" if self.first else ""
+        self.first = self.first or Claim(job.id, job.gangs, job.priority, job.tenant)
+        self.blocked.append(job)
+        if len(self.promised) < reservations and not self._claim:
+            at = self._horizon.reserve(room.shape(able), job.submitted_at)
+            if at is not None:
+                self.promised[job.id] = at
+
+    def _make_room(self) -> bool:
+        """Ask attempts to end for the first that waits. Whether there are any."""
+        if self.first is None:
+            return False
+        shapes, free = self._room.shape, self._room.free
+        stops = resize.shrunk(self.running, free, self.first, shapes)
+        stops = stops or preempted(self.running, free, self.first, shapes, self._ledger, self._now)
+        asked = {action.id for action in stops}
+        for id in asked & self.placed.keys():
+            self._unseat(id, self.first.who)
+        self.running = [one.asked(self._now) if one.job.id in asked else one for one in self.running]
+        self.stops += [action for action in stops if action.id not in self._yielded]
+        return bool(stops)
+
+    def _unseat(self, id: str, who: str) -> None:
+        """Do not start job ``id`` after all: it would have to end at once, for ``who``."""
+        one = self.placed.pop(id)
+        self.running = [other for other in self.running if other.job.id != id]
+        one.held.give(self._room.free)
+        self._ledger.hold(one.job.tenant, one.total, one.gpus * promised_s(one.job, left_s(one.job)), -1)
+        self._yielded[id] = f"leaves its room to {who}"
+
+    def _explain(self) -> None:
+        """Say of each job that waits for room why. What is free is known only now."""
+        release = self._horizon.next_release()
+        soon = f"; next release {reasons.clock(release[0], self._now)} by {release[1]}" if release else ""
+        for job in self.blocked:
+            self.waiting[job.id] = self._room.why_not(job.gang) + soon + self._behind[job.id]
+        for job in self.impossible:
+            self.waiting[job.id] = self._room.why_not(job.gang)
+
+
+def promised_s(job: Job, left: float) -> float:
+    """How long ``job`` is counted on to use its GPUs if it likely has ``left`` seconds to run: at least until it has
+    left a checkpoint when asked to end."""
+    return max(left if math.isfinite(left) else 0.0, job.grace_s)

@@ -1,0 +1,266 @@
+"""Random clusters with what runs and what waits on them, and what must hold of the plan for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hypothesis import strategies as st
+
+from llmos.core.lifecycle import record
+from llmos.core.placement import occupy, place
+from llmos.core.plan import plan
+from llmos.core.types import (
+    Attempt,
+    AttemptPhase,
+    Desired,
+    Failure,
+    Gang,
+    Job,
+    JobPhase,
+    Node,
+    Plan,
+    Resources,
+    Snapshot,
+    Strategy,
+    Tenant,
+    Verb,
+)
+from llmos.sim.invariants import violations
+from llmos.sim.simulation import Planner
+
+NOW = 1000.0
+KINDS, RACKS, TENANTS = ("H100", "MI300"), ("r0", "r1"), ("a", "b", "b/c")
+
+
+@dataclass(frozen=True)
+class World:
+    """Jobs that run (their gangs lie where they fit, in this order) and jobs that wait."""
+
+    nodes: tuple[Node, ...]
+    running: tuple[Job, ...]
+    ending: tuple[bool, ...]
+    waiting: tuple[Job, ...]
+    tenants: tuple[Tenant, ...]
+    ended: tuple[JobPhase, ...]
+    failures: tuple[Failure, ...]
+    reservations: int
+
+    def inputs(self) -> tuple[Desired, Snapshot]:
+        """What ``plan`` is asked."""
+        free = {node.id: node.total - node.foreign for node in self.nodes}
+        jobs, attempts = [], {}
+        for i, (job, ending) in enumerate(zip(self.running, self.ending, strict=False)):
+            if nodes := place(Gang(job.gang.bundles), free):
+                occupy(free, job.gang, nodes)
+                id = f"run{i}"
+                jobs.append(replace(job, id=id, attempt=1, attempts=1, placement=nodes))
+                since = NOW - 1 if ending else None
+                attempts[id] = Attempt(id, 1, AttemptPhase.RUNNING, nodes=nodes, stopping_since=since)
+        jobs += [replace(job, id=f"j{i}") for i, job in enumerate(self.waiting)]
+        ended = {f"old{i}": phase for i, phase in enumerate(self.ended)}
+        desired = Desired(tuple(jobs), (), self.tenants, ended, self.reservations, failures=self.failures)
+        return desired, Snapshot(NOW, self.nodes, attempts)
+
+
+bundles = st.sampled_from(
+    [Resources(cpus=1), Resources(cpus=2), Resources(cpus=1, gpus=1), Resources(cpus=1, gpus=2), Resources(gpus=0.5)]
+)
+labels = st.sampled_from([(), (), (), (("accelerator", "H100"),), (("accelerator", "H100|MI300"),)])
+gangs = st.builds(
+    lambda bundle, n, strategy, topology, labels: Gang((bundle,) * n, 1, strategy, topology, labels),
+    bundles,
+    st.integers(1, 4),
+    st.sampled_from([Strategy.PACK, Strategy.PACK, Strategy.SPREAD, Strategy.STRICT_PACK]),
+    st.sampled_from([None, None, "rack"]),
+    labels,
+)
+estimates = st.sampled_from([(None, None), (None, None), (50.0, None), (50.0, 100.0), (200.0, 1000.0), (1e4, 1e4)])
+
+
+def _job(gang: Gang, estimate: tuple[float | None, float | None], at: int, **fields: object) -> Job:
+    likely, high = estimate
+    return Job("", gang, float(at), estimate_s=likely, estimate_high_s=high, grace_s=10.0, **fields)  # type: ignore[arg-type]
+
+
+tenants = st.sampled_from([*["a"] * 4, "b", "b/c", "undeclared"])
+
+
+def _elastic(bundle: Resources, fewest: int, more: int) -> tuple[Gang, tuple[Gang, ...]]:
+    sizes = [Gang((bundle,) * n) for n in range(fewest, fewest + more + 1)]
+    return sizes[0], tuple(sizes[1:])
+
+
+running = st.builds(
+    lambda sizes, *rest, **fields: _job(sizes[0], *rest, larger=sizes[1], **fields),
+    st.builds(_elastic, bundles, st.integers(1, 4), st.sampled_from([0, 0, 0, 2])),
+    estimates,
+    at=st.integers(0, 900),
+    opened_at=st.integers(900, 1000).map(float),
+    tenant=tenants,
+    priority=st.sampled_from([0, 0, 1]),
+    preemptible=st.sampled_from([True, True, True, False]),
+    checkpointed_at=st.sampled_from([None, 950.0, 999.0]),
+    goodput=st.sampled_from([(), ((1, 1.0), (2, 1.9), (3, 2.0), (4, 1.5), (6, 1.4))]),
+    resize_s=st.sampled_from([0.0, 30.0]),
+)
+waiting = st.builds(
+    _job,
+    gangs,
+    estimates,
+    at=st.integers(0, 1000),
+    tenant=tenants,
+    priority=st.sampled_from([0, 0, 0, 1, 2]),
+    after=st.sampled_from([*[()] * 8, ("old0",), ("run0",), ("j0",), ("j1", "old0")]),
+    resumes=st.sampled_from([False] * 5 + [True]),
+)
+nodes = st.lists(
+    st.builds(
+        lambda cpus, gpus, kind, rack, foreign, draining: Node(
+            "",
+            Resources(cpus=cpus, gpus=gpus),
+            Resources(cpus=foreign),
+            (("accelerator", kind), ("rack", rack)),
+            draining,
+        ),
+        st.sampled_from([1.0, 2.0, 4.0, 8.0]),
+        st.sampled_from([0.0, 2.0, 4.0]),
+        st.sampled_from(KINDS),
+        st.sampled_from(RACKS),
+        st.sampled_from([0.0, 0.0, 0.0, 1.0]),
+        st.sampled_from([False] * 7 + [True]),
+    ),
+    min_size=1,
+    max_size=5,
+).map(lambda found: tuple(replace(node, id=f"n{i}") for i, node in enumerate(found)))
+limits = st.builds(
+    Tenant,
+    id=st.just(""),
+    share=st.sampled_from([1.0, 2.0]),
+    borrow_limit=st.sampled_from([None, None, 0.0, 0.5]),
+    quota=st.sampled_from([None, None, Resources(gpus=2), Resources(cpus=2)]),
+    budget_gpu_s=st.sampled_from([None, None, 30.0, 500.0]),
+    used=st.sampled_from([Resources(), Resources(gpus=1)]),
+    spent_gpu_s=st.sampled_from([0.0, 15.0, 450.0]),
+)
+declared = st.one_of(
+    st.just(()),
+    st.lists(limits, min_size=3, max_size=3).map(
+        lambda found: tuple(
+            replace(one, id=id, parent="b" if "/" in id else None) for one, id in zip(found, TENANTS, strict=True)
+        )
+    ),
+)
+failures = st.lists(
+    st.builds(
+        Failure,
+        at=st.sampled_from([0.0, 900.0, 990.0]).map(lambda at: at),
+        job=st.sampled_from(["x", "y", "z"]),
+        nodes=st.sampled_from([("n0",), ("n1",), ("n0", "n1")]),
+    ),
+    max_size=6,
+).map(tuple)
+worlds = st.builds(
+    World,
+    nodes=nodes,
+    running=st.lists(running, max_size=4).map(tuple),
+    ending=st.lists(st.sampled_from([False] * 5 + [True]), min_size=4, max_size=4).map(tuple),
+    waiting=st.lists(waiting, max_size=6).map(tuple),
+    tenants=declared,
+    ended=st.tuples(st.sampled_from([JobPhase.SUCCEEDED, JobPhase.SUCCEEDED, JobPhase.FAILED, JobPhase.CANCELLED])),
+    failures=st.one_of(st.just(()), failures),
+    reservations=st.sampled_from([1, 4, 1000]),
+)
+of_one_tenant = worlds.map(
+    lambda world: replace(
+        world,
+        tenants=(),
+        failures=(),
+        running=tuple(replace(job, tenant="a") for job in world.running),
+        waiting=tuple(replace(job, tenant="a") for job in world.waiting),
+    )
+)
+contested = of_one_tenant.map(
+    lambda world: replace(
+        world,
+        ending=(False,) * 4,
+        waiting=tuple(replace(job, after=(), gang=Gang(job.gang.bundles)) for job in world.waiting),
+    )
+)
+"""Where nothing but room and priority decides: what is wrong with these shows most often."""
+
+
+def wrong(world: World, planner: Planner = plan) -> list[str]:
+    """What does not hold of the plan for ``world``, each sentence led by the name of what it breaks."""
+    desired, snapshot = world.inputs()
+    made = planner(desired, snapshot, None)
+    return [
+        *violations(desired, snapshot, made),
+        *_remembers(planner, desired, snapshot, made),
+        *_settles(planner, desired, snapshot, made),
+        *_welcomes_nodes(planner, desired, snapshot, made),
+    ]
+
+
+def _remembers(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
+    """With the memo of this plan, or that of another state of the cluster, the plan is the same."""
+    without = replace(desired, jobs=desired.jobs[1:])
+    for memo in (made.memo, planner(without, replace(snapshot, nodes=snapshot.nodes[1:]), None).memo):
+        again = planner(desired, snapshot, memo)
+        if (again.actions, dict(again.waiting), again.estimates) != (made.actions, dict(made.waiting), made.estimates):
+            yield f"memo_changes_nothing: {again} with a memo, {made} without"
+
+
+def _settles(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
+    """Once the plan has taken effect, planning again changes nothing."""
+    again = planner(*carried_out(desired, snapshot, made), made.memo)
+    if again.actions:
+        yield f"planning_twice_changes_nothing: {again.actions} after {made.actions}"
+
+
+def _welcomes_nodes(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
+    """One more node evicts no running job, and does not delay the first job of the queue. (Told of one tenant.)
+
+    What it may do: let a job of a higher priority start at last, for which evictions had not been enough before.
+    """
+    if len({job.tenant for job in desired.jobs}) != 1 or desired.tenants or desired.failures:
+        return
+    node = replace(snapshot.nodes[0], id="new", foreign=Resources(), draining=False)
+    more = planner(desired, replace(snapshot, nodes=(*snapshot.nodes, node)), None)
+    before, after = ({a.id: a.why for a in one.actions if a.verb is Verb.STOP} for one in (made, more))
+    started = {action.id for action in made.actions if action.verb is Verb.START}
+    for id in after.keys() - before.keys():
+        helped = after[id].partition("room for ")[2].partition(" ")[0]
+        if after[id].startswith("grows"):
+            continue  # the room is used
+        if helped in started or (before and len(after) > len(before)) or not after[id].startswith("preempted"):
+            yield f"a_node_evicts_nobody: {id} ends because of a new node: {after[id]}"
+    queue = [job for job in desired.jobs if job.attempt == 0 and not job.after]
+    first = min(queue, key=lambda job: (-job.priority, not job.resumes, job.submitted_at, job.id), default=None)
+    if first and _start_of(first, made) < _start_of(first, more):
+        at, without = _start_of(first, more), _start_of(first, made)
+        yield f"a_node_delays_nobody: {first.id} starts at {at}, without the node at {without}"
+
+
+def _start_of(job: Job, made: Plan) -> float:
+    if any(action.verb is Verb.START and action.id == job.id for action in made.actions):
+        return NOW
+    return made.estimates.get(job.id, (float("inf"),))[0]
+
+
+def carried_out(desired: Desired, snapshot: Snapshot, made: Plan) -> tuple[Desired, Snapshot]:
+    """The inputs of the next plan, if all of ``made`` takes effect at once."""
+    jobs = {job.id: job for job in desired.jobs}
+    attempts = dict(snapshot.attempts)
+    ended = dict(desired.ended)
+    for action in made.actions:
+        if action.phase and action.phase.final:
+            ended[action.id] = action.phase
+            del jobs[action.id]
+            continue
+        jobs[action.id] = record(jobs[action.id], action, snapshot.now)
+        if action.verb is Verb.START:
+            attempts[action.id] = Attempt(action.id, action.attempt, AttemptPhase.STARTING, nodes=action.nodes)
+        elif action.verb is Verb.STOP:
+            attempts[action.id] = replace(attempts[action.id], stopping_since=snapshot.now)
+    return replace(desired, jobs=tuple(jobs.values()), ended=ended), replace(snapshot, attempts=attempts)
