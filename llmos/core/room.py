@@ -154,8 +154,8 @@ class Room:
         if columns is None:
             available, everything = self._everywhere()
             return reasons.no_room(gang, available, everything, len(grid.ids))
-        available, everything = _sum(self.free[:, columns]), grid.total[:, columns].sum(axis=1)
-        return reasons.no_room(gang, grid.resources(available), grid.resources(everything), len(columns))
+        left, whole = _sum(self.free[:, columns]), grid.total[:, columns].sum(axis=1)
+        return reasons.no_room(gang, grid.resources(left), grid.resources(whole), len(columns))
 
     def _everywhere(self) -> tuple[Resources, Resources]:
         """What is free on all nodes, and what they have: the same for most gangs."""
