@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
-from typing import Any
 
 from llmos.core.lifecycle import record
 from llmos.core.plan import plan as core_plan
@@ -59,9 +58,14 @@ class Planned:
     def arrived(self, run: Run) -> None:
         """See Policy."""
         self._runs[run.job.id] = run
-        about: dict[str, Any] = {"tenant": run.job.tenant, "estimate_s": run.median_s, "estimate_high_s": run.high_s}
-        known = {name: value for name, value in about.items() if name in Job.__dataclass_fields__}
-        self._jobs[run.job.id] = Job(run.job.id, self._gang(run.job.gpus), run.job.submitted_s, **known)
+        self._jobs[run.job.id] = Job(
+            run.job.id,
+            self._gang(run.job.gpus),
+            run.job.submitted_s,
+            tenant=run.job.tenant,
+            estimate_s=run.median_s,
+            estimate_high_s=run.high_s,
+        )
         self._changed = True
 
     def ended(self, run: Run) -> None:
@@ -88,7 +92,7 @@ class Planned:
         self._memo = made.memo
         for action in made.actions:
             self._apply(action, world)
-        self._promise(getattr(made, "estimates", {}))
+        self._promise(made.estimates)
         return any(action.verb is Verb.STOP for action in made.actions)
 
     def _apply(self, action: Action, world: World) -> None:
