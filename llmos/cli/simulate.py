@@ -197,9 +197,13 @@ def simulate_cluster(
     header = ("SERVICE", "REQUESTS", "IN TIME", "REPLICAS", "STARTS")
     say(columns(header, [(name, *_service_cells(figures)) for name, figures in found.services.items()]))
     say("")
-    header = ("JOBS ENDED", "GOODPUT", *_JOB_COLUMNS)
     goodput = _percent(found.jobs["goodput_pct"])
-    say(columns(header, [(f"{found.jobs['jobs']:.0f} of {len(asked.jobs)}", goodput, *_job_cells(found.jobs))]))
+    say(
+        columns(
+            ("JOBS ENDED", "GOODPUT", *_JOB_COLUMNS),
+            [(f"{found.jobs['jobs']:.0f} of {len(asked.jobs)}", goodput, *_job_cells(found.jobs))],
+        )
+    )
 
 
 def _yaml(path: Path) -> object:

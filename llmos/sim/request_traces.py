@@ -65,5 +65,5 @@ def tiled(requests: Sequence[Request], until_s: float, swing: float, rng: np.ran
     copies = int(until_s / span_s) + 1
     at = np.add.outer(np.arange(copies) * span_s, [request.at_s for request in requests]).ravel()
     chance = 1 - swing * (1 + np.cos(2 * np.pi * at / DAY_S)) / 2
-    kept = np.flatnonzero((at < until_s) & (rng.random(len(at)) < chance))
+    kept = np.flatnonzero((at < until_s) & (rng.random(len(at)) < chance)).tolist()
     return [Request(float(at[i]), requests[i % len(requests)].prompt, requests[i % len(requests)].answer) for i in kept]
