@@ -14,7 +14,7 @@ from llmos.errors import UsageError
 from llmos.sim import PLACING, SCHEDULING
 
 if TYPE_CHECKING:
-    from llmos.sim.job_replay import World
+    from llmos.sim.job_replay import Stay
     from llmos.sim.openb_replay import Outcome
     from llmos.sim.tables import Table
 
@@ -133,7 +133,7 @@ def simulate_jobs(
         runs, world = scheduling.schedule(coming, name, gpus, per_node)
         found[name] = job_report.report(runs, world) | {"wall_s": time.perf_counter() - began}
         if picture:
-            _draw(picture, world, f"{name}: {len(coming)} jobs on {gpus} GPUs")
+            _write(picture, world.stays, gpus // per_node, per_node, f"{name}: {len(coming)} jobs on {gpus} GPUs")
     if as_json or output is Format.JSON:
         return say_json({"gpus": gpus, "per_node": per_node, "policies": found})
     say(columns(("POLICY", *_JOB_COLUMNS), [(name, *_job_cells(report)) for name, report in found.items()]))
@@ -144,12 +144,12 @@ def _source(trace: Path | None, seed: int) -> str:
     return f"{trace}" if trace else f"a trace made up from seed {seed}"
 
 
-def _draw(path: Path, world: World, title: str) -> None:
-    """Write the picture of what ran where. Raises UsageError if it cannot be written."""
+def _write(path: Path, stays: Sequence[Stay], nodes: int, per_node: int, title: str) -> None:
+    """Draw what ran where. Raises UsageError if the picture cannot be written."""
     from llmos.sim.picture import picture
 
     try:
-        path.write_text(picture(world.stays, len(world.pool.free), world.pool.per_node, title))
+        path.write_text(picture(stays, nodes, per_node, title))
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", param="--picture") from None
     note(f"picture: {path}")
@@ -173,3 +173,53 @@ def _job_cells(report: Mapping[str, float | None]) -> tuple[str, ...]:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} %"
+
+
+@simulate.command("cluster")
+def simulate_cluster(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML: nodes, jobs and services")],
+    picture: Picture = None,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: Json = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Let jobs and services share a cluster in virtual time, and say what each got."""
+    from llmos.sim import cluster_spec, cluster_twin
+
+    asked = cluster_spec.read(_yaml(spec), spec.parent, skip_bad_rows=skip_bad_rows)
+    for path, row in asked.bad:
+        note(f"warning: {path}: skipped {row}")
+    found = cluster_twin.twin(asked.jobs, asked.fleets, asked.nodes, asked.per_node, asked.until_s)
+    if picture:
+        _write(picture, found.stays, asked.nodes, asked.per_node, f"{spec.name}: {asked.nodes * asked.per_node} GPUs")
+    if as_json or output is Format.JSON:
+        return say_json({"jobs": found.jobs, "services": found.services})
+    header = ("SERVICE", "REQUESTS", "IN TIME", "REPLICAS", "STARTS")
+    say(columns(header, [(name, *_service_cells(figures)) for name, figures in found.services.items()]))
+    say("")
+    goodput = _percent(found.jobs["goodput_pct"])
+    say(
+        columns(
+            ("JOBS ENDED", "GOODPUT", *_JOB_COLUMNS),
+            [(f"{found.jobs['jobs']:.0f} of {len(asked.jobs)}", goodput, *_job_cells(found.jobs))],
+        )
+    )
+
+
+def _yaml(path: Path) -> object:
+    """What the YAML file at ``path`` says. Raises NotFoundError, SpecError."""
+    import yaml
+
+    from llmos.errors import NotFoundError, SpecError
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotFoundError(f"cannot read {path}: {error.strerror}", hint="Check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError([" ".join(str(error).split())], source=str(path)) from None
+
+
+def _service_cells(figures: Mapping[str, float | None]) -> tuple[str, ...]:
+    requests, starts = f"{figures['requests']:.0f}", f"{figures['starts']:.0f}"
+    return requests, _percent(figures["attained_pct"]), f"{figures['mean_replicas']:.2f}", starts

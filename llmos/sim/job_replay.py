@@ -22,6 +22,7 @@ RESTART_S = 60.0
 @dataclass(slots=True, eq=False)
 class Run:
     """A job on its way. Times are seconds; ``done_s`` of ``job.run_s`` are done, as of ``since_s`` when it runs.
+    A second of running is ``speed`` seconds of work, less than one on fewer GPUs than it has at most.
 
     ``median_s`` and ``high_s`` (90 %) estimate ``job.run_s`` from what was known when it was submitted. ``begun_s`` is
     when it first started, ``promised_s`` by when it was to start, with 90 % probability, if that was said.
@@ -37,12 +38,13 @@ class Run:
     since_s: float = 0.0
     done_s: float = 0.0
     attempts: int = 0
+    speed: float = 1.0
 
     def done(self, now: float) -> float:
         """Seconds of its work that are done at ``now``."""
         if self.placement is None or now <= self.since_s:
             return self.done_s
-        return self.done_s + now - self.since_s
+        return self.done_s + (now - self.since_s) * self.speed
 
     def remaining(self, now: float) -> float:
         """Seconds that it is expected to run on: to its median, past that to its 90 % quantile, past that as long as
@@ -101,15 +103,17 @@ class World:
                 return False
         else:
             self.pool.take(placement)
+        held = sum(gpus for _, gpus in placement)
+        run.speed = held / run.job.gpus if run.job.gpus else 1.0
         delay = self._restart_s if run.attempts else 0.0
-        self.lost_gpu_s += delay * run.job.gpus
+        self.lost_gpu_s += delay * held
         run.placement, run.since_s = placement, self.now + delay
         run.begun_s = self.now if run.begun_s is None else run.begun_s
         run.attempts += 1
         self._starts += 1
         self.running[run.job.id] = run
         self.waiting -= 1
-        heappush(self._ends, (run.since_s + run.job.run_s - run.done_s, self._starts, run, run.attempts))
+        heappush(self._ends, (run.since_s + (run.job.run_s - run.done_s) / run.speed, self._starts, run, run.attempts))
         return True
 
     def preempt(self, run: Run) -> None:
@@ -153,8 +157,10 @@ class World:
         del self.running[run.job.id]
 
 
-def replay(jobs: Sequence[TraceJob], world: World, policy: Policy, *, all_knowing: bool = False) -> list[Run]:
-    """Let ``jobs``, in the order of their submission, come into ``world``, until all have ended.
+def replay(
+    jobs: Sequence[TraceJob], world: World, policy: Policy, *, all_knowing: bool = False, until_s: float = inf
+) -> list[Run]:
+    """Let ``jobs``, in the order of their submission, come into ``world``, until all have ended, or until ``until_s``.
 
     Estimates are learned from the jobs that have ended; ``all_knowing`` ones are the truth. Raises UsageError for a job
     that the cluster can never hold.
@@ -168,11 +174,11 @@ def replay(jobs: Sequence[TraceJob], world: World, policy: Policy, *, all_knowin
         )
     runs: list[Run] = []
     known = RunTimes()
-    world.now = jobs[0].submitted_s if jobs else 0.0
-    again = inf
-    while len(runs) < len(jobs) or world.running or world.waiting:
+    world.now = jobs[0].submitted_s if jobs and until_s == inf else 0.0
+    again = world.now
+    while world.now < until_s and (len(runs) < len(jobs) or world.running or world.waiting or until_s < inf):
         coming = jobs[len(runs)].submitted_s if len(runs) < len(jobs) else inf
-        world.advance(min(coming, world.next_end(), max(again, world.now)))
+        world.advance(min(coming, world.next_end(), max(again, world.now), until_s))
         while world.next_end() <= world.now:
             run = world.end_next()
             known.add(run.job.tenant, run.job.kind, run.job.run_s)

@@ -31,7 +31,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class TraceJob:
-    """A job of a trace: when it was submitted, how long it runs, on how many GPUs, whose it is and of what kind."""
+    """A job of a trace: when it was submitted, how long it runs, on how many GPUs, whose it is and of what kind.
+
+    ``fewest`` is how many GPUs it can run on at least, more slowly in proportion; 0: it needs them all.
+    """
 
     id: str
     submitted_s: float
@@ -39,6 +42,7 @@ class TraceJob:
     gpus: int
     tenant: str
     kind: str
+    fewest: int = 0
 
 
 def read_jobs(path: Path, *, skip_bad_rows: bool = False) -> Table[TraceJob]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any
 
 from llmos.core.lifecycle import record
 from llmos.core.plan import plan as core_plan
@@ -23,6 +22,7 @@ from llmos.core.types import (
     Snapshot,
     Verb,
 )
+from llmos.sim.fleet import Fleet
 from llmos.sim.job_replay import Run, World
 from llmos.sim.pool import Pool
 
@@ -41,12 +41,15 @@ class Planned:
     An attempt that is told to yield does so at once, with a checkpoint; the replay charges what it costs to go on.
     """
 
-    def __init__(self, pool: Pool, *, plan: Planner = core_plan, tick_s: float = TICK_S) -> None:
+    def __init__(
+        self, pool: Pool, fleets: Sequence[Fleet] = (), *, plan: Planner = core_plan, tick_s: float = TICK_S
+    ) -> None:
         nodes = range(len(pool.free))
         self._nodes = tuple(Node(f"node-{node}", Resources(gpus=pool.per_node)) for node in nodes)
         self._number = {node.id: number for number, node in enumerate(self._nodes)}
         self._gangs: dict[int, Gang] = {}
         self._per_node = pool.per_node
+        self._fleets = {fleet.plans.name: fleet for fleet in fleets}
         self._plan = plan
         self._tick_s = tick_s
         self._runs: dict[str, Run] = {}
@@ -59,9 +62,16 @@ class Planned:
     def arrived(self, run: Run) -> None:
         """See Policy."""
         self._runs[run.job.id] = run
-        about: dict[str, Any] = {"tenant": run.job.tenant, "estimate_s": run.median_s, "estimate_high_s": run.high_s}
-        known = {name: value for name, value in about.items() if name in Job.__dataclass_fields__}
-        self._jobs[run.job.id] = Job(run.job.id, self._gang(run.job.gpus), run.job.submitted_s, **known)
+        smallest, *larger = self._gangs_of(run)
+        self._jobs[run.job.id] = Job(
+            run.job.id,
+            smallest,
+            run.job.submitted_s,
+            larger=tuple(larger),
+            tenant=run.job.tenant,
+            estimate_s=run.median_s,
+            estimate_high_s=run.high_s,
+        )
         self._changed = True
 
     def ended(self, run: Run) -> None:
@@ -73,30 +83,44 @@ class Planned:
         """See Policy."""
         if world.now < self._due_s:
             return self._due_s
+        for fleet in self._fleets.values():
+            fleet.serve(world.now)
+            self._changed |= fleet.rescale(world.now) or fleet.target is None
         if self._changed or world.waiting:
             for _ in range(PASSES):
                 if not self._tick(world):
                     break
         self._changed = False
         self._due_s = world.now + self._tick_s
+        if self._fleets:
+            return self._due_s
         return world.now + QUIET_S if world.waiting else inf
 
     def _tick(self, world: World) -> bool:
         """Plan once and do as it says. Returns whether something ended that others may be waiting for."""
-        desired = Desired(tuple(self._jobs.values()))
-        made = self._plan(desired, Snapshot(world.now, self._nodes, self._attempts), self._memo)
+        desired = Desired(tuple(self._jobs.values()), tuple(fleet.desired() for fleet in self._fleets.values()))
+        deployed = {name: status for name, fleet in self._fleets.items() if (status := fleet.status())}
+        made = self._plan(desired, Snapshot(world.now, self._nodes, self._attempts, deployed), self._memo)
         self._memo = made.memo
         for action in made.actions:
-            self._apply(action, world)
-        self._promise(getattr(made, "estimates", {}))
-        return any(action.verb is Verb.STOP for action in made.actions)
+            if action.verb is Verb.DEPLOY:
+                self._fleets[action.id].target = action.replicas
+            elif action.verb is Verb.STOP:
+                self._apply(action, world)
+        names = [node.id for node in self._nodes]
+        missing = [fleet for fleet in self._fleets.values() if not fleet.deploy(world, names)]
+        for action in made.actions:
+            if action.verb in (Verb.START, Verb.CLOSE):
+                self._apply(action, world)
+        self._promise(made.estimates)
+        return bool(missing) or any(action.verb in (Verb.STOP, Verb.DEPLOY) for action in made.actions)
 
     def _apply(self, action: Action, world: World) -> None:
         id, run = action.id, self._runs[action.id]
         match action.verb:
             case Verb.START:
                 on = Counter[int]()
-                for node, bundle in zip(action.nodes, self._jobs[id].gang.bundles, strict=True):
+                for node, bundle in zip(action.nodes, self._jobs[id].gang_on(action.nodes).bundles, strict=True):
                     on[self._number[node]] += int(bundle.gpus)
                 world.start(run, tuple(on.items()))
                 self._attempts[id] = Attempt(id, action.attempt, AttemptPhase.RUNNING, nodes=action.nodes)
@@ -116,6 +140,15 @@ class Planned:
             run = self._runs.get(id)
             if run and run.promised_s is None and run.begun_s is None:
                 run.promised_s = high_s
+
+    def _gangs_of(self, run: Run) -> list[Gang]:
+        """The gangs that ``run`` may have, smallest first; of an elastic one each is twice the last."""
+        if not run.job.fewest:
+            return [self._gang(run.job.gpus)]
+        sizes = [run.job.fewest]
+        while sizes[-1] < run.job.gpus:
+            sizes.append(min(2 * sizes[-1], run.job.gpus))
+        return [Gang((Resources(gpus=1),) * size) for size in sizes]
 
     def _gang(self, gpus: int) -> Gang:
         """Whole nodes, and one that has what is left over. The same gang for the same number, which plans profit by."""

@@ -122,3 +122,41 @@ def test_jobs_draws_who_held_what(llmos: Run, trace: list[str], tmp_path: Path) 
 def test_jobs_says_what_it_was_asked_wrongly(llmos: Run, trace: list[str], arguments: list[str], message: str) -> None:
     result = llmos(*trace, *arguments)
     assert result.code in (1, 2) and message in result.err
+
+
+CLUSTER = """\
+nodes: 2
+per_node: 8
+hours: 0.2
+jobs: {count: 2, gpus: 8, fewest: 1, hours: 2}
+services:
+  - name: chat
+    trace: azure.csv
+    replicas: {min: 1, max: 4}
+    promises: {first_token_s: 1}
+    rates: {prompt_tokens_per_s: 8000, step_s: 0.02, most: 8, start_s: 30}
+"""
+
+
+def test_cluster_says_what_jobs_and_services_got(llmos: Run, tmp_path: Path) -> None:
+    (tmp_path / "twin.yaml").write_text(CLUSTER)
+    rows = "".join(f"2023-11-16 18:15:{second:02d}.5,300,40\n" for second in range(60))
+    (tmp_path / "azure.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    result = llmos("simulate", "cluster", "twin.yaml", "--picture", "twin.svg")
+    assert result.code == 0, result.err
+    services, jobs = result.out.split("\n\n")
+    assert table(services)[0]["SERVICE"] == "chat" and "0 of 2" in jobs
+    assert (tmp_path / "twin.svg").read_text().startswith("<svg")
+    found = json.loads(llmos("simulate", "cluster", "twin.yaml", "--json").out)
+    assert found["services"]["chat"]["attained_pct"] > 50 and found["jobs"]["goodput_pct"] > 50
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("nodes: [", "twin.yaml has 1 problem"), ("nodes: 0", "nodes is 0"), (None, "cannot read twin.yaml")],
+)
+def test_cluster_says_what_is_wrong_with_a_spec(llmos: Run, tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "twin.yaml").write_text(text)
+    result = llmos("simulate", "cluster", "twin.yaml")
+    assert result.code in (1, 2) and message in result.err

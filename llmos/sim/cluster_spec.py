@@ -1,0 +1,176 @@
+"""What ``llmos simulate cluster`` is asked: a mapping as YAML gives it, turned into jobs and services.
+
+nodes: 4
+per_node: 8
+hours: 2
+seed: 0
+jobs:      {trace: jobs.csv}                # or {count: 20, gpus: 8, fewest: 1, hours: 3}: equal ones, all at once
+services:
+  - name: chat
+    trace: azure_llm_conv.csv               # as long as it lasts, then again
+    gpus: 1                                 # of a replica
+    replicas: {min: 1, max: 12}
+    promises: {first_token_s: 1, token_s: 0.05}
+    rates: {prompt_tokens_per_s: 8000, step_s: 0.02, sequence_s: 0.0005, most: 32, start_s: 60}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmos.core.replicas import Promises, Rates
+from llmos.errors import DataError, SpecError
+from llmos.sim.fleet import Fleet, Plans
+from llmos.sim.job_traces import TraceJob, read_jobs
+from llmos.sim.request_traces import read_requests, tiled
+from llmos.sim.tables import BadRow
+
+TENANTS = 8
+"""Whose jobs equal ones are, by turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A cluster, how long it is looked at, and what comes to it. ``bad`` are rows of traces that were skipped."""
+
+    nodes: int
+    per_node: int
+    until_s: float
+    jobs: Sequence[TraceJob]
+    fleets: Sequence[Fleet]
+    bad: tuple[tuple[Path, BadRow], ...] = ()
+
+
+class _Section:
+    """One mapping of the spec. What is wrong with it is collected in ``problems``."""
+
+    def __init__(self, value: object, where: str, known: Sequence[str], problems: list[str]) -> None:
+        self.problems = problems
+        self.where = where
+        self._value: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+        if not isinstance(value, Mapping):
+            problems.append(f"{where}: expected a mapping of {', '.join(known)}")
+        for key in self._value:
+            if key not in known:
+                near = get_close_matches(str(key), known, 1)
+                problems.append(f"{where}: `{key}` is not known" + (f"; did you mean `{near[0]}`?" if near else ""))
+
+    def number(self, name: str, least: float, default: float | None = None) -> float:
+        """The number ``name``, at least ``least``."""
+        value = self._value.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+            self.problems.append(f"{self.where}: {name} is {str(value)[:40]}: expected a number of at least {least:g}")
+            return least
+        return value
+
+    def whole(self, name: str, least: int, default: int | None = None) -> int:
+        """The whole number ``name``, at least ``least``."""
+        value = self.number(name, least, default)
+        if value != int(value):
+            self.problems.append(f"{self.where}: {name} is {value:g}: expected a whole number")
+        return int(value)
+
+    def text(self, name: str) -> str:
+        """The text ``name``, which must be there."""
+        value = self._value.get(name)
+        if not isinstance(value, str) or not value:
+            self.problems.append(f"{self.where}: {name} is missing: expected a text")
+            return ""
+        return value
+
+    def below(self, name: str, known: Sequence[str]) -> _Section:
+        """The mapping ``name`` inside of this one; empty if it is not there."""
+        return _Section(self._value.get(name, {}), f"{self.where}.{name}", known, self.problems)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._value
+
+    def list(self, name: str) -> list[Any]:
+        """The list ``name``; empty if it is not there."""
+        value = self._value.get(name, [])
+        if not isinstance(value, list):
+            self.problems.append(f"{self.where}: {name}: expected a list")
+            return []
+        return value
+
+
+def read(value: object, directory: Path, *, skip_bad_rows: bool = False) -> Asked:
+    """What ``value`` asks for; its paths are relative to ``directory``. Raises SpecError with all that is wrong with
+    it, NotFoundError and DataError for its traces."""
+    problems: list[str] = []
+    known = ("nodes", "per_node", "hours", "seed", "jobs", "services")
+    top = _Section(value, "spec", known, problems)
+    nodes, per_node = top.whole("nodes", 1), top.whole("per_node", 1, 8)
+    until_s, seed = 3600 * top.number("hours", 0.01, 24), top.whole("seed", 0, 0)
+    equal = ("count", "gpus", "fewest", "hours")
+    jobs = top.below("jobs", ("trace", *equal))
+    wanted = [_plans(entry, number, problems) for number, entry in enumerate(top.list("services"))]
+    made = [] if "trace" in jobs else list(_equal(jobs))
+    trace = jobs.text("trace") if "trace" in jobs else ""
+    names = [plans.name for plans, _ in wanted]
+    problems += [f"services: {name} is there twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    if problems:
+        raise SpecError(problems)
+    bad: list[tuple[Path, BadRow]] = []
+    if trace:
+        table = read_jobs(directory / trace, skip_bad_rows=skip_bad_rows)
+        made = list(table.rows)
+        bad += [(directory / trace, row) for row in table.bad]
+    rng = np.random.default_rng(seed)
+    fleets = [_fleet(plans, directory / path, until_s, rng, skip_bad_rows, bad) for plans, path in wanted]
+    return Asked(nodes, per_node, until_s, made, fleets, tuple(bad))
+
+
+def _equal(jobs: _Section) -> Iterator[TraceJob]:
+    """Equal jobs that are all submitted at the beginning."""
+    count = jobs.whole("count", 0, 0)
+    gpus, run_s = jobs.whole("gpus", 1, 1), 3600 * jobs.number("hours", 0, 1)
+    fewest = jobs.whole("fewest", 0, 0)
+    if fewest > gpus:
+        jobs.problems.append(f"{jobs.where}: fewest is {fewest}, gpus {gpus}: expected no more than gpus")
+    for number in range(count):
+        yield TraceJob(f"job-{number}", 0.0, run_s, gpus, f"tenant-{number % TENANTS}", "equal", fewest)
+
+
+def _plans(entry: object, number: int, problems: list[str]) -> tuple[Plans, str]:
+    """What is asked of one service, and its trace."""
+    known = ("name", "trace", "gpus", "replicas", "promises", "rates")
+    service = _Section(entry, f"services[{number}]", known, problems)
+    replicas = service.below("replicas", ("min", "max"))
+    low = replicas.whole("min", 0, 1)
+    high = replicas.whole("max", 1, max(low, 1))
+    if low > high:
+        problems.append(f"{replicas.where}: min is {low}, max {high}: expected min to be at most max")
+    promised = service.below("promises", [field.name for field in fields(Promises)])
+    rates = service.below("rates", [field.name for field in fields(Rates)])
+    promises = {field.name: promised.number(field.name, 0) for field in fields(Promises) if field.name in promised}
+    measured = Rates(
+        rates.number("prompt_tokens_per_s", 1e-3),
+        rates.number("step_s", 1e-6),
+        rates.number("sequence_s", 0, 0),
+        rates.whole("most", 1),
+        rates.number("start_s", 0),
+    )
+    plans = Plans(service.text("name"), service.whole("gpus", 1, 1), (low, high), Promises(**promises), measured)
+    return plans, service.text("trace")
+
+
+def _fleet(
+    plans: Plans,
+    path: Path,
+    until_s: float,
+    rng: np.random.Generator,
+    skip_bad_rows: bool,
+    bad: list[tuple[Path, BadRow]],
+) -> Fleet:
+    table = read_requests(path, skip_bad_rows=skip_bad_rows)
+    bad += [(path, row) for row in table.bad]
+    if not table.rows:
+        raise DataError(f"{path} has no requests: expected a trace of some")
+    return Fleet(plans, tiled(table.rows, until_s, 0.0, rng))
