@@ -64,7 +64,7 @@ async def test_a_process_answers_as_a_thread_does_and_when_it_dies_everybody_is_
         with pytest.raises(EngineError, match="signal 11"):
             await whole(engine, request())
     assert _children() == before
-    assert "Segmentation fault" in (said := capfd.readouterr().err) and "infer/core.py" in said
+    assert "Segmentation fault" in (said := capfd.readouterr().err) and "infer/child.py" in said
 
 
 async def test_whatever_goes_wrong_on_the_way_everybody_is_told(
