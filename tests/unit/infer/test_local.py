@@ -189,7 +189,7 @@ async def test_a_deadline_is_kept_wherever_the_request_is(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Nothing frees the place that it waits for before the end of the test."""
-    release, grammar = threading.Event(), Grammar("regex", "a")
+    release, grammar, finish = threading.Event(), Grammar("regex", "a"), TorchRunner.finish
     if where == "in a grammar":
         monkeypatch.setattr(Grammars, "_compile", lambda *_: release.wait(20))
     prompt = tuple(range(3, 203))
@@ -197,6 +197,8 @@ async def test_a_deadline_is_kept_wherever_the_request_is(
         async with running(model_dir, max_batch=1, token_budget=1) as engine:
             if where == "behind a slow step":
                 monkeypatch.setattr(TorchRunner, "finish", lambda _: release.wait(20))
+            elif where == "behind a twin":  # which reads its prompt for 4 s
+                monkeypatch.setattr(TorchRunner, "finish", lambda runner: time.sleep(0.02) or finish(runner))
             first = asyncio.create_task(whole(engine, request(prompt, max_tokens=2)))
             await _until(lambda: engine.stats()["running"] + engine.stats()["waiting"] == 1)
             asked = request(grammar=grammar, ignore_eos=False) if where == "in a grammar" else request(prompt)

@@ -260,15 +260,21 @@ async def test_an_engine_with_drafts_answers_what_one_without_does(
 
 
 @pytest.mark.parametrize("shorter", [False, True])
-async def test_drafts_end_with_the_context(model_dir: Path, tmp_path: Path, shorter: bool) -> None:
+async def test_drafts_end_with_the_context(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shorter: bool
+) -> None:
     """Of the model, or of a draft model that has a shorter one; the native step takes no position beyond it."""
+    monkeypatch.setattr(StepCost, "per_token_s", 0.0)  # then drafts always pay
+    monkeypatch.setattr(StepCost, "seconds", lambda *_: 1.0)
     draft = shutil.copytree(model_dir, tmp_path / "draft")
     if shorter:
         config = json.loads((draft / "config.json").read_text())
         (draft / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    prompts = [tuple(range(5, 5 + length)) for length in range(3, 10)]  # the last drafts begin at every distance
     answers = []
     for options in ({}, {"speculative": 5, "draft": draft}):
         async with running(model_dir, runner="native", **options) as engine:
-            answers.append((await whole(engine, request(max_tokens=None))).token_ids)
+            asked = [whole(engine, request(prompt, max_tokens=None)) for prompt in prompts]
+            answers.append([event.token_ids for event in await asyncio.gather(*asked)])
             assert engine.stats()["healthy"]
-    assert answers[0] == answers[1] and len(answers[0]) == CONTEXT - 3
+    assert answers[0] == answers[1] and [len(one) for one in answers[0]] == [CONTEXT - len(p) for p in prompts]
