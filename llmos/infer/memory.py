@@ -45,8 +45,10 @@ def free_bytes(device: torch.device) -> int:
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return free
+    used -= int(stat.get("inactive_file", 0))  # of files read before: given up as soon as somebody needs it
     return free if limit == "max" else max(0, min(free, int(limit) - used))
 
 
