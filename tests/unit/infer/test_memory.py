@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 def container(root: Path, limit: str, used: int, stat: str = "") -> None:
     for name, text in (("memory.max", limit), ("memory.current", str(used)), ("memory.stat", stat)):
-        (root / name).write_text(text + "\n")
+        (root / name).write_text(text.strip() + "\n")
 
 
 @pytest.mark.parametrize(
