@@ -114,6 +114,8 @@ def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
     draining = {node.id for node in snapshot.nodes if node.draining}
     jobs = {job.id: job for job in desired.jobs}
     left, everything = free(desired, snapshot), unserved(desired, snapshot)
+    for node in plan.quarantined.keys() & everything.keys():
+        del left[node], everything[node]
     waiting = [jobs[id] for id in plan.waiting]
     able = [job for job in waiting if placeable(job, everything, snapshot) and not unmet(desired, plan, job)]
     queue = [job for job in able if not limited(desired, job)]
