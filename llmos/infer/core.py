@@ -203,7 +203,7 @@ class EngineCore:
         self._batching = Batching(
             self._blocks,
             max_running=limits.max_running,
-            token_budget=limits.token_budget,
+            token_budget=max(limits.max_running, limits.token_budget // runner.depth),  # for all steps in flight
             context_length=limits.context_length,
             depth=runner.depth,
         )

@@ -140,6 +140,8 @@ class RanksRunner:
         except BaseException:
             self.close()
             raise
+        if device == "cpu":
+            torch.set_num_threads(1)  # those of this process await work spinning, on cores that ranks need
         self.blocks = min(int(str(rank.ready["blocks"])) for rank in self._ranks if rank.ready is not None)
 
     def start(self, step: Step) -> None:

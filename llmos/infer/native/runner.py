@@ -193,6 +193,7 @@ class NativeRunner:
         self.vocab_size, self.blocks = self._model.vocab_size, blocks
         self._whole = Span(0, 2 * self._model.layers, embed=True, logits=True)
         self._logits_LV: Tensor | None = None
+        self._alone = False
         self._tried: dict[int, float] = {}
         self.threads = threads or self.calibrate(counts)
 
@@ -215,6 +216,10 @@ class NativeRunner:
 
     def start(self, step: Step) -> None:
         """Compute ``step``, all of it: other threads of Python run meanwhile. Raises EngineError."""
+        if not self._alone:
+            # what torch's threads do between steps (sampling) they await spinning, on cores that the step needs
+            torch.set_num_threads(1)
+            self._alone = True
         if self._logits_LV is not None:
             raise EngineError("a step was started before the last was finished: expected finish() first")
         hidden_ND = self._model.hidden(len(step.tokens_N))

@@ -60,7 +60,7 @@ def _tokens(outcomes: list[Outcome]) -> list[int]:
 def test_everybody_gets_the_tokens_that_follow_its_own(depth: int, blocks: int) -> None:
     """Also with several steps in flight, and with so few blocks that some are preempted."""
     runner = PageRunner(blocks, depth)
-    core = _core(runner, budget=24)
+    core = _core(runner, budget=24 * depth)
     asked = [_request(range(i, i + 5 + 9 * i), 20 + i) for i in range(7)]
     for request in asked:
         core.add(request)
