@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmos.compress.quantize import quantization_for
-from llmos.infer.native.bindings import library
+from llmos.infer.native.bindings import native_step
 from llmos.infer.native.runner import NativeRunner
 from llmos.infer.shard import LayerShard, Matrix, Shard
 from llmos.infer.step import BLOCK_TOKENS, Step
@@ -78,7 +78,7 @@ def read_bytes_per_s(threads: int) -> Callable[[], float]:
 
     def measure() -> float:
         began = time.perf_counter()
-        library().read(block.data_ptr(), READ_BYTES, threads)
+        native_step().read(block.data_ptr(), READ_BYTES, threads)
         return READ_BYTES / (time.perf_counter() - began)
 
     return measure

@@ -24,7 +24,7 @@ from llmos.infer.dtypes import pick_dtype
 from llmos.infer.load import load_shard
 from llmos.infer.lookup import PromptLookup
 from llmos.infer.messages import Ready
-from llmos.infer.native.bindings import library
+from llmos.infer.native.bindings import native_step
 from llmos.infer.native.build import available
 from llmos.infer.native.runner import NativeRunner
 from llmos.infer.native.threads import candidates, fastest
@@ -123,7 +123,7 @@ class _Makers:
                 return False
             _log.info("the native step is compiled before the start: what computes cannot be exchanged later")
         try:
-            library()
+            native_step()
         except EngineError as error:
             _log.warning("the native step cannot be used: %s", error)
             return False
@@ -170,7 +170,7 @@ class _Makers:
 
     def native(self) -> Runner:
         """The step in C++, compiled now if need be: before the weights are read, for there may be no compiler."""
-        library()
+        native_step()
         shard = self._shard()
         weights_bytes, itemsize = size_bytes(shard), self.dtype.itemsize
         account = memory.account(

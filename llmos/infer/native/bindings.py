@@ -49,7 +49,7 @@ _FUNCTIONS: dict[str, tuple[type, tuple[Any, ...]]] = {
 
 
 class Library:
-    """``library.name(…)`` is ``llmos_name`` of the file at ``path``. Raises EngineError if it cannot be loaded."""
+    """An attribute ``name`` is ``llmos_name`` of the file at ``path``. Raises EngineError if it cannot be loaded."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -73,7 +73,7 @@ class Library:
 
 
 @cache
-def library() -> Library:
+def native_step() -> Library:
     """The one of this machine, compiled if need be. Raises EngineError with the reason if there can be none."""
     return Library(build())
 

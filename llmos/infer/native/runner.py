@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmos.errors import EngineError
-from llmos.infer.native.bindings import Library, Request, Shape, check, library
+from llmos.infer.native.bindings import Library, Request, Shape, check, native_step
 from llmos.infer.native.threads import candidates, fastest
 from llmos.infer.shard import Matrix, Shard
 from llmos.infer.step import BLOCK_TOKENS, Ints, Step
@@ -47,7 +47,7 @@ class NativeModel:
     """
 
     def __init__(self, shard: Shard, blocks: int, *, cache_bits: int | None = None, threads: int = 1) -> None:
-        self._library: Library = library()
+        self._library: Library = native_step()
         self._handle = c_void_p()
         self.shard_config, self.layers, self.blocks = shard.config, len(shard.layers), blocks
         self.vocab_size = 0 if shard.output is None else len(shard.output.weight)

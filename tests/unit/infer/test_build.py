@@ -25,16 +25,16 @@ def useless_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     path.chmod(0o755)
     monkeypatch.setenv("CXX", str(path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    bindings.library.cache_clear()
+    bindings.native_step.cache_clear()
     yield calls
-    bindings.library.cache_clear()
+    bindings.native_step.cache_clear()
 
 
 async def test_a_native_step_that_cannot_be_loaded_is_done_without(
     model_dir: Path, useless_compiler: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(EngineError, match="cannot be loaded"):
-        bindings.library()
+        bindings.native_step()
     async with running(model_dir, runner="auto") as engine:
         assert (await whole(engine, request())).completion_tokens == 12
         assert engine.stats()["runner"] == "torch" and engine.stats()["healthy"]
@@ -59,7 +59,7 @@ def test_ranks_wait_until_the_native_step_is_compiled(
 
     monkeypatch.setattr(ranks, "RanksRunner", ranks_runner)
     if loads:
-        monkeypatch.setattr(building, "library", compiled)
+        monkeypatch.setattr(building, "native_step", compiled)
     with pytest.raises(EngineError, match="enough is known"):
         LocalEngine(model_dir, tp=2, runner=runner)
     assert given == [{"auto": "native" if loads else "torch"}.get(runner, runner)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmos.errors import EngineError
-from llmos.infer.native.bindings import library
+from llmos.infer.native.bindings import native_step
 from llmos.infer.native.build import find_compiler
 from llmos.infer.native.runner import NativeModel, NativeRunner, Span
 from llmos.infer.shard import Matrix, Shard
@@ -30,7 +30,7 @@ def _compiled() -> None:
         find_compiler()
     except EngineError as error:
         pytest.skip(f"no native step here: {error}")
-    library()  # with a compiler, there must be one
+    native_step()  # with a compiler, there must be one
 
 
 def texts_of(*lengths: int) -> list[Tensor]:
@@ -119,7 +119,7 @@ def test_other_formats_are_as_good_as_their_weights(bits: int, bound: float, con
     """The cache is in bf16, as are activations where the processor multiplies it; logits are about 1 wide."""
     shard, texts = random_shard(config, bits), texts_of(*LENGTHS)
     check(shard, texts, replayed(shard, texts, RAGGED), bound)
-    if library().instructions != "AVX512-BF16":
+    if native_step().instructions != "AVX512-BF16":
         check(shard, texts, replayed(shard, texts, RAGGED, cache_bits=32))
 
 

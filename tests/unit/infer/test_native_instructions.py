@@ -46,7 +46,7 @@ def test_other_processors_compute_the_same(
 ) -> None:
     other = Library(compiled(*flags, to=tmp_path / "step.so"))
     assert other.instructions == instructions
-    monkeypatch.setattr(running, "library", lambda: other)
+    monkeypatch.setattr(running, "native_step", lambda: other)
     texts = texts_of(*LENGTHS, 150)
     for config in (change(head_dim=64, num_heads=3, num_kv_heads=1, hidden_size=64), change(num_kv_heads=6)):
         for bits, bound in ((32, 1e-4), (16, 0.1), (8, 0.1), (4, 0.1)):
