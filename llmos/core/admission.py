@@ -79,6 +79,7 @@ class Admission:
         self.stops: list[Action] = []
         self.running = list(running)
         self._yielded: dict[str, str] = {}
+        self._asked_again: set[str] = set()
         self.first = claim
         self._claim = claim
         self._queue = queue
@@ -88,7 +89,7 @@ class Admission:
 
     def run(self, reservations: int, tried: int) -> None:
         """Decide. ``reservations`` is how many blocked jobs get one, ``tried`` how many are looked at."""
-        while self._pass(reservations, tried) or self._make_room():
+        while self._pass(reservations, tried) or self._make_room() or self._ask_again():
             pass
         self._explain()
 
@@ -219,11 +220,19 @@ class Admission:
         stops = resize.shrunk(self.running, free, self.first, shapes)
         stops = stops or preempted(self.running, free, self.first, shapes, self._ledger, self._now)
         asked = {action.id for action in stops}
-        for id in asked & self.placed.keys():
+        for id in (unseated := asked & self.placed.keys()):
             self._unseat(id, self.first.who)
         self.running = [one.asked(self._now) if one.job.id in asked else one for one in self.running]
-        self.stops += [action for action in stops if action.id not in self._yielded]
+        self.stops += [action for action in stops if action.id not in unseated]
         return bool(stops)
+
+    def _ask_again(self) -> bool:
+        """Let those that left their room to others look for another one, each once. Whether there are any."""
+        again = self._yielded.keys() - self._asked_again
+        self._asked_again |= again
+        for id in again:
+            del self._yielded[id]
+        return bool(again)
 
     def _unseat(self, id: str, who: str) -> None:
         """Do not start job ``id`` after all: it would have to end at once, for ``who``."""
