@@ -179,7 +179,7 @@ class Control:
             },
             "nodes": node_views(sight.snapshot, self._store.jobs.unfinished(), services),
             "jobs": self._store.jobs.counts(),
-            "waiting": dict(sight.waiting),
+            "waiting": dict(sight.plan.waiting),
             "services": [service_view(row, sight) for row in services],
         }
 

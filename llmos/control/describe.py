@@ -74,7 +74,7 @@ def _reason(row: Row, phase: JobPhase, sight: Sight) -> str:
         return "cancel requested"
     if phase is JobPhase.RUNNING:
         return ""
-    return sight.waiting.get(row["id"]) or row["reason"] or sight.error
+    return sight.plan.waiting.get(row["id"]) or row["reason"] or sight.error
 
 
 def _service(row: Mapping[str, Any]) -> Service:

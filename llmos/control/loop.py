@@ -17,7 +17,7 @@ from llmos.control.journal import newest_metrics
 from llmos.control.registry import Registry
 from llmos.control.store import Store
 from llmos.core.plan import plan
-from llmos.core.types import Action, AttemptPhase, Desired, Job, JobPhase, Service, Snapshot, Verb
+from llmos.core.types import Action, AttemptPhase, Desired, Job, JobPhase, Plan, Service, Snapshot, Verb
 from llmos.errors import ClusterError, LlmosError
 from llmos.layout import Layout
 
@@ -28,10 +28,10 @@ log = logging.getLogger("llmos.control")
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What the last tick saw: the cluster, why each waiting job waits, and why it could not look, if so."""
+    """What the last tick saw and decided: the cluster, the plan for it, and why it could not look, if so."""
 
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(0.0))
-    waiting: Mapping[str, str] = field(default_factory=dict)
+    plan: Plan = field(default_factory=Plan)
     error: str = "the cluster has not been looked at yet"
 
 
@@ -90,7 +90,7 @@ class Loop:
         if actions or running - self._running:
             self._store.record(actions, snapshot.now, running=sorted(running - self._running), results=results)
         self._running = running
-        self.sight = Sight(snapshot, decided.waiting, "")
+        self.sight = Sight(snapshot, decided, "")
         self._apply(actions, snapshot.now)
 
     def _conclude(
