@@ -29,7 +29,7 @@ class Setting:
         return f"{self.threads} threads, {self.dtype}"
 
 
-HOPELESS = 0.4
+HOPELESS = 0.75
 """What a setting must reach of its engine's best one with one workload to be tried with the next."""
 
 Start = Callable[[Setting], Contender]

@@ -97,7 +97,7 @@ def _decode(options: Options, concurrency: int) -> Measured:
         "ttft_ratio": mine.ttft_s() / peer.ttft_s(),
         "itl_ms": statistics.median(load.itl_s for load in mine.loads) * 1000,
     }
-    larger = _served(QWEN_500M, options).get(name)
+    larger = None if options.quick else _served(QWEN_500M, options).get(name)
     if larger is not None:
         also |= {f"{engine}_500m": one.rate for engine, one in larger.items()}
         also["ratio_500m"] = larger[OURS].over(larger[VLLM])
@@ -106,13 +106,18 @@ def _decode(options: Options, concurrency: int) -> Measured:
 
 @functools.cache
 def _served(shape: Shape, options: Options) -> dict[str, dict[str, Found]]:
-    """Servers and transformers on all workloads, in one run; the larger model once, in a quick one only on two."""
+    """Servers and transformers on all workloads, in one run. The larger model gets a few, in the settings that were best
+    for the small one, and none in a quick run."""
     _need_cpu(options)
     small = shape is SMOLLM_135M
     new = 16 if options.quick else 32
-    some = CONCURRENCY if small or not options.quick else CONCURRENCY[:2]
+    some = CONCURRENCY if small else CONCURRENCY[:2]
     workloads = [Workload(f"c{n}", n, max(n, 2 if options.quick else 4), new=new) for n in some]
-    engines = _engines(shape, thread_counts() if small else thread_counts()[-1:])
+    counts = thread_counts()[-1:] if options.quick else thread_counts()
+    engines = _engines(shape, counts)
+    if not small:
+        best = _served(SMOLLM_135M, options)[workloads[-1].name]
+        engines = {name: Engine(engine.start, [best[name].setting]) for name, engine in engines.items()}
     turns = 3 if small and not options.quick else 1
     try:
         return compare(engines, [*workloads, PREFILL] if small else workloads, turns, shape.name)
