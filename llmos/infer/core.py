@@ -10,7 +10,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from llmos.infer.meter import Meter
 from llmos.infer.patience import Patience
 from llmos.infer.sampling import Sampled, Sampler
 from llmos.infer.speculative import Ask, Speculation
-from llmos.infer.step import BLOCK_TOKENS, Runner, Watched
+from llmos.infer.step import BLOCK_TOKENS, Better, Runner, Watched
 from llmos.infer.trial import trial
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class _Live:
 
 
 class EngineCore:
-    """Generates with ``runner``, whose cache it manages. ``better``, if it comes, takes the place of ``runner``.
+    """Generates with ``runner``, whose cache it manages. What ``better`` gives, if it comes, takes its place.
     ``tokenizer`` is called when the first grammar is compiled, in a thread of its own; ``about`` is part of the stats.
     A ``speculation`` is made for the core's sampler.
 
@@ -78,7 +77,7 @@ class EngineCore:
         *,
         tokenizer: Callable[[], Tokenizer],
         about: Mapping[str, Any] | None = None,
-        better: Future[Runner] | None = None,
+        better: Better | None = None,
         speculation: Callable[[Sampler], Speculation] | None = None,
     ) -> None:
         self._sampler, self._limits, self._better = Sampler(), limits, better
@@ -117,10 +116,8 @@ class EngineCore:
 
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
-        """Start as many steps as the runner takes, and finish the oldest. Raises what the runner raises.
-
-        With nothing to do, see that the runner is still there.
-        """
+        """Start as many steps as the runner takes, and finish the oldest; with nothing to do, see that the runner is
+        still there. Raises what the runner raises."""
         self._take_compiled()
         outcomes, self._news = self._news, []
         if self._better is not None and self._better.done() and not self._flight:
@@ -193,8 +190,12 @@ class EngineCore:
     def _use(self, runner: Runner) -> None:
         """Go on with ``runner``, whose cache is empty, if its first step works: it shows how long others may take."""
         began_s = time.monotonic()
-        runner.start(trial(BLOCK_TOKENS))
-        runner.finish()
+        try:
+            runner.start(trial(BLOCK_TOKENS))
+            runner.finish()
+        except BaseException:
+            runner.close()
+            raise
         self._patience = Patience(HANG_S)
         self._patience.learn(BLOCK_TOKENS, time.monotonic() - began_s)
         self._runner, self._about = runner, {**runner.stats(), **self._given}
@@ -208,18 +209,17 @@ class EngineCore:
             depth=runner.depth,
         )
 
-    def _improve(self, better: Future[Runner]) -> None:
+    def _improve(self, better: Better) -> None:
         """Use the better runner. Those who run are read again, with the answers they have."""
         self._better = None
         if (error := better.exception()) is not None:  # whatever it is: what there is works
             _log.warning("the engine stays with what it has: %s: %s", type(error).__name__, error)
             return
-        old, runner = self._runner, better.result()
+        old = self._runner
         try:
-            self._use(runner)
+            self._use(better.result()())
         except Exception:
             _log.exception("the engine stays with what it has: the first step of the better runner failed")
-            runner.close()
             return
         old.close()
         for live in self._live.values():

@@ -5,6 +5,8 @@ Everything is a plain numpy array, so that a step can be sent to the other ranks
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -58,6 +60,10 @@ class Runner(Protocol):
     def close(self) -> None:
         """Free what it holds; ends its processes."""
         ...
+
+
+Better = Future[Callable[[], Runner]]
+"""A runner on its way. What comes is called once nothing else computes, for it may try how it is fastest."""
 
 
 @runtime_checkable

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from llmos.errors import EngineError
-from llmos.infer import build as building
-from llmos.infer import ranks
+from llmos.infer import makers, ranks
 from llmos.infer.local import LocalEngine
 from llmos.infer.native import bindings
 from tests.unit.infer.small import request, running, whole
@@ -59,7 +58,7 @@ def test_ranks_wait_until_the_native_step_is_compiled(
 
     monkeypatch.setattr(ranks, "RanksRunner", ranks_runner)
     if loads:
-        monkeypatch.setattr(building, "native_step", compiled)
+        monkeypatch.setattr(makers, "native_step", compiled)
     with pytest.raises(EngineError, match="enough is known"):
         LocalEngine(model_dir, tp=2, runner=runner)
     assert given == [{"auto": "native" if loads else "torch"}.get(runner, runner)]
@@ -82,6 +81,16 @@ def test_without_a_compiler_no_weights_are_read_a_second_time(
     def read(*_: object) -> None:
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr(building._Makers, "_shard", read)
+    monkeypatch.setattr(makers.Makers, "_shard", read)
     with pytest.raises(EngineError, match="cannot be loaded"):
         LocalEngine(model_dir, runner="native")
+
+
+@pytest.mark.parametrize("runner", ["torch", "native"])
+async def test_a_draft_model_shares_the_memory_of_the_cache(model_dir: Path, runner: str) -> None:
+    given: dict[str, Any] = {"memory_bytes": 2**20, "runner": runner, "dtype": "float32"}
+    async with running(model_dir, **given) as alone, running(
+        model_dir, **given, speculative=2, draft=model_dir
+    ) as drafting:
+        blocks = [engine.stats()["blocks"] for engine in (alone, drafting)]
+    assert blocks[1] == blocks[0] // 2 > 0

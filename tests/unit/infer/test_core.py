@@ -179,7 +179,7 @@ def test_a_better_runner_takes_over_in_the_middle_of_answers() -> None:
     for request in asked:
         core.add(request)
     found = [outcome for _ in range(6) for outcome in core.step()]
-    better.set_result(second)
+    better.set_result(lambda: second)
     found += [outcome for outcomes in _run(core).values() for outcome in outcomes]
     for request in asked:
         assert _tokens([o for o in found if o.id == request.id]) == answer(request.prompt, 20)
@@ -211,7 +211,7 @@ def test_a_better_runner_whose_first_step_fails_changes_nothing(caplog: pytest.L
     request = _request((4, 5), 20)
     core.add(request)
     found = core.step() + core.step()
-    better.set_result(second)
+    better.set_result(lambda: second)
     found += _run(core)[request.id]
     assert _tokens(found) == answer((4, 5), 20)
     assert "an illegal instruction" in caplog.text
