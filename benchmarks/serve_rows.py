@@ -106,8 +106,10 @@ def _decode(options: Options, concurrency: int) -> Measured:
 
 @functools.cache
 def _served(shape: Shape, options: Options) -> dict[str, dict[str, Found]]:
-    """Servers and transformers on all workloads, in one run. The larger model gets a few, in the settings that were best
-    for the small one, and none in a quick run."""
+    """Servers and transformers on all workloads, in one run.
+
+    The larger model gets a few, in the settings that were best for the small one, and none in a quick run.
+    """
     _need_cpu(options)
     small = shape is SMOLLM_135M
     new = 16 if options.quick else 32

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -52,7 +51,11 @@ class Makers:
         directory, device = Path(options.model_dir), torch.device(options.device)
         config = ModelConfig.load(directory)
         return cls(
-            options, config, context_length_of(options, config.max_position), device, dtype_of(options, directory, device)
+            options,
+            config,
+            context_length_of(options, config.max_position),
+            device,
+            dtype_of(options, directory, device),
         )
 
     def draft(self) -> Makers:

@@ -89,8 +89,9 @@ def test_without_a_compiler_no_weights_are_read_a_second_time(
 @pytest.mark.parametrize("runner", ["torch", "native"])
 async def test_a_draft_model_shares_the_memory_of_the_cache(model_dir: Path, runner: str) -> None:
     given: dict[str, Any] = {"memory_bytes": 2**20, "runner": runner, "dtype": "float32"}
-    async with running(model_dir, **given) as alone, running(
-        model_dir, **given, speculative=2, draft=model_dir
-    ) as drafting:
+    async with (
+        running(model_dir, **given) as alone,
+        running(model_dir, **given, speculative=2, draft=model_dir) as drafting,
+    ):
         blocks = [engine.stats()["blocks"] for engine in (alone, drafting)]
     assert blocks[1] == blocks[0] // 2 > 0

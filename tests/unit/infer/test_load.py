@@ -14,8 +14,8 @@ from torch import Tensor
 
 from llmos.errors import ModelError, OutOfMemoryError, UsageError
 from llmos.infer import load, memory
-from llmos.infer.makers import size_bytes
 from llmos.infer.load import load_shard
+from llmos.infer.makers import size_bytes
 from llmos.infer.shard import Matrix
 from llmos.infer.split import FEATURES, split
 from llmos.models import weights
