@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import pytest
 
-
 # With several workers a file that takes long must not be the last one.
 LONG = ["test_meshes.py", "test_worlds.py", "test_ranks.py", "test_watchdog.py", "test_local.py", "test_shards.py"]
 # Those that compute one thing over and over: counting their lines takes three times as long and shows no new ones.
