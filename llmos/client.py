@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
 
+from llmos.client_calls import SchedulerCalls, given
 from llmos.errors import DeadlineError, UsageError
-from llmos.settings import Connection, connection, normalize_url
-from llmos.transport import Transport
+from llmos.settings import connection
 from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, View
 
 if TYPE_CHECKING:
-    import httpx
     from openai import OpenAI
 
     from llmos.sources import Source
@@ -40,24 +38,8 @@ def connect(url: str | None = None, key: str | None = None) -> Client:
     return Client.of(connection(url, key))
 
 
-class Client:
+class Client(SchedulerCalls):
     """One cluster, seen through its front door at ``url``. Every method raises leaves of ``llmos.errors``."""
-
-    def __init__(
-        self,
-        url: str,
-        key: str,
-        *,
-        timeout_s: float = 30.0,
-        retry_s: float = 30.0,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self.connection = Connection(normalize_url(url), key)
-        self._api = Transport(self.connection, timeout_s=timeout_s, retry_s=retry_s, transport=transport)
-
-    @classmethod
-    def of(cls, connection: Connection) -> Client:
-        return cls(connection.url, connection.key)
 
     def __repr__(self) -> str:
         return f"<llmos.Client {self.connection.url}>"
@@ -69,9 +51,6 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def close(self) -> None:
-        self._api.close()
 
     # Jobs
 
@@ -85,9 +64,9 @@ class Client:
             self._call("POST", "jobs", body={"spec": spec, "idempotency_key": idempotency_key or uuid.uuid4().hex})
         )
 
-    def jobs(self) -> list[JobView]:
-        """Every job, newest first."""
-        return [JobView(row) for row in self._call("GET", "jobs")]
+    def jobs(self, tenant: str | None = None, state: str | None = None) -> list[JobView]:
+        """The jobs, newest first: all, or those of one tenant, or in one phase."""
+        return [JobView(row) for row in self._call("GET", "jobs", params=given(tenant=tenant, state=state))]
 
     def job(self, job: str) -> JobView:
         """One job, by id or by name (its newest job)."""
@@ -219,8 +198,7 @@ class Client:
         """Delete one version of a model. Raises ConflictError while a job or service uses it."""
         self._call("DELETE", "models", ref, repeatable=False)
 
-    # Keys and the cluster
-
+    # Keys
     def keys(self) -> list[KeyView]:
         """Every API key, without its secret."""
         return [KeyView(row) for row in self._call("GET", "keys")]
@@ -232,10 +210,6 @@ class Client:
     def revoke_key(self, key_id: str) -> None:
         """Make a key invalid from now on."""
         self._call("DELETE", "keys", key_id)
-
-    def status(self) -> View:
-        """The cluster at a glance: control module, nodes, what runs and what waits."""
-        return View(self._call("GET", "status"))
 
     # Text from served models
 
@@ -256,19 +230,6 @@ class Client:
 
         http = DefaultHttpxClient(trust_env=not self.connection.loopback)
         return OpenAI(base_url=f"{self.connection.url}/v1", api_key=self.connection.key, http_client=http)
-
-    def _call(
-        self,
-        method: str,
-        *path: str,
-        body: object = None,
-        params: dict[str, Any] | None = None,
-        repeatable: bool = True,
-    ) -> Any:
-        if not all(part.strip(".") for part in path):  # empty, `.` and `..` would name another route
-            raise UsageError("a name is missing: expected the id or name of a job, service, model or key")
-        route = "/api/v1/" + "/".join(quote(part, safe="@") for part in path)
-        return self._api.call(method, route, body=body, params=params, repeatable=repeatable)
 
     def _generate(self, route: str, body: dict[str, Any]) -> Any:
         if body.get("stream"):

@@ -22,7 +22,11 @@ class View(dict[str, Any]):
 
 
 class JobView(View):
-    """A training job. Times are seconds since the epoch, None until they happen; ``metrics`` is the newest row."""
+    """A training job. Times are seconds since the epoch, None until they happen; ``metrics`` is the newest row.
+
+    ``gang`` is what it asks for or runs as: {text, bundles, cpus, gpus}. While it waits, ``place`` is that in the queue
+    of its tenant, and ``estimated_start`` {p50, p90}, if it can be told.
+    """
 
     id: str
     name: str
@@ -38,6 +42,11 @@ class JobView(View):
     metrics: dict[str, float]
     model: str | None
     spec: dict[str, Any]
+    tenant: str
+    priority: int
+    gang: dict[str, Any]
+    place: int | None
+    estimated_start: dict[str, float] | None
 
     @property
     def final(self) -> bool:

@@ -6,12 +6,12 @@ import os
 import shlex
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from llmos import __version__
-from llmos.cli import cluster, compress, doctor, estimate, evaluate, jobs, keys, models, services, simulate
+from llmos.cli import cluster, compress, doctor, estimate, evaluate, jobs, keys, models, scheduler, services, simulate
 from llmos.cli.output import note, paint
 from llmos.errors import LlmosError
 
@@ -52,13 +52,15 @@ def _global_options(
         os.environ[ENV_DEBUG] = "1"  # main() reads it, and so do processes that a command starts
 
 
-for noun in (cluster, doctor, jobs, models, evaluate, compress, services, estimate, simulate, keys):
+for noun in (cluster, doctor, jobs, scheduler, models, evaluate, compress, services, estimate, simulate, keys):
     app.add_typer(noun.app)
 
 
 def main() -> None:
     """Run the command in ``sys.argv``. Never returns: every end, good or bad, is an exit code."""
     try:
+        if sys.argv[1:] == ["status"]:
+            _status()
         app(prog_name="llmos")
     except LlmosError as error:
         _fail(paint("error:", "red", sys.stderr) + f" {error}", error.exit_code)
@@ -69,6 +71,19 @@ def main() -> None:
             f"  this should not happen; see why with `{again}`",
             1,
         )
+
+
+def _status() -> NoReturn:
+    """`llmos status` without options, as it is typed every few minutes: to read options, Typer loads pydantic, which
+    takes longer than all the rest."""
+    try:
+        cluster.status()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever reads has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(0)
 
 
 def _fail(message: str, code: int) -> None:

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from llmos import settings
-from llmos.cli.output import (
-    Format,
-    Output,
-    client,
-    columns,
-    duration,
-    fields,
-    note,
-    phase,
-    plain,
-    say,
-    say_json,
-    size,
-)
+from llmos.cli.output import Format, Output, client, fields, note, plain, say, say_json
+from llmos.cli.overview import overview
 from llmos.errors import ForbiddenError, UsageError
-
-if TYPE_CHECKING:
-    from llmos.views import View
 
 app = typer.Typer()
 PANEL = "Cluster"
@@ -107,9 +91,9 @@ def quickstart(
 
 @app.command(rich_help_panel=PANEL)
 def status(output: Output = Format.TABLE) -> None:
-    """Show the cluster at a glance: the control module, the nodes, what runs and what waits."""
+    """Show the cluster at a glance: nodes, GPUs used and free, queues, services, who waits and why."""
     view = client().status()
-    say_json(view) if output is Format.JSON else say(_overview(view))
+    say_json(view) if output is Format.JSON else say(overview(view))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -140,37 +124,6 @@ def login(
     except ForbiddenError:
         note("the key is valid, but it may not submit jobs (scope `infer` only)")
     note(f"logged in to {url}; remembered in {settings.save_connection(connection)}")
-
-
-def _overview(view: View) -> str:
-    control = view.control
-    running = ", ".join(f"{count} {phase(word)}" for word, count in view.jobs.items() if count)
-    about = [
-        ("control", f"pid {control['pid']}, up {duration(control['uptime_s'])}, llmos {control['version']}"),
-        ("error", plain(control["error"])),
-        ("jobs", running or "none"),
-    ]
-    services: list[tuple[str, ...]] = [
-        (s["name"], s["model"], phase(s["phase"]), f"{s['ready']}/{s['replicas']}") for s in view.services
-    ]
-    tables: list[tuple[Sequence[str], list[tuple[str, ...]]]] = [
-        (("NODE", "CPUS", "GPUS", "MEMORY", "STATE"), [_node(node) for node in view.nodes]),
-        (("SERVICE", "MODEL", "PHASE", "READY"), services),
-        (("WAITING", "WHY"), [(job, plain(why)) for job, why in view.waiting.items()]),
-    ]
-    return "\n\n".join([fields(about), *(columns(header, rows) for header, rows in tables if rows)])
-
-
-def _node(node: dict[str, Any]) -> tuple[str, ...]:
-    """``used/total`` of each resource, and how much of what is used others hold."""
-
-    def share(kind: str, shown: Callable[[float], str]) -> str:
-        foreign = node["foreign"][kind]
-        others = f" ({shown(foreign)} foreign)" if foreign else ""
-        return f"{shown(node['used'][kind] + foreign)}/{shown(node['total'][kind])}{others}"
-
-    amounts = share("cpus", "{:g}".format), share("gpus", "{:g}".format), share("memory_bytes", size)
-    return node["id"][:12], *amounts, phase("draining" if node["draining"] else "alive")
 
 
 def _end_like_ctrl_c() -> None:

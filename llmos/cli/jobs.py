@@ -1,4 +1,4 @@
-"""``llmos submit train jobs describe logs cancel wait``: training jobs."""
+"""``llmos submit train logs cancel wait``: training jobs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,16 @@ from llmos.cli.output import (
     Format,
     Output,
     age,
-    block,
     client,
-    clock,
     columns,
-    fields,
     first_line,
     note,
     phase,
     plain,
     say,
     say_json,
-    yaml_block,
 )
-from llmos.cli.progress import Pace, headline, watching
-from llmos.cli.telemetry import telemetry
+from llmos.cli.progress import headline, watching
 from llmos.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,47 +103,6 @@ def train(
     ended = local.train(spec) if here else _submitted(client(), spec)
     say_json(ended) if output is Format.JSON else say(_table([ended]))
     _exit_unless_all_succeeded([ended])
-
-
-@app.command(rich_help_panel=PANEL)
-def jobs(output: Output = Format.TABLE) -> None:
-    """List the jobs, newest first."""
-    found = client().jobs()
-    if output is Format.JSON:
-        return say_json(found)
-    if not found:
-        return note("no jobs yet: submit one with `llmos train FILE`")
-    say(_table(found))
-
-
-@app.command(rich_help_panel=PANEL)
-def describe(job: Job, output: Output = Format.TABLE) -> None:
-    """Show a job, its spec, and the timeline of what happened to it and why."""
-    cluster = client()
-    view = cluster.job(job)
-    events = cluster.events(view.id)
-    if output is Format.JSON:
-        return say_json({**view, "events": events})
-    pace = Pace()
-    pace.add(cluster.metrics(view.id))
-    pairs = [
-        ("job", view.id),
-        ("name", view.name),
-        ("phase", f"{phase(view.phase)}  {first_line(view.reason or '')}"),
-        ("step", f"{view.step} of {view.steps}  {pace.summary(view.steps)}"),
-        ("attempts", str(view.attempts)),
-        ("submitted", f"{clock(view.created_at)}  ({age(view.created_at)} ago)"),
-        ("took", age(view.started_at, view.ended_at) if view.started_at else ""),
-        ("model", view.model or ""),
-        *telemetry(view.metrics or {}),
-        ("directory", plain(view.get("directory", ""))),
-        ("files", plain("  ".join(view.get("files", ())))),
-    ]
-    say(fields(pairs))
-    say(f"spec\n{yaml_block(view.spec)}")
-    say("events")
-    story = [(f"{clock(event.at)}  {plain(event.what)}", block(event.why, "      ") or " ") for event in events]
-    say(fields(story, indent="  "))
 
 
 @app.command(rich_help_panel=PANEL)

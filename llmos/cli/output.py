@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -26,19 +28,26 @@ Output = Annotated[Format, typer.Option("--output", "-o", help="table for people
 
 _COLOURS = {
     "green": ("succeeded", "ready", "running", "alive"),
-    "yellow": ("queued", "starting", "deploying", "draining"),
+    "yellow": ("queued", "starting", "deploying", "draining", "quarantined"),
     "red": ("failed", "cancelled", "unhealthy", "dead"),
 }
 _CODES = {"green": 32, "yellow": 33, "red": 31, "dim": 2, "bold": 1}
+NARROW = 40  # characters: in less than that a sentence is hard to read
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _COLOUR_OF = {word: colour for colour, words in _COLOURS.items() for word in words}
 
 
 def client() -> Client:
     """The cluster that the environment or ``client.json`` names."""
+    _leave_out("httpx._main")  # the command line of httpx loads rich and pygments, a tenth of a second
     from llmos.client import connect
 
     return connect()
+
+
+def _leave_out(module: str) -> None:
+    """Have whoever would like to import ``module`` do without, as if it were not installed."""
+    sys.modules.setdefault(module, None)  # type: ignore[arg-type]  # what the import system takes for "does not exist"
 
 
 def colourful(stream: IO[str]) -> bool:
@@ -86,19 +95,44 @@ def block(text: str, indent: str) -> str:
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows under a header, each column as wide as its widest cell, two spaces apart."""
+    """Rows under a header, each column as wide as its widest cell, two spaces apart.
+
+    On a terminal that is too narrow, the last column goes on below itself, or below its row where little room is left.
+    """
     lines = [list(header), *map(list, rows)]
     widths = [max(_width(cell) for cell in column) for column in zip(*lines, strict=True)]
     padded = [[cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    first, *rest = ["  ".join(line).rstrip() for line in padded]
-    return "\n".join([paint(first, "dim"), *rest])
+    room = screen_width() - sum(widths[:-1]) - 2 * (len(widths) - 1)
+    if widths[-1] <= room:
+        shown = ["  ".join(line).rstrip() for line in padded]
+    else:
+        shown = [_folded("  ".join(row), last.rstrip(), room) for *row, last in padded]
+    return "\n".join([paint(shown[0], "dim"), *shown[1:]])
+
+
+def screen_width() -> float:
+    """Characters in a line of the terminal that stdout is; infinitely many for files and pipes."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else float("inf")
+
+
+def folded(text: str, indent: str) -> str:
+    """``text`` in lines that fit the terminal, each with ``indent`` before it."""
+    width = screen_width()
+    lines = [text] if width == float("inf") else textwrap.wrap(text, max(int(width) - len(indent), NARROW))
+    return "\n".join(f"{indent}{line}" for line in lines)
 
 
 def fields(pairs: Iterable[tuple[str, str]], indent: str = "") -> str:
     """``name  value`` lines, the values aligned."""
     shown = [(name, value) for name, value in pairs if value]
     width = max((len(name) for name, _ in shown), default=0)
-    return "\n".join(f"{indent}{paint(name.ljust(width), 'dim')}  {value}".rstrip() for name, value in shown)
+    room, more = screen_width() - len(indent) - width - 2, "\n" + " " * (len(indent) + width + 2)
+    lines = []
+    for name, value in shown:
+        long = _width(value) > max(room, NARROW) and value.isprintable()
+        text = more.join(textwrap.wrap(value, max(int(room), NARROW))) if long else value
+        lines.append(f"{indent}{paint(name.ljust(width), 'dim')}  {text}".rstrip())
+    return "\n".join(lines)
 
 
 def yaml_block(value: dict[str, Any]) -> str:
@@ -126,6 +160,14 @@ def duration(seconds: float) -> str:
     return f"{m}m {s}s" if minutes else f"{s}s"
 
 
+def rough(seconds: float) -> str:
+    """A time of which only the size matters: ``45s``, ``12m``, ``4h``, ``3d``."""
+    for unit, length_s, most_s in (("s", 1, 90), ("m", 60, 5400), ("h", 3600, 129600)):
+        if seconds < most_s:
+            return f"{max(0, round(seconds / length_s))}{unit}"
+    return f"{round(seconds / 86400)}d"
+
+
 def age(at: float | None, until: float | None = None) -> str:
     """How long ago ``at`` was, or how long it took from ``at`` ``until`` then; ``-`` if it has not happened."""
     return "-" if at is None else duration((until or time.time()) - at)
@@ -138,6 +180,17 @@ def size(amount_bytes: float) -> str:
             return f"{amount_bytes:.0f} B" if unit == "B" else f"{amount_bytes:.1f} {unit}"
         amount_bytes /= 1000
     return f"{amount_bytes:.1f} TB"
+
+
+def _folded(row: str, last: str, room: float) -> str:
+    """``row`` with its ``last`` cell beside it, or below it in whole lines."""
+    if _width(last) <= room:
+        return f"{row}  {last}".rstrip()
+    if room < NARROW:
+        return "\n".join(filter(None, [row.rstrip(), *folded(last, "    ").splitlines()]))
+    first, *more = textwrap.wrap(last, int(room)) or [""]
+    indent = " " * (_width(row) + 2)
+    return "\n".join([f"{row}  {first}".rstrip(), *(indent + line for line in more)])
 
 
 def _width(cell: str) -> int:

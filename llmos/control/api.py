@@ -71,6 +71,10 @@ class Estimate(_Body):
     )
 
 
+class DrainNode(_Body):
+    why: str = Field(default="", max_length=1000, description="for those who will wonder")
+
+
 class CreateKey(_Body):
     name: str = Field(description="what the key is for")
     scopes: list[str] = Field(default=["infer"], description="some of infer, submit, admin; each contains the former")
@@ -79,6 +83,8 @@ class CreateKey(_Body):
 Authorization = Annotated[str | None, Header(include_in_schema=False)]
 Name = Annotated[str, Path(max_length=200)]
 Offset = Annotated[int, Query(ge=0, le=2**53 - 1)]
+Some = Annotated[str | None, Query(max_length=200)]
+Limit = Annotated[int, Query(ge=1, le=10_000)]
 
 
 def create_api(port: ControlPort) -> FastAPI:
@@ -98,10 +104,7 @@ def create_api(port: ControlPort) -> FastAPI:
     _add_service_routes(app, port)
     _add_model_routes(app, port)
     _add_key_routes(app, port)
-
-    @app.get(f"{PREFIX}/status", name="status")
-    async def status(authorization: Authorization = None) -> Any:
-        return await port.call("status", authorization)
+    _add_scheduler_routes(app, port)
 
     @app.post(f"{PREFIX}/estimate", name="estimate")
     async def estimate(body: Estimate, authorization: Authorization = None) -> Any:
@@ -127,8 +130,8 @@ def _add_job_routes(app: FastAPI, port: ControlPort) -> None:
         return await port.call("put_function", authorization, sha256=sha256, pickle=body.pickle)
 
     @app.get(base, name="list_jobs")
-    async def list_jobs(authorization: Authorization = None) -> Any:
-        return await port.call("list_jobs", authorization)
+    async def list_jobs(tenant: Some = None, state: Some = None, authorization: Authorization = None) -> Any:
+        return await port.call("list_jobs", authorization, tenant=tenant, state=state)
 
     @app.get(f"{base}/{{job}}", name="get_job")
     async def get_job(job: Name, authorization: Authorization = None) -> Any:
@@ -209,6 +212,34 @@ def _add_key_routes(app: FastAPI, port: ControlPort) -> None:
     @app.delete(f"{base}/{{id}}", name="revoke_key", status_code=204)
     async def revoke_key(id: Name, authorization: Authorization = None) -> None:
         await port.call("revoke_key", authorization, id=id)
+
+
+def _add_scheduler_routes(app: FastAPI, port: ControlPort) -> None:
+    drain = f"{PREFIX}/nodes/{{node}}/drain"
+
+    @app.get(f"{PREFIX}/status", name="status")
+    async def status(authorization: Authorization = None) -> Any:
+        return await port.call("status", authorization)
+
+    @app.get(f"{PREFIX}/queue", name="list_queue")
+    async def list_queue(tenant: Some = None, limit: Limit = 1000, authorization: Authorization = None) -> Any:
+        return await port.call("list_queue", authorization, tenant=tenant, limit=limit)
+
+    @app.get(f"{PREFIX}/jobs/{{job}}/description", name="describe_job")
+    async def describe_job(job: Name, authorization: Authorization = None) -> Any:
+        return await port.call("describe_job", authorization, job=job)
+
+    @app.get(f"{PREFIX}/jobs/{{job}}/explanation", name="explain_job")
+    async def explain_job(job: Name, authorization: Authorization = None) -> Any:
+        return await port.call("explain_job", authorization, job=job)
+
+    @app.put(drain, name="drain_node")
+    async def drain_node(node: Name, body: DrainNode, authorization: Authorization = None) -> Any:
+        return await port.call("drain_node", authorization, node=node, why=body.why)
+
+    @app.delete(drain, name="undrain_node")
+    async def undrain_node(node: Name, authorization: Authorization = None) -> Any:
+        return await port.call("undrain_node", authorization, node=node)
 
 
 def _answer_errors(app: FastAPI, port: ControlPort) -> None:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import llmos
-from llmos.control import admission, functions, journal
+from llmos.control import admission, functions, journal, overview
 from llmos.control import estimate as estimates
 from llmos.control.auth import Auth
 from llmos.control.capacity import placed
-from llmos.control.describe import job_files, job_view, node_views, service_view
+from llmos.control.describe import job_files, job_view, service_view
 from llmos.control.loop import Loop
+from llmos.control.outlook import described, explained
 from llmos.control.registry import Registry
 from llmos.control.store import Store
 from llmos.core.capacity import ModelShape
 from llmos.core.types import JobPhase
+from llmos.errors import UsageError
 from llmos.layout import Layout
 from llmos.models import ModelConfig
 from llmos.spec import TrainJob, digest
@@ -28,6 +30,8 @@ View = dict[str, Any]
 SCOPE_OF: Mapping[str, str] = {
     **dict.fromkeys(("submit_job", "put_function", "list_jobs", "get_job", "cancel_job"), "submit"),
     **dict.fromkeys(("job_events", "job_logs", "job_metrics"), "submit"),
+    **dict.fromkeys(("describe_job", "explain_job", "list_queue"), "submit"),
+    **dict.fromkeys(("drain_node", "undrain_node"), "admin"),
     **dict.fromkeys(("list_services", "get_service", "put_service", "delete_service"), "submit"),
     **dict.fromkeys(("list_models", "get_model"), "submit"),
     **dict.fromkeys(("import_model", "export_model", "remove_model"), "admin"),
@@ -82,13 +86,32 @@ class Control:
         """Keep a function (its bytes in base64) for TrainFunctions to name by its SHA-256. It is not looked into."""
         return functions.keep(self._layout, sha256, pickle)
 
-    def list_jobs(self) -> list[View]:
-        return [self._job(row) for row in self._store.jobs.all()]
+    def list_jobs(self, tenant: str | None = None, state: str | None = None) -> list[View]:
+        """The jobs, newest first: all, or those of one tenant, or in one phase."""
+        if state is not None and state not in {phase.value for phase in JobPhase}:
+            phases = ", ".join(JobPhase)
+            raise UsageError(f"no job is ever `{state[:50]}`: expected one of {phases}", param="state")
+        rows = self._store.jobs.all(state)
+        return [self._job(row) for row in rows if tenant in (None, row.get("tenant", "default"))]
 
     def get_job(self, job: str) -> View:
         """One job, by id or by name (its newest job), with the files of its newest attempt."""
         row = self._store.jobs.find(job)
         return self._job(row) | job_files(row, self._layout)
+
+    def describe_job(self, job: str) -> View:
+        """One job with where it runs or why it waits, when it is expected to start, and its events."""
+        row = self._store.jobs.find(job)
+        more = described(row, self._loop.sight, self._store.drains.all()) | {"events": self.job_events(row["id"])}
+        return self._job(row) | job_files(row, self._layout) | more
+
+    def explain_job(self, job: str) -> View:
+        """Why a job waits, and what would let it start now: the plan is asked with one thing changed at a time."""
+        return explained(self._store.jobs.find(job), self._loop.sight)
+
+    def list_queue(self, tenant: str | None = None, limit: int = 1000) -> View:
+        """Who waits, in the order of their turns, the first ``limit`` of them, with why and until when."""
+        return overview.queue_view(self._loop.sight, self._store.drains.all(), tenant, limit)
 
     def training(self) -> list[View]:
         """``{id, metrics}`` of the jobs that an attempt is open of: what Prometheus is told."""
@@ -172,16 +195,35 @@ class Control:
     def status(self) -> View:
         """The cluster at a glance."""
         sight, services = self._loop.sight, self._store.services.all()
+        nodes = overview.node_views(sight, services, self._store.drains.all())
         return {
             "control": {
                 **{"pid": os.getpid(), "version": llmos.__version__, "error": sight.error},
                 **{"started_at": self._started_at, "uptime_s": self._clock() - self._started_at},
             },
-            "nodes": node_views(sight.snapshot, self._store.jobs.unfinished(), services),
+            "nodes": nodes,
+            "gpus": overview.totals(nodes, "gpus", overview.lent_gpus(sight)),
+            "cpus": overview.totals(nodes, "cpus"),
             "jobs": self._store.jobs.counts(),
-            "waiting": dict(sight.plan.waiting),
+            "queues": overview.queue_counts(sight),
+            "waiting": overview.first_waiting(sight),
             "services": [service_view(row, sight) for row in services],
         }
+
+    def drain_node(self, node: str, why: str = "") -> View:
+        """Have a node take no new work and its jobs go on elsewhere, until :meth:`undrain_node`. A node is named by its
+        id, or the beginning of it."""
+        id = overview.found_node(node, self._loop.sight, self._store.drains.all())
+        self._store.drains.add(id, self._clock(), why)
+        self._loop.nudge()
+        return self._node(id)
+
+    def undrain_node(self, node: str) -> View:
+        """Have a drained node take work again."""
+        id = overview.found_node(node, self._loop.sight, self._store.drains.all())
+        self._store.drains.remove(id, self._clock(), "undrained")
+        self._loop.nudge()
+        return self._node(id)
 
     def estimate(self, model: str, options: Mapping[str, Any]) -> View:
         """What a preset, a size or a registered model takes to train or to serve; ``options`` of ``llmos.estimate``."""
@@ -190,3 +232,13 @@ class Control:
 
     def _job(self, row: View) -> View:
         return job_view(row, self._layout, self._loop.sight)
+
+    def _node(self, id: str) -> View:
+        """Whether a node is drained, what is on it, and what happened to it."""
+        drained = self._store.drains.all().get(id)
+        return {
+            **{"id": id, "drained": drained is not None, "since": drained and drained["at"]},
+            **{"why": drained["why"] if drained else ""},
+            **overview.node_work(id, self._loop.sight),
+            **{"events": self._store.events.of("node", id)},
+        }

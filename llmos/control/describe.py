@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+import json
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from llmos.control.journal import newest_metrics
 from llmos.control.loop import Sight
-from llmos.control.translate import deployment_digest, replica_gang
-from llmos.core.types import Gang, Job, JobPhase, Node, Resources, Snapshot
+from llmos.control.translate import deployment_digest, job_gangs
+from llmos.core import reasons
+from llmos.core.types import Gang, JobPhase
 from llmos.layout import Layout
 from llmos.spec import Service, parse
 
@@ -17,14 +19,18 @@ Row = dict[str, Any]
 
 
 def job_view(row: Row, layout: Layout, sight: Sight) -> Row:
-    """A job, with its newest metrics and, while it waits, why."""
+    """A job, with its newest metrics and, while it waits, why, its place in the queue and when it is to start."""
     phase = JobPhase(row["phase"])
     metrics = row["metrics"] if phase.final else newest_metrics(layout.job(row["id"]), row["attempts"])
     shown = ("id", "name", "phase", "attempt", "attempts", "created_at", "started_at", "ended_at", "model", "spec")
+    waits = phase is JobPhase.QUEUED
     return {
         **{name: row[name] for name in shown},
         **{"reason": _reason(row, phase, sight), "step": metrics.get("step", 0), "steps": row["spec"]["steps"]},
-        **{"metrics": metrics},
+        **{"metrics": metrics, "tenant": row.get("tenant", "default"), "priority": row.get("priority", 0)},
+        **{"gang": gang_view(_gang(row, sight))},
+        **{"place": sight.standing.places.get(row["id"]) if waits else None},
+        **{"estimated_start": estimate_view(sight.plan.estimates.get(row["id"])) if waits else None},
     }
 
 
@@ -35,9 +41,24 @@ def job_files(row: Row, layout: Layout) -> Row:
     return {"directory": str(attempt.root), "files": [str(path.relative_to(attempt.root)) for path in shown]}
 
 
+def gang_view(gang: Gang) -> Row:
+    """``{text, bundles, cpus, gpus}``: what a job asks for or runs as, in words and in all."""
+    everything = reasons.added(gang.bundles)
+    return {
+        **{"text": reasons.gang_size(gang), "bundles": len(gang.bundles)},
+        **{"cpus": everything.cpus, "gpus": everything.gpus},
+    }
+
+
+def estimate_view(estimate: tuple[float, float] | None) -> Row | None:
+    """``{p50, p90}``: a job starts then as likely before as after, and nine times of ten before; seconds since the
+    epoch."""
+    return {"p50": estimate[0], "p90": estimate[1]} if estimate else None
+
+
 def service_view(row: Row, sight: Sight) -> Row:
     """A service: ``ready`` counts the replicas that run its present spec."""
-    spec, status = _service(row), sight.snapshot.services.get(row["name"])
+    spec, status = service_spec(row), sight.snapshot.services.get(row["name"])
     wanted = spec.replicas.min
     if status is None:
         ready, message = 0, sight.error or "waits to be deployed"
@@ -54,17 +75,11 @@ def service_view(row: Row, sight: Sight) -> Row:
     }
 
 
-def node_views(snapshot: Snapshot, jobs: Iterable[Job], services: Iterable[Row]) -> list[Row]:
-    """Each machine: all it has, what llmos holds there (``used``), what others do (``foreign``)."""
-    used = {node.id: Resources() for node in snapshot.nodes}
-    for job in jobs:
-        if (seen := snapshot.attempts.get(job.id)) and seen.alive:
-            _hold(used, job.gang, seen.nodes or job.placement)
-    for row in services:
-        if status := snapshot.services.get(row["name"]):
-            gang = replica_gang(_service(row))
-            _hold(used, Gang(gang.bundles * (len(status.nodes) // len(gang.bundles))), status.nodes)
-    return [_node(node, used[node.id]) for node in snapshot.nodes]
+def service_spec(row: Mapping[str, Any]) -> Service:
+    """What a row of the services says."""
+    spec = parse(row["spec"])
+    assert isinstance(spec, Service)
+    return spec
 
 
 def _reason(row: Row, phase: JobPhase, sight: Sight) -> str:
@@ -77,21 +92,16 @@ def _reason(row: Row, phase: JobPhase, sight: Sight) -> str:
     return sight.plan.waiting.get(row["id"]) or row["reason"] or sight.error
 
 
-def _service(row: Mapping[str, Any]) -> Service:
-    spec = parse(row["spec"])
-    assert isinstance(spec, Service)
-    return spec
+def _gang(row: Row, sight: Sight) -> Gang:
+    """As what the job runs; the smallest that it may run as while it does not."""
+    job = sight.jobs.get(row["id"])
+    gangs = job.gangs if job else _asked(json.dumps(row["spec"], sort_keys=True))
+    return next((gang for gang in gangs if len(gang.bundles) == len(row["placement"])), gangs[0])
 
 
-def _node(node: Node, used: Resources) -> Row:
-    amounts = {"total": node.total, "used": used, "foreign": node.foreign}
-    return {
-        **{"id": node.id, "draining": node.draining, "labels": dict(node.labels)},
-        **{name: {**asdict(amount), "custom": dict(amount.custom)} for name, amount in amounts.items()},
-    }
-
-
-def _hold(used: dict[str, Resources], gang: Gang, nodes: Iterable[str]) -> None:
-    for bundle, node in zip(gang.bundles, nodes, strict=False):
-        if node in used:
-            used[node] += bundle
+@lru_cache(maxsize=16384)
+def _asked(spec: str) -> tuple[Gang, ...]:
+    """The gangs of a job's spec (JSON). Cached: lists of jobs are asked for again and again."""
+    job = parse(json.loads(spec))
+    assert not isinstance(job, Service)
+    return job_gangs(job)

@@ -10,13 +10,16 @@ import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from llmos.control.cluster import Cluster
+from llmos.control.drains import Drained
 from llmos.control.journal import newest_metrics
 from llmos.control.registry import Registry
 from llmos.control.store import Store
 from llmos.core.plan import plan
+from llmos.core.standing import Standing
 from llmos.core.types import Action, AttemptPhase, Desired, Job, JobPhase, Plan, Service, Snapshot, Verb
 from llmos.errors import ClusterError, LlmosError
 from llmos.layout import Layout
@@ -26,13 +29,25 @@ INTERVAL_S = 1.0
 log = logging.getLogger("llmos.control")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sight:
-    """What the last tick saw and decided: the cluster, the plan for it, and why it could not look, if so."""
+    """What the last tick saw and decided: the cluster, the plan for it, why it could not look, if so, and what was
+    desired."""
 
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(0.0))
     plan: Plan = field(default_factory=Plan)
     error: str = "the cluster has not been looked at yet"
+    desired: Desired = field(default_factory=Desired)
+
+    @cached_property
+    def standing(self) -> Standing:
+        """Who runs and who waits, worked out when somebody asks for it."""
+        return Standing(self.desired, self.snapshot, self.plan)
+
+    @cached_property
+    def jobs(self) -> Mapping[str, Job]:
+        """The unfinished jobs by id."""
+        return {job.id: job for job in self.desired.jobs}
 
 
 class Loop:
@@ -44,6 +59,7 @@ class Loop:
         self._registry = registry
         self._cluster = cluster
         self._layout = layout
+        self._drained = Drained(store)
         self._memo: object = None
         self._running: frozenset[str] = frozenset()  # jobs of which that is recorded: most ticks write nothing
         self._nudged = threading.Event()
@@ -79,7 +95,7 @@ class Loop:
         """One turn. A cluster that cannot be seen is left alone: ``sight.error`` says so."""
         desired = Desired(self._store.jobs.unfinished(), self._store.services.desired())
         try:
-            snapshot = self._cluster.observe(desired.jobs, desired.services)
+            snapshot = self._drained.marked(self._cluster.observe(desired.jobs, desired.services))
         except ClusterError as error:
             self.sight = replace(self.sight, error=str(error))
             return
@@ -90,7 +106,7 @@ class Loop:
         if actions or running - self._running:
             self._store.record(actions, snapshot.now, running=sorted(running - self._running), results=results)
         self._running = running
-        self.sight = Sight(snapshot, decided, "")
+        self.sight = Sight(snapshot, decided, "", desired)
         self._apply(actions, snapshot.now)
 
     def _conclude(

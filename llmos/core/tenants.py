@@ -137,7 +137,7 @@ class Ledger:
         return ""
 
     def _over_borrowed(self, account: Account, amount: Sequence[float]) -> str:
-        most = self._guaranteed(account) * (1 + (account.tenant.borrow_limit or 0.0))
+        most = self.guaranteed(account) * (1 + (account.tenant.borrow_limit or 0.0))
         for kind, (held, more, total) in enumerate(zip(account.held, amount, self.total, strict=True)):
             if more > 0 and total > 0 and held + more > most * total + ROUNDING:
                 return (
@@ -146,7 +146,7 @@ class Ledger:
                 )
         return ""
 
-    def _guaranteed(self, account: Account) -> float:
+    def guaranteed(self, account: Account) -> float:
         """The part of the cluster that is the account's own."""
         part = 1.0
         for one in account.path:

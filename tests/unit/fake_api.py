@@ -40,15 +40,22 @@ def _amount(cpus: float, gpus: float, memory_bytes: int) -> Row:
     return {"cpus": cpus, "gpus": gpus, "memory_bytes": memory_bytes, "custom": {}}
 
 
+NODE: Row = {
+    **{"id": "0123456789abcdef", "state": "alive", "why": "", "draining": False, "drained": False, "kind": ""},
+    **{"labels": {}, "total": _amount(8, 1, 2 * 10**9), "used": _amount(2.5, 1, 0), "foreign": _amount(1, 0, 0)},
+}
 STATUS: Row = {
     "control": {"pid": 42, "version": "0.1.0", "error": "", "started_at": 0.0, "uptime_s": 75.0},
-    "nodes": [
+    "nodes": [NODE],
+    "gpus": {"total": 1.0, "used": 1.0, "lent": 0.0, "foreign": 0.0, "free": 0.0, "closed": 0.0},
+    "cpus": {"total": 8.0, "used": 2.5, "lent": 0.0, "foreign": 1.0, "free": 4.5, "closed": 0.0},
+    "jobs": {"queued": 1, "running": 2, "failed": 0},
+    "queues": [
         {
-            **{"id": "0123456789abcdef", "draining": False, "labels": {}},
-            **{"total": _amount(8, 1, 2 * 10**9), "used": _amount(2.5, 1, 0), "foreign": _amount(1, 0, 0)},
+            **{"tenant": "default", "running": 2, "waiting": 1, "cpus": 2.5, "gpus": 1.0},
+            **{"share": 1.0, "guaranteed": 1.0},
         }
     ],
-    "jobs": {"queued": 1, "running": 2, "failed": 0},
     "waiting": {"coder-3": "needs 1 bundle of 1 GPU"},
     "services": [{"name": "coder", "model": "coder@1", "phase": "ready", "replicas": 1, "ready": 1}],
 }
@@ -63,6 +70,10 @@ class FakeApi:
         self.models: list[Row] = []
         self.keys: list[Row] = []
         self.events: list[Row] = []
+        self.status: Row = STATUS
+        self.outlook: Row = {"nodes": [], "after": []}  # what a description adds to the view of a job
+        self.explanation: Row = {}
+        self.drained: dict[str, str] = {}
         self.rows: dict[str, list[Row]] = {}
         self.log = ""
         self.steps_per_look = 50  # how far a job gets between two looks at it
@@ -87,10 +98,15 @@ class FakeApi:
         job, name = r"/api/v1/jobs/([^/]+)", r"([^/]+)"
         return {
             "POST /api/v1/jobs": self.submit,
-            "GET /api/v1/jobs": lambda: ok(self.jobs[::-1]),
+            "GET /api/v1/jobs": self.list_jobs,
             f"PUT /api/v1/functions/{name}": lambda sha256, body: ok({"sha256": sha256}),
             f"GET {job}": self.look,
             f"POST {job}/cancel": self.cancel,
+            f"GET {job}/description": self.describe,
+            f"GET {job}/explanation": self.explain,
+            "GET /api/v1/queue": self.queue,
+            f"PUT /api/v1/nodes/{name}/drain": self.drain,
+            f"DELETE /api/v1/nodes/{name}/drain": self.undrain,
             f"GET {job}/events": lambda _: ok(self.events),
             f"GET {job}/metrics": self.metrics,
             f"GET {job}/logs": self.logs,
@@ -106,7 +122,7 @@ class FakeApi:
             "GET /api/v1/keys": lambda: ok(self.keys),
             "POST /api/v1/keys": self.create_key,
             f"DELETE /api/v1/keys/{name}": self.revoke_key,
-            "GET /api/v1/status": lambda: ok(STATUS),
+            "GET /api/v1/status": lambda: ok(self.status),
             "POST /v1/completions": complete,
             "POST /v1/chat/completions": lambda body: ok(
                 {"choices": [{"message": {"content": f"re: {body['messages'][-1]['content']}"}}]}
@@ -118,10 +134,56 @@ class FakeApi:
         job = {
             **{"id": f"{name}-{number}", "name": name, "phase": "queued", "reason": "", "attempt": 0, "attempts": 0},
             **{"created_at": time.time() - 60, "started_at": None, "ended_at": None, "step": 0, "steps": 100},
-            **{"metrics": {}, "model": None, "spec": JOB_SPEC},
+            **{"metrics": {}, "model": None, "spec": JOB_SPEC, "tenant": "default", "priority": 0},
+            **{"gang": {"text": "1 bundle of 1 CPU", "bundles": 1, "cpus": 1.0, "gpus": 0.0}},
+            **{"place": None, "estimated_start": None},
         }
         self.jobs.append(job | fields)
         return self.jobs[-1]
+
+    def list_jobs(self) -> httpx.Response:
+        wanted = {{"state": "phase"}.get(name, name): value for name, value in self.requests[-1].url.params.items()}
+        found = [job for job in self.jobs[::-1] if all(job[name] == value for name, value in wanted.items())]
+        return ok(found)
+
+    def describe(self, which: str) -> httpx.Response:
+        job = self.find(which)
+        if job is None:
+            return error(404, "not_found", f"no job `{which}`", "see `llmos jobs`")
+        return ok(job | {"events": self.events} | self.outlook)
+
+    def explain(self, which: str) -> httpx.Response:
+        job = self.find(which)
+        if job is None:
+            return error(404, "not_found", f"no job `{which}`", "see `llmos jobs`")
+        nothing = {"place": None, "turn": None, "ways": [], "next_release": None, "trials": 0, "limited": ""}
+        head = {name: job[name] for name in ("id", "phase", "reason", "estimated_start")}
+        return ok({**head, **nothing, "error": "", **self.explanation})
+
+    def queue(self) -> httpx.Response:
+        params = self.requests[-1].url.params
+        fields = ("id", "tenant", "priority", "gang", "reason", "place", "estimated_start")
+        waiting = [
+            {"turn": turn, "submitted_at": job["created_at"], **{name: job[name] for name in fields}}
+            for turn, job in enumerate((job for job in self.jobs if job["phase"] == "queued"), start=1)
+            if params.get("tenant") in (None, job["tenant"])
+        ]
+        shown = waiting[: int(params["limit"])]
+        closed = {"quarantined": {"n9": "2 jobs failed on it"}, "drained": self.drained}
+        return ok({"total": len(waiting), "jobs": shown, **closed, "error": ""})
+
+    def drain(self, node: str, body: Row) -> httpx.Response:
+        self.drained[node] = body["why"]
+        return self.node(node)
+
+    def undrain(self, node: str) -> httpx.Response:
+        self.drained.pop(node, None)
+        return self.node(node)
+
+    def node(self, node: str) -> httpx.Response:
+        drained = node in self.drained
+        state = {"drained": drained, "since": 1_700_000_000.0 if drained else None, "why": self.drained.get(node, "")}
+        return ok({"id": node, **state, "jobs": ["coder-1"], "services": ["chat"], "events": []})
 
     def submit(self, body: Row) -> httpx.Response:
         key = body["idempotency_key"]

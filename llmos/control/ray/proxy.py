@@ -20,7 +20,10 @@ KEY_FRESH_S = 1.0
 KEY_GRACE_S = 60.0
 """The same while the control module is away, so that text goes on being generated."""
 
-_REPEATABLE = ("list_", "get_", "job_", "status", "put_service", "cancel_job")
+_REPEATABLE = (
+    *("list_", "get_", "job_", "describe_", "explain_", "status"),
+    *("put_service", "cancel_job", "drain_", "undrain_"),
+)
 
 
 class ControlProxy:

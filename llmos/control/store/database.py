@@ -21,8 +21,9 @@ Row = dict[str, Any]
 BUSY_TIMEOUT_MS = 10_000
 """How long to wait for another process: the control module that this one replaces may still be dying."""
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all,)
-"""Step ``n`` brings a database of version ``n`` to version ``n + 1``; version 0 is an empty file."""
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all, metadata.create_all)
+"""Step ``n`` brings a database of version ``n`` to version ``n + 1``; version 0 is an empty file. The second adds the
+table ``drained``."""
 
 
 class Database:

@@ -66,9 +66,10 @@ class Jobs:
             raise NotFoundError(f"no job `{ref[:200]}`: expected a job's id or name", hint="see `llmos jobs`")
         return row
 
-    def all(self) -> list[Row]:
-        """Every job, newest first."""
+    def all(self, phase: str | None = None) -> list[Row]:
+        """Every job, or those in ``phase``, newest first."""
         query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.number.desc())
+        query = query if phase is None else query.where(jobs.c.phase == phase)
         with self._database.read() as connection:
             return rows(connection, query)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmos.control.store.database import Database
+from llmos.control.store.drains import Drains
 from llmos.control.store.events import Events, append
 from llmos.control.store.jobs import Jobs, begin, carry_out
 from llmos.control.store.keys import Keys
@@ -29,6 +30,7 @@ class Store:
         self.services = Services(self._database)
         self.models = Models(self._database)
         self.keys = Keys(self._database)
+        self.drains = Drains(self._database)
         self.events = Events(self._database)
 
     def close(self) -> None:

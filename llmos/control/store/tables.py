@@ -96,12 +96,20 @@ keys = Table(
     Column("revoked_at", Float),
 )
 
+drained = Table(
+    "drained",
+    metadata,
+    Column("node", String, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("why", String, nullable=False),
+)
+
 events = Table(
     "events",
     metadata,
     Column("number", Integer, primary_key=True, autoincrement=True),
     Column("at", Float, nullable=False),
-    Column("kind", String, nullable=False),  # job, service, model, key
+    Column("kind", String, nullable=False),  # job, service, model, key, node
     Column("subject", String, nullable=False),
     Column("what", String, nullable=False),
     Column("why", String, nullable=False),

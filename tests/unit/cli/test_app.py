@@ -37,10 +37,10 @@ def commands() -> Iterator[tuple[str, Any]]:
     yield from walk(typer.main.get_command(app), ())
 
 
-def process(*args: str, url: str = "http://127.0.0.1:1", **options: Any) -> subprocess.Popen[bytes]:
+def process(*args: str, url: str = "http://127.0.0.1:1", main: str = MAIN, **options: Any) -> subprocess.Popen[bytes]:
     env = {**os.environ, "LLMOS_URL": url, "LLMOS_API_KEY": KEY, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
     env |= options.pop("env", {})
-    return subprocess.Popen([sys.executable, "-c", MAIN, *args], env=env, cwd=ROOT, **options)
+    return subprocess.Popen([sys.executable, "-c", main, *args], env=env, cwd=ROOT, **options)
 
 
 def test_version(llmos: Run) -> None:
@@ -131,16 +131,16 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(api: FakeApi, tmp
     assert api.jobs[0]["phase"] == "running"
 
 
-@pytest.mark.parametrize("jobs", [1, 3000])
-def test_a_reader_that_leaves_early_is_no_error(api: FakeApi, jobs: int) -> None:
+@pytest.mark.parametrize(("command", "jobs"), [("jobs", 1), ("jobs", 3000), ("status", 0)])
+def test_a_reader_that_leaves_early_is_no_error(api: FakeApi, command: str, jobs: int) -> None:
     for _ in range(jobs):
         api.add_job()
     read, write = os.pipe()
     os.close(read)
-    with listening(api) as url, process("jobs", url=url, stdout=write, stderr=subprocess.PIPE) as command:
+    with listening(api) as url, process(command, url=url, stdout=write, stderr=subprocess.PIPE) as asked:
         os.close(write)
-        _, err = command.communicate(timeout=30)
-    assert (command.returncode, err) == (1, b"")
+        _, err = asked.communicate(timeout=30)
+    assert (asked.returncode, err) == (1, b"")
 
 
 def on_a_terminal(url: str, *args: str, **env: str) -> str:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -107,70 +106,6 @@ def test_train_takes_exactly_one_job(llmos: Run, job_file: Path, api: FakeApi) -
     )
     assert llmos("train", "job.yaml", "--set", "steps").code == 2
     assert api.requests == []
-
-
-def test_jobs_are_listed_newest_first(llmos: Run, api: FakeApi) -> None:
-    now = time.time()
-    api.add_job(
-        phase="succeeded",
-        step=100,
-        started_at=now - 50,
-        ended_at=now - 10,
-        model="coder@1",
-        metrics={"loss": 2.5, "tokens_per_s": 9600.0},
-    )
-    api.add_job("other", reason="waits for 2 CPUs\x1b[31m\nand more", created_at=now - 7300)
-    result = llmos("jobs")
-    assert (result.code, result.err) == (0, "")
-    first, second = table(result.out)
-    assert first == {
-        **{"ID": "other-2", "PHASE": "queued", "STEP": "0/100", "LOSS": "-", "TOKENS/S": "-", "AGE": "2h 1m"},
-        **{"TOOK": "-", "MODEL": "-", "REASON": "waits for 2 CPUs [31m"},
-    }
-    assert (second["ID"], second["LOSS"], second["TOOK"], second["MODEL"]) == ("coder-1", "2.500", "40s", "coder@1")
-    assert second["TOKENS/S"] == "9,600"
-    assert [job["id"] for job in json.loads(llmos("jobs", "-o", "json").out)] == ["other-2", "coder-1"]
-
-
-def test_no_jobs_is_said_to_people_and_an_empty_list_to_programs(llmos: Run) -> None:
-    assert llmos("jobs").out == ""
-    assert llmos("jobs").err == "no jobs yet: submit one with `llmos train FILE`\n"
-    assert json.loads(llmos("jobs", "-o", "json").out) == []
-
-
-def test_describe_tells_the_story_of_a_job(llmos: Run, api: FakeApi) -> None:
-    api.add_job(
-        phase="failed", reason="attempt 1 failed\nrank 0", started_at=time.time(), ended_at=time.time() + 61, attempts=1
-    )
-    api.events = [
-        {"at": 1_700_000_000.0, "subject": "coder-1", "what": "submitted", "why": ""},
-        {"at": 1_700_000_010.0, "subject": "coder-1", "what": "queued", "why": "waits for 2 CPUs\nand patience"},
-    ]
-    result = llmos("describe", "coder")
-    assert result.code == 0
-    lines = [" ".join(line.split()) for line in result.out.splitlines()]
-    assert lines[:3] == ["job coder-1", "name coder", "phase failed attempt 1 failed"]
-    assert "took 1m 1s" in lines and "preset: tiny" in lines
-    queued = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1_700_000_010))
-    assert lines[-2:] == [f"{queued} queued waits for 2 CPUs", "and patience"]
-    story = json.loads(llmos("describe", "coder", "-o", "json").out)
-    assert [event["what"] for event in story["events"]] == ["submitted", "queued"]
-
-
-def test_describe_says_what_the_job_measures_of_itself(llmos: Run, api: FakeApi) -> None:
-    metrics = {
-        **{"tokens_per_s": 9600.0, "mfu": 0.412, "memory_bytes": 4.1e8, "memory_peak_bytes": 5e8, "data_wait_s": 1e-4},
-        **{"comm_wait_s": 0.094, "wait_tp_s": 0.09, "sent_tp_bytes": 1.4e6, "wait_other_s": 0.004, "bubble": 0.2},
-    }
-    directory, files = "/state/jobs/coder-1/attempts/1", ["profile/timeline.svg", "profile/trace-0.json.gz"]
-    api.add_job(phase="succeeded", metrics=metrics, directory=directory, files=files)
-    lines = [" ".join(line.split()) for line in llmos("describe", "coder").out.splitlines()]
-    assert "speed 9,600 tokens/s · MFU 41.2 %" in lines
-    assert "memory 410.0 MB a rank, at most 500.0 MB" in lines
-    assert "data wait 0.1 ms" in lines
-    assert "comm wait 94 ms · tp 90 ms, 1.4 MB; agreement 4 ms" in lines
-    assert "bubble 20.0 % of the pipeline's time" in lines
-    assert f"directory {directory}" in lines and "files profile/timeline.svg profile/trace-0.json.gz" in lines
 
 
 def test_train_can_ask_for_a_profile(llmos: Run, job_file: Path, api: FakeApi) -> None:

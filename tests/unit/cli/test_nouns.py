@@ -142,9 +142,14 @@ def test_status_for_people(llmos: Run) -> None:
         == """\
 control  pid 42, up 1m 15s, llmos 0.1.0
 jobs     1 queued, 2 running
+GPUs     1: 1 used, 0 free
+CPUs     8: 2.5 used, 1 foreign, 4.5 free
 
 NODE          CPUS               GPUS  MEMORY      STATE
 0123456789ab  3.5/8 (1 foreign)  1/1   0 B/2.0 GB  alive
+
+TENANT   RUNNING  WAITING  CPUS  GPUS  HOLDS  SHARE
+default  2        1        2.5   1     100%   100%
 
 SERVICE  MODEL    PHASE  READY
 coder    coder@1  ready  1/1

@@ -15,7 +15,7 @@ from llmos.control.http import MAX_BODY_BYTES
 from llmos.errors import CapacityError, ClusterError
 from tests.unit.control.world import Port, World
 
-VALUES = {"job": "coder-1", "name": "coder", "ref": "coder@1", "id": "nobody", "sha256": "a" * 64}
+VALUES = {"job": "coder-1", "name": "coder", "ref": "coder@1", "id": "nobody", "sha256": "a" * 64, "node": "n0"}
 
 
 class CountingPort(Port):
@@ -120,6 +120,14 @@ async def test_an_estimate_is_that_of_python(http: httpx.AsyncClient, headers: d
         ("GET", "/api/v1/jobs/ghost", None, 404, "no job `ghost`"),
         ("GET", "/api/v1/jobs/ghost/logs?offset=-1", None, 400, "`offset`"),
         ("GET", "/api/v1/jobs/ghost/metrics?after=x", None, 400, "`after`"),
+        ("GET", "/api/v1/jobs/ghost/description", None, 404, "no job `ghost`"),
+        ("GET", "/api/v1/jobs/ghost/explanation", None, 404, "no job `ghost`"),
+        ("GET", "/api/v1/jobs?state=asleep", None, 400, "no job is ever `asleep`"),
+        ("GET", "/api/v1/queue?limit=0", None, 400, "`limit`"),
+        ("GET", "/api/v1/queue?tenant=ghost", None, 404, "no tenant `ghost`"),
+        ("PUT", "/api/v1/nodes/ghost/drain", {"why": ""}, 404, "no node `ghost`"),
+        ("PUT", "/api/v1/nodes/ghost/drain", {"wy": ""}, 400, "`wy`"),
+        ("DELETE", "/api/v1/nodes/ghost/drain", None, 404, "no node `ghost`"),
         ("POST", "/api/v1/jobs", {"spec": {"kind": "TrainJob"}}, 422, "`steps`"),
         ("POST", "/api/v1/jobs", {"spek": {}}, 400, "`spek`: Extra inputs are not permitted"),
         ("POST", "/api/v1/jobs", [], 400, "the request cannot be read"),

@@ -103,6 +103,15 @@ def test_a_newer_schema_is_refused_and_an_empty_one_is_brought_up(tmp_path: Path
         Store(Layout(tmp_path))
 
 
+def test_a_database_of_an_older_llmos_gets_what_it_lacks(tmp_path: Path) -> None:
+    Store(Layout(tmp_path)).close()
+    with sqlite3.connect(tmp_path / "control.db") as connection:
+        connection.executescript("DROP TABLE drained; PRAGMA user_version = 1;")
+    store = Store(Layout(tmp_path))
+    store.drains.add("n0", 1.0, "fan")
+    assert store.drains.all() == {"n0": {"node": "n0", "at": 1.0, "why": "fan"}}
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "control.db").write_bytes(b"not a database at all, but longer than a header" * 100)
     with pytest.raises(DataError, match=r"control\.db is damaged"):
