@@ -62,8 +62,8 @@ class Makers:
         """Of the draft model, whose context may be shorter: then long answers have no drafts."""
         assert self.options.draft is not None
         longest = min(self.context_length, ModelConfig.load(self.options.draft).max_position)
-        changes = {"model_dir": self.options.draft, "context_length": longest, "tp": 1, "pp": 1, "draft": None}
-        return Makers.of(replace(self.options, **changes))
+        alone = replace(self.options, model_dir=self.options.draft, tp=1, pp=1, draft=None)
+        return Makers.of(replace(alone, context_length=longest))
 
     def sharing_memory_with(self, draft: Makers) -> tuple[Makers, Makers]:
         """Both, with one memory for their caches: as many blocks in each."""
