@@ -10,7 +10,6 @@ priority ends for one of a higher (``preempt``). What runs undisturbed is not lo
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,7 +61,7 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     room.shut(node for attempt in strays for node in attempt.nodes)
     room.shut(node for status in _leaving(desired.services, snapshot) for node in status.nodes)
     ledger = Ledger(desired.tenants, room.grid, {job.tenant for job in others}.union(calm.held, backlog.queues))
-    old = ChainMap(known.placed, before.running) if room.grid is known.room.grid else {}
+    old = {**before.running, **known.placed} if others and room.grid is known.room.grid else {}
     begun = [one for job in others if (one := _running(job, room, snapshot, old))]
     running, moves, seats = _seated(calm, begun, endings, room, ledger, snapshot.now)
     claim = room.reserve(desired.services, snapshot.services)

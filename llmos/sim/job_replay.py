@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
@@ -129,7 +129,7 @@ class World:
         self._ends: list[tuple[float, int, Run, int, bool]] = []
         self._starts = 0
         self._changes: list[tuple[float, int, bool]] = []
-        self._outages = self._faults.outages(len(pool.free)) if self._faults else iter(())
+        self._outages: Iterator[tuple[float, int]] = self._faults.outages(len(pool.free)) if self._faults else iter(())
 
     def begin(self, now: float) -> None:
         """It is ``now``, and everything begins."""

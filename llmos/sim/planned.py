@@ -119,7 +119,7 @@ class Planned:
         """See Policy."""
         if world.now < self._due_s:
             return self._due_s
-        news = self._came or world.waiting or (self._ended and self._elastic)
+        news = self._came or world.waiting > 0 or (self._ended and self._elastic)
         for fleet in self._fleets.values():
             fleet.serve(world.now)
             news |= fleet.rescale(world.now) or fleet.target is None or self._ended
