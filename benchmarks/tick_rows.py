@@ -76,6 +76,7 @@ def _next(desired: Desired, snapshot: Snapshot, made: Plan, number: int) -> tupl
 def _timed(desired: Desired, snapshot: Snapshot, memo: object) -> tuple[Plan, float]:
     began = time.perf_counter()
     made = plan(desired, snapshot, memo)
+    assert len(made.estimates) <= desired.tried and next(iter(made.waiting.values()))  # written out when they are read
     return made, time.perf_counter() - began
 
 

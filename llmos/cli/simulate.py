@@ -38,8 +38,13 @@ Gpus = Annotated[int, typer.Option("--gpus", min=1, metavar="N", help="of the cl
 PerNode = Annotated[int, typer.Option("--per-node", min=1, metavar="N", help="GPUs of a node")]
 Scheduling = Annotated[list[str] | None, typer.Option("--policy", help=f"{', '.join(SCHEDULING)}; may be repeated")]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="without a trace: how many")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="without a trace: of the one that is made up")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="of what goes wrong, and of a trace that is made up")]
 Picture = Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="SVG: who held which GPUs over time")]
+FailuresPerDay = Annotated[float, typer.Option("--failures-per-day", min=0, help="nodes lost, of all the cluster")]
+LaunchFailures = Annotated[float, typer.Option("--launch-failures", min=0, max=0.9, help="share of launches that fail")]
+StuckPerDay = Annotated[float, typer.Option("--stuck-per-day", min=0, help="how often a running job gets stuck")]
+Stragglers = Annotated[float, typer.Option("--stragglers", min=0, max=1, help="share of attempts that are slow")]
+LaunchS = Annotated[float, typer.Option("--launch-s", min=0, help="seconds that a launch takes, on average")]
 
 
 @simulate.command("openb")
@@ -112,6 +117,11 @@ def simulate_jobs(
     policy: Scheduling = None,
     jobs: Jobs = 80_000,
     seed: Seed = 0,
+    failures_per_day: FailuresPerDay = 0.0,
+    launch_failures: LaunchFailures = 0.0,
+    stuck_per_day: StuckPerDay = 0.0,
+    stragglers: Stragglers = 0.0,
+    launch_s: LaunchS = 0.0,
     picture: Picture = None,
     skip_bad_rows: SkipBadRows = False,
     as_json: Json = False,
@@ -119,6 +129,7 @@ def simulate_jobs(
 ) -> None:
     """Run a trace of jobs, or one that is made up, in virtual time, and say how long jobs took and why."""
     from llmos.sim import job_report, job_traces, scheduling
+    from llmos.sim.faults import Faults
 
     names = _known(policy or ["llmos"], SCHEDULING)
     if picture and len(names) > 1:
@@ -127,17 +138,27 @@ def simulate_jobs(
         coming = _rows(job_traces.read_jobs(trace, skip_bad_rows=skip_bad_rows), trace)
     else:
         coming = job_traces.generate(seed, jobs=jobs, days=jobs * job_traces.DAYS / job_traces.JOBS, gpus=gpus)
+    faults = Faults(seed, failures_per_day, launch_failures, stuck_per_day, stragglers, launch_s)
     found = {}
     for name in names:
         began = time.perf_counter()
-        runs, world = scheduling.schedule(coming, name, gpus, per_node)
+        runs, world = scheduling.schedule(coming, name, gpus, per_node, faults)
         found[name] = job_report.report(runs, world) | {"wall_s": time.perf_counter() - began}
         if picture:
             _write(picture, world.stays, gpus // per_node, per_node, f"{name}: {len(coming)} jobs on {gpus} GPUs")
     if as_json or output is Format.JSON:
         return say_json({"gpus": gpus, "per_node": per_node, "policies": found})
+    _say_jobs(found, f"{len(coming)} jobs on {gpus} GPUs, {per_node} a node; {_source(trace, seed)}")
+
+
+def _say_jobs(found: Mapping[str, Mapping[str, float | None]], about: str) -> None:
+    """The table of all policies, and how good their estimates were."""
     say(columns(("POLICY", *_JOB_COLUMNS), [(name, *_job_cells(report)) for name, report in found.items()]))
-    note(f"{len(coming)} jobs on {gpus} GPUs, {per_node} a node; {_source(trace, seed)}")
+    note(about)
+    for name, report in found.items():
+        if report["p90_estimates"]:
+            kept, of = _percent(report["p90_calibration_pct"]), report["p90_estimates"]
+            note(f"{name}: of {of:.0f} jobs that waited, {kept} began before the time that was said for nine in ten")
 
 
 def _source(trace: Path | None, seed: int) -> str:
@@ -155,7 +176,19 @@ def _write(path: Path, stays: Sequence[Stay], nodes: int, per_node: int, title: 
     note(f"picture: {path}")
 
 
-_JOB_COLUMNS = ("JCT", "P50", "P99", "QUEUED", "USED", "FRAGMENTED", "FAIRNESS", "PREEMPTED", "LOST", "P90 KEPT")
+_JOB_COLUMNS = (
+    "JCT",
+    "P50",
+    "P99",
+    "QUEUED",
+    "USED",
+    "FRAGMENTED",
+    "FAIRNESS",
+    "PREEMPTED",
+    "FAILED",
+    "LOST",
+    "P90 KEPT",
+)
 
 
 def _job_cells(report: Mapping[str, float | None]) -> tuple[str, ...]:
@@ -166,6 +199,7 @@ def _job_cells(report: Mapping[str, float | None]) -> tuple[str, ...]:
         _percent(report["fragmentation_pct"]),
         "-" if report["fairness"] is None else f"{report['fairness']:.3f}",
         f"{report['preemptions']:.0f}",
+        f"{report['failures']:.0f}",
         f"{report['lost_gpu_h']:.1f} GPU-h",
         _percent(report["p90_calibration_pct"]),
     )
@@ -178,6 +212,12 @@ def _percent(value: float | None) -> str:
 @simulate.command("cluster")
 def simulate_cluster(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML: nodes, jobs and services")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of what goes wrong")] = 0,
+    failures_per_day: FailuresPerDay = 0.0,
+    launch_failures: LaunchFailures = 0.0,
+    stuck_per_day: StuckPerDay = 0.0,
+    stragglers: Stragglers = 0.0,
+    launch_s: LaunchS = 0.0,
     picture: Picture = None,
     skip_bad_rows: SkipBadRows = False,
     as_json: Json = False,
@@ -185,11 +225,13 @@ def simulate_cluster(
 ) -> None:
     """Let jobs and services share a cluster in virtual time, and say what each got."""
     from llmos.sim import cluster_spec, cluster_twin
+    from llmos.sim.faults import Faults
 
     asked = cluster_spec.read(_yaml(spec), spec.parent, skip_bad_rows=skip_bad_rows)
     for path, row in asked.bad:
         note(f"warning: {path}: skipped {row}")
-    found = cluster_twin.twin(asked.jobs, asked.fleets, asked.nodes, asked.per_node, asked.until_s)
+    faults = Faults(seed, failures_per_day, launch_failures, stuck_per_day, stragglers, launch_s)
+    found = cluster_twin.twin(asked.jobs, asked.fleets, asked.nodes, asked.per_node, asked.until_s, faults)
     if picture:
         _write(picture, found.stays, asked.nodes, asked.per_node, f"{spec.name}: {asked.nodes * asked.per_node} GPUs")
     if as_json or output is Format.JSON:

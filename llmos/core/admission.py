@@ -16,6 +16,7 @@ from itertools import chain, takewhile
 from llmos.core import reasons, resize
 from llmos.core.backfill import Horizon
 from llmos.core.free import Columns
+from llmos.core.gather import gathered
 from llmos.core.goodput import best_first
 from llmos.core.lifecycle import record
 from llmos.core.preempt import preempted
@@ -23,7 +24,7 @@ from llmos.core.queues import Entry, entry, in_turn
 from llmos.core.room import Claim, Room
 from llmos.core.running import Running, left_high_s, left_s
 from llmos.core.tenants import Ledger
-from llmos.core.types import Action, Attempt, AttemptPhase, Gang, Job, Verb
+from llmos.core.types import Action, Attempt, AttemptPhase, Gang, Job, Order, Verb
 
 REFUSED = 1000
 """When so many jobs of a tenant were held back by its limits, its others are not looked at."""
@@ -33,14 +34,15 @@ REFUSED = 1000
 class Queue:
     """The jobs that may start. ``reopened`` have had their turn: their attempt is recorded and must be started again.
 
-    ``lines`` are the long queues by tenant, ``more`` are others that belong into them, ``held`` are the ids of those in
-    them that may not start.
+    ``order`` says who goes first among equals. ``lines`` are the long queues by tenant, ``more`` are others that belong
+    into them, ``held`` are the ids of those in them that may not start.
     """
 
     reopened: Sequence[Job]
     lines: Mapping[str, list[Entry]]
     more: Sequence[Job]
     held: frozenset[str]
+    order: Order = Order.FIFO
 
     def recorded(self, id: str) -> tuple[str, ...]:
         """Where the attempt of job ``id`` that must be started again was to be; nowhere if it is another job."""
@@ -50,7 +52,7 @@ class Queue:
         """Each tenant's queue in order, without some jobs."""
         more: dict[str, list[Entry]] = {}
         for job in self.more:
-            more.setdefault(job.tenant, []).append(entry(job))
+            more.setdefault(job.tenant, []).append(entry(job, self.order))
         out = self.held.union(without)
 
         def line(tenant: str) -> Iterator[Entry]:
@@ -63,19 +65,17 @@ class Queue:
 class Admission:
     """Hands out ``room``. ``claim`` goes before all jobs; nothing starts while there is one.
 
-    Afterwards ``placed`` are the jobs that start, in order, as they run then, ``waiting`` says why others do not,
-    ``blocked`` are those of them that wait for room, in order, ``impossible`` those that no room could be made for,
-    ``promised`` when reservations begin, ``stops`` are the STOPs that make room, and ``running`` is what runs then.
+    Afterwards ``placed`` are the jobs that start, in order, as they run then, ``blocked`` are those that wait for room,
+    in order, ``impossible`` those that no room could be made for, ``stops`` are the STOPs that make room, and
+    ``running`` is what runs then; :meth:`explained` says why others do not start, ``promised`` when reservations begin.
     """
 
     def __init__(
         self, queue: Queue, room: Room, ledger: Ledger, running: Sequence[Running], claim: Claim | None, now: float
     ) -> None:
         self.placed: dict[str, Running] = {}
-        self.waiting: dict[str, str] = {}
         self.blocked: list[Job] = []
         self.impossible: list[Job] = []
-        self.promised: dict[str, float] = {}
         self.stops: list[Action] = []
         self.running = list(running)
         self._yielded: dict[str, str] = {}
@@ -91,7 +91,11 @@ class Admission:
         """Decide. ``reservations`` is how many blocked jobs get one, ``tried`` how many are looked at."""
         while self._pass(reservations, tried) or self._make_room() or self._ask_again():
             pass
-        self._explain()
+
+    @property
+    def promised(self) -> Mapping[str, float]:
+        """When the reservations begin, by the id of their jobs."""
+        return self._horizon.promised
 
     def widen(self) -> None:
         """Let what starts have more than its fewest workers, where there is room. To be asked when nobody waits."""
@@ -105,20 +109,21 @@ class Admission:
         """Go through the queue once. Whether anything started."""
         room, before = self._room, len(self.placed)
         out = self.placed.keys() | self._yielded.keys()
-        self._horizon = Horizon(room.free, room.unserved, self.running, self._now)
-        self.blocked, self.impossible, self.promised, self.waiting = [], [], {}, dict(self._yielded)
+        kept = 0 if self._claim else reservations
+        together = self._queue.order is Order.SHORTEST
+        self._horizon = Horizon(room.free, room.unserved, self.running, self._now, kept, together)
+        self.blocked, self.impossible, self._told = [], [], dict(self._yielded)
         self.first = self._claim
-        self._behind: dict[str, str] = {}
         self._refusals: Counter[str] = Counter()
         lines = {tenant: self._open(tenant, line) for tenant, line in self._queue.by_tenant(out).items()}
         fresh = in_turn(lines, self._ledger, lambda job: room.shape(job.gang).total)
         again = (job for job in self._queue.reopened if job.id not in out)
         for job in chain(again, fresh):
             if not self._start(job):
-                self._block(job, reservations)
+                self._block(job)
             if len(self.blocked) >= tried:
                 break
-        return len(self.placed) > before
+        return len(self.placed) > before and bool(self.blocked or self.impossible or self._told)
 
     def _open(self, tenant: str, line: Iterator[Entry]) -> Iterator[Entry]:
         """``line`` until so many of its jobs were refused that the others would hardly fare better."""
@@ -193,7 +198,7 @@ class Admission:
         columns = self._room.grid.locate(nodes)
         return columns if self._room.shape(gang).fits(columns, self._room.free) else None
 
-    def _block(self, job: Job, reservations: int) -> None:
+    def _block(self, job: Job) -> None:
         """Note why ``job`` waits, and keep room for it if it is one of the first."""
         room = self._room
         able = next((gang for gang in job.gangs if room.could_hold(gang)), None)
@@ -202,27 +207,26 @@ class Admission:
             return
         if not self._claim and (why := self._refused(job, able)):
             self._refusals[job.tenant] += 1
-            self.waiting[job.id] = why
+            self._told[job.id] = why
             return
-        self._behind[job.id] = f"; behind {self.first.who}" if self.first else ""
-        self.first = self.first or Claim(job.id, job.gangs, job.priority, job.tenant)
+        self.first = self.first or Claim(job.id, job.gangs, job.priority, job.tenant, self._queue.order)
         self.blocked.append(job)
-        if len(self.promised) < reservations and not self._claim:
-            at = self._horizon.reserve(room.shape(able), job.submitted_at)
-            if at is not None:
-                self.promised[job.id] = at
+        self._horizon.wait(job.id, room.shape(able), job.submitted_at)
 
     def _make_room(self) -> bool:
         """Ask attempts to end for the first that waits. Whether there are any."""
         if self.first is None:
             return False
         shapes, free = self._room.shape, self._room.free
-        stops = resize.shrunk(self.running, free, self.first, shapes)
+        elastic = any(one.job.larger for one in self.running)
+        stops = resize.shrunk(self.running, free, self.first, shapes) if elastic else []
+        stops = stops or gathered(self.running, free, self.first, shapes, self._now)
         stops = stops or preempted(self.running, free, self.first, shapes, self._ledger, self._now)
         asked = {action.id for action in stops}
         for id in (unseated := asked & self.placed.keys()):
             self._unseat(id, self.first.who)
-        self.running = [one.asked(self._now) if one.job.id in asked else one for one in self.running]
+        if asked:
+            self.running = [one.asked(self._now) if one.job.id in asked else one for one in self.running]
         self.stops += [action for action in stops if action.id not in unseated]
         return bool(stops)
 
@@ -242,14 +246,18 @@ class Admission:
         self._ledger.hold(one.job.tenant, one.total, one.gpus * promised_s(one.job, left_s(one.job)), -1)
         self._yielded[id] = f"leaves its room to {who}"
 
-    def _explain(self) -> None:
-        """Say of each job that waits for room why. What is free is known only now."""
+    def explained(self) -> dict[str, str]:
+        """Why each job waits that was looked at. To be asked when all is decided: what is free is known only then."""
+        told = dict(self._told)
         release = self._horizon.next_release()
         soon = f"; next release {reasons.clock(release[0], self._now)} by {release[1]}" if release else ""
+        behind = f"; behind {self._claim.who}" if self._claim else ""
         for job in self.blocked:
-            self.waiting[job.id] = self._room.why_not(job.gang) + soon + self._behind[job.id]
+            told[job.id] = self._room.why_not(job.gang) + soon + behind
+            behind = behind or f"; behind {job.id}"
         for job in self.impossible:
-            self.waiting[job.id] = self._room.why_not(job.gang)
+            told[job.id] = self._room.why_not(job.gang)
+        return told
 
 
 def promised_s(job: Job, left: float) -> float:

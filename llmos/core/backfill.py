@@ -13,15 +13,35 @@ so those let in beside it can never add up to more than what fits beside it.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from llmos.core.free import Columns, Held, Matrix, added
+from llmos.core.free import Columns, Held, Matrix
+from llmos.core.releases import Releases, Times, Vector
+from llmos.core.resources import ROUNDING
 from llmos.core.running import Running
 from llmos.core.shape import Shape
+
+
+@dataclass(slots=True)
+class Sum:
+    """``spare`` (by kind) is what those that run beyond ``at`` may take of all nodes together: the rest is to come
+    together for one that waits."""
+
+    at: float
+    spare: Vector
+
+    def leaves(self, wanted: Sequence[float], until: float) -> bool:
+        """Whether something that needs ``wanted`` may run ``until`` then."""
+        return until <= self.at or not (self.spare + ROUNDING < wanted).any()
+
+    def take(self, amount: Sequence[float], until: float) -> None:
+        """Something has come to hold ``amount`` ``until`` then."""
+        if until > self.at:
+            self.spare = self.spare - amount
 
 
 @dataclass(slots=True)
@@ -42,9 +62,20 @@ class Horizon:
     """What is free now and at the times that were promised.
 
     ``free`` is what is free now, and changes with what is taken; ``unserved`` what will be when no job runs any more.
+    The first ``reservations`` of those that wait get one each. They are worked out when they matter: where nobody
+    behind finds room anyway, nothing has to be kept from them. If room may come ``together`` (``gather``), one that
+    waits needs no more than that there is enough on all nodes together, and that much is kept for it from then on.
     """
 
-    def __init__(self, free: Matrix, unserved: Matrix, running: Iterable[Running], now: float) -> None:
+    def __init__(
+        self,
+        free: Matrix,
+        unserved: Matrix,
+        running: Iterable[Running],
+        now: float,
+        reservations: int,
+        together: bool = False,
+    ) -> None:
         self.free = free
         self._never = unserved
         self._now = now
@@ -52,24 +83,51 @@ class Horizon:
         self.reserved: list[Reservation] = []  # in the order of `binds_after`
         self._usable = [free]  # what may be used beside the first 0, 1, 2, … of them
         self._failed: dict[Shape, float] = {}
+        self._together = together
+        self._sums: list[Sum] = []
+        self._left = reservations
+        self._waiting: list[tuple[str, Shape, float]] = []
+        self._promised: dict[str, float] = {}
+        self._releases: Releases | None = None
+
+    def wait(self, id: str, shape: Shape, since: float) -> None:
+        """Job ``id`` has no room and waits ``since`` then. One of the first gets a reservation before others start."""
+        if self._left:
+            self._waiting.append((id, shape, since))
+
+    @property
+    def promised(self) -> Mapping[str, float]:
+        """When the reservations begin, by the id of their jobs."""
+        self._reserve_all()
+        return self._promised
 
     def find(self, shape: Shape, until: float) -> Columns | None:
         """Where ``shape`` can be from now ``until`` then without delaying any reservation."""
         if until >= self._failed.get(shape, math.nan):
             return None  # it had no room for so long, and since then there only came to be less
-        placed = shape.place(self._usable[self._binding(until)])
+        if self._waiting:
+            if not shape.fits_in(self.free):
+                self._failed[shape] = -math.inf
+                return None
+            self._reserve_all()
+        room = all(one.leaves(shape.total, until) for one in self._sums)
+        placed = shape.place(self._usable[self._binding(until)]) if room else None
         if placed is None:
-            self._failed[shape] = min(until, self._failed.get(shape, math.inf))
+            kept = self.reserved or self._sums
+            self._failed[shape] = min(until, self._failed.get(shape, math.inf)) if kept else -math.inf
         return placed
 
     def usable(self, until: float) -> Matrix:
         """What is free from now ``until`` then beside all reservations."""
+        self._reserve_all()
         return self._usable[self._binding(until)]
 
     def take(self, one: Running, until: float) -> None:
         """``one`` has started: nine times of ten it runs ``until`` then at most."""
         held = one.held
         held.take(self.free)
+        for one_sum in self._sums:
+            one_sum.take(one.total, until)
         for reservation in self.reserved[: self._binding(until)]:
             held.take(reservation.free)
         columns = held.columns
@@ -78,27 +136,32 @@ class Horizon:
                 self._usable[level][:, columns], reservation.free[:, columns]
             )
         self._running.append(one)
+        self._releases = None
 
     def reserve(self, shape: Shape, since: float) -> float | None:
         """Keep room for ``shape`` from the earliest time on at which there is, which is returned. None: never is.
 
         Its job waits ``since`` then.
         """
-        releases = sorted(self._ends(since), key=lambda end: end[0])
-        finite = [end for end in releases if math.isfinite(end[0])]
-        times = sorted({end[0] for end in finite})
-        first = bisect_left(times, True, key=lambda at: shape.fits_in(self._at(at, finite)))
-        at = times[first] if first < len(times) else math.inf
-        stay = [held for end, held in releases if math.isinf(end)]
-        free = self._at(at, finite)
-        placed = shape.place(_without(free, stay) if math.isinf(at) else free, prefer=self.free)
+        releases = self._released()
+        ends = releases.ends(since)
+        times = np.unique(ends[np.isfinite(ends)])
+        low, high = 0, len(times)
+        while low < high:  # the more time has passed, the more has been given back
+            middle = (low + high) // 2
+            low, high = (low, middle) if shape.fits_in(self._at(times[middle], ends)) else (middle + 1, high)
+        at = float(times[low]) if low < len(times) else math.inf
+        stay: Matrix | float = releases.held(np.isinf(ends), self.free) if math.isinf(at) else 0.0
+        free = self._at(at, ends)
+        placed = shape.place(free - stay, prefer=self.free)
         if placed is None and math.isinf(at):
             placed = shape.place(free, prefer=self.free)
         if placed is None:
             return None
+        if self._together:
+            self._sums += [Sum(*found) for found in releases.together(shape.total, ends, self.free, at)]
         held = shape.held(placed)
-        beside = self._alone(at, finite)
-        self._keep(Reservation(at, held, _without(beside, [held, *stay] if math.isinf(at) else [held])))
+        self._keep(Reservation(at, held, _without(self._alone(at, ends), [held]) - stay))
         return at
 
     def next_release(self) -> tuple[float, str] | None:
@@ -115,33 +178,34 @@ class Horizon:
         for one in self.reserved:
             self._usable.append(np.minimum(self._usable[-1], one.free))
 
-    def _ends(self, since: float) -> Iterator[tuple[float, Held]]:
-        """When each running job gives back what, for one that waits ``since`` then. What ran before that and ends no
-        one knows when is left out: it is counted as gone in the end."""
-        for one in self._running:
-            fresh = one.job.opened_at >= since and not one.ending
-            end = max(one.job.opened_at + one.left_high, self._now) if fresh else one.ends_at(self._now)
-            if fresh and end <= self._now:
-                end = math.inf  # it should have ended
-            if fresh or math.isfinite(end):
-                yield end, one.held
-
     def _binding(self, until: float) -> int:
         """How many of the reservations, the first ones, what runs ``until`` then must leave alone."""
         return bisect_left(self.reserved, until, key=lambda one: one.binds_after)
 
-    def _alone(self, at: float, releases: Sequence[tuple[float, Held]]) -> Matrix:
-        """What is free at that time beside the reservations that have begun by then."""
-        if math.isinf(at):
-            later = self._never.copy()
-        else:
-            ended = bisect_right(releases, at, key=lambda end: end[0])
-            later = added([held for _, held in releases[:ended]], self.free)
+    def _reserve_all(self) -> None:
+        """Give those that wait their reservations."""
+        waiting, self._waiting = self._waiting, []
+        for id, shape, since in waiting:
+            if not self._left:
+                break
+            at = self.reserve(shape, since)
+            if at is not None:
+                self._promised[id] = at
+                self._left -= 1
+
+    def _released(self) -> Releases:
+        if self._releases is None:
+            self._releases = Releases(self._running, self._now)
+        return self._releases
+
+    def _alone(self, at: float, ends: Times) -> Matrix:
+        """What is free at that time beside the reservations that have begun by then, if what runs ends at ``ends``."""
+        later = self._never if math.isinf(at) else self.free + self._released().held(ends <= at, self.free)
         return _without(later, [one.held for one in self.reserved if one.at <= at])
 
-    def _at(self, at: float, releases: Sequence[tuple[float, Held]]) -> Matrix:
+    def _at(self, at: float, ends: Times) -> Matrix:
         """What is free from that time on, for ever."""
-        later = self._alone(at, releases)
+        later = self._alone(at, ends)
         for one in self.reserved:
             if one.at > at:
                 np.minimum(later, one.free, out=later)

@@ -10,96 +10,134 @@ out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from heapq import heapify, heappop, heappush
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from statistics import NormalDist
 
+import numpy as np
+import numpy.typing as npt
+
 from llmos.core.resources import ROUNDING
-from llmos.core.running import Running, left_high_s, left_s
+from llmos.core.running import Running, column, left_high_s, left_s
 from llmos.core.types import Job
 
-_NORMAL = NormalDist()
-_DECILE = _NORMAL.inv_cdf(0.9)
+Times = npt.NDArray[np.float64]
+Estimate = tuple[float, float]
+
+_DECILE = NormalDist().inv_cdf(0.9)
 _LONGEST = 3.0
 """The mean of a log-normal time is taken as at most so many times its ninth decile, however wide it is."""
+MOMENT_S = 60.0
+"""A wait that is said to be shorter is stretched as if it were so long."""
+_DEVIATIONS = np.linspace(-8.0, 8.0, 4097)
+_LOG_SURVIVAL = np.log([0.5 * math.erfc(z / math.sqrt(2)) for z in _DEVIATIONS.tolist()])
+"""The logarithm of the chance that a normal variable is more than so many standard deviations above its mean."""
 
-Event = tuple[float, str, Sequence[float]]
+
+class Estimates(Mapping[str, Estimate]):
+    """What ``work_out`` says, which is asked when somebody wants to know."""
+
+    def __init__(self, work_out: Callable[[], Mapping[str, Estimate]]) -> None:
+        self._work_out = work_out
+        self._found: Mapping[str, Estimate] | None = None
+
+    def __getitem__(self, id: str) -> Estimate:
+        return self._all[id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({dict(self)})"
+
+    @property
+    def _all(self) -> Mapping[str, Estimate]:
+        if self._found is None:
+            self._found = self._work_out()
+        return self._found
 
 
 def starts(
-    blocked: Sequence[Job],
-    running: Iterable[Running],
+    blocked: Sequence[tuple[Job, Sequence[float]]],
+    running: Sequence[Running],
     free: Sequence[float],
-    needs: Callable[[Job], Sequence[float]],
     promised: Mapping[str, float],
     now: float,
-) -> dict[str, tuple[float, float]]:
-    """When each of ``blocked``, in order, starts: the median, and the time before which it does nine times of ten.
+    caution: float = 1.0,
+) -> dict[str, Estimate]:
+    """When each of ``blocked`` (jobs in order, and what they need) starts: the median, and when nine times of ten.
 
-    ``free`` and what ``needs`` tells are amounts by kind of resource; ``promised`` are the times of reservations.
-    Jobs of which nothing can be said are left out.
+    Amounts, such as what is ``free``, are by kind of resource; ``promised`` are the times of reservations. The wait
+    that is kept nine times of ten is stretched by ``caution``, and taken to be MOMENT_S at least. Jobs of which nothing
+    can be said are left out.
     """
     if not blocked:
         return {}
-    likely: list[Event] = []
-    late: list[Event] = []
-    for one in running:
-        held = one.held.total
-        median, high = _ends(one, now)
-        likely.append((median, one.job.id, held))
-        late.append((high, one.job.id, held))
-    queue = [(job.id, needs(job), _mean(job)) for job in blocked]
-    soon, latest = (_played(queue, events, free, now) for events in (likely, late))
+    held = [one.held.total for one in running]
+    queue = [(job.id, needs, _mean(job)) for job, needs in blocked]
+    soon, latest = (_played(queue, ends, held, free, now) for ends in _ends(running, now))
     found = {}
-    for job in blocked:
+    for job, _ in blocked:
         at = soon.get(job.id, math.inf)
         high = max(latest.get(job.id, math.inf), at, promised.get(job.id, now))
         if math.isfinite(high):
-            found[job.id] = at, high
+            found[job.id] = at, max(at, high if caution == 1.0 else now + caution * max(high - now, MOMENT_S))
     return found
 
 
 def _played(
-    queue: Iterable[tuple[str, Sequence[float], float]], releases: list[Event], free: Sequence[float], now: float
+    queue: Iterable[tuple[str, Sequence[float], float]],
+    ends: Times,
+    held: Sequence[Sequence[float]],
+    free: Sequence[float],
+    now: float,
 ) -> dict[str, float]:
-    """When each job of ``queue`` (id, what it needs, how long it runs) starts, if what runs ends as in ``releases``."""
-    events = [event for event in releases if math.isfinite(event[0])]
-    heapify(events)
+    """When each job of ``queue`` (id, what it needs, how long it runs) starts, if what is ``held`` is given back at
+    ``ends``."""
+    order = np.argsort(ends)
+    releases = [(end, held[i]) for end, i in zip(ends[order].tolist(), order.tolist(), strict=True) if end < math.inf]
+    releases.reverse()  # the next is the last
+    later: list[tuple[float, str, Sequence[float]]] = []
     left, at = [value + ROUNDING for value in free], now
     starts: dict[str, float] = {}
-    kinds = range(len(left))
     for id, wanted, lasts in queue:
-        while short := next((kind for kind in kinds if wanted[kind] > left[kind]), -1) + 1:
-            if not events:
+        while any(map(operator.gt, wanted, left)):
+            if releases and not (later and later[0][0] < releases[-1][0]):
+                at, back = releases.pop()
+            elif later:
+                at, _, back = heappop(later)
+            else:
                 return starts  # nothing is known of when more is given back
-            while events and wanted[short - 1] > left[short - 1]:
-                at, _, held = heappop(events)
-                for kind in kinds:
-                    left[kind] += held[kind]
+            left = list(map(operator.add, left, back))
         starts[id] = at
-        for kind in kinds:
-            left[kind] -= wanted[kind]
+        left = list(map(operator.sub, left, wanted))
         if lasts < math.inf:
-            heappush(events, (at + lasts, id, wanted))
+            heappush(later, (at + lasts, id, wanted))
     return starts
 
 
-def _ends(one: Running, now: float) -> tuple[float, float]:
+def _ends(running: Sequence[Running], now: float) -> tuple[Times, Times]:
     """When what runs ends: the median and the ninth decile, given that it has not ended yet."""
-    if one.ending:
-        return now, now + one.job.grace_s
-    median, high, ran = one.left, one.left_high, max(now - one.job.opened_at, 0.0)
-    if not (0 < median < high < math.inf):
-        known = max(one.job.opened_at + median, now)
-        return known, max(one.job.opened_at + high, known)
-    width = math.log(high / median) / _DECILE
-    gone = _NORMAL.cdf(math.log(ran / median) / width) if ran > 0 else 0.0
-
-    def quantile(part: float) -> float:
-        chance = min(1 - (1 - part) * (1 - gone), 1 - 1e-12)
-        return one.job.opened_at + max(median * math.exp(width * _NORMAL.inv_cdf(chance)), ran)
-
-    return quantile(0.5), quantile(0.9)
+    opened, median, high = (column(running, name) for name in ("job.opened_at", "left", "left_high"))
+    known = (median > 0) & (median < high) & (high < math.inf)
+    likely = np.maximum(opened + median, now)
+    late = np.maximum(opened + high, likely)
+    if known.any():
+        start, middle = opened[known], median[known]
+        width, ran = np.log(high[known] / middle) / _DECILE, np.maximum(now - start, 0.0)
+        deviations = np.log(np.maximum(ran, 1e-9) / middle) / width
+        survival = np.interp(deviations, _DEVIATIONS, _LOG_SURVIVAL)
+        for ends, chance in ((likely, 0.5), (late, 0.1)):
+            quantile = np.interp(-survival - math.log(chance), -_LOG_SURVIVAL, _DEVIATIONS)
+            ends[known] = start + np.maximum(middle * np.exp(width * quantile), ran)
+    ending = np.fromiter((one.ending for one in running), dtype=bool, count=len(running))
+    likely[ending] = now
+    late[ending] = now + column(running, "job.grace_s")[ending]
+    return likely, late
 
 
 def _mean(job: Job) -> float:

@@ -2,6 +2,8 @@
 
 A matrix has a row per kind of resource (``CPU``, ``GPU``, ``MEMORY``, then the custom ones by name) and a column per
 node, in the order of node ids: numpy then works on one kind of all nodes at a time, which lie side by side in memory.
+Amounts are whole multiples of GRAIN, so that sums are exact: what is free does not depend on the order in which it was
+taken and given back.
 """
 
 from __future__ import annotations
@@ -19,15 +21,20 @@ Columns = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 CPU, GPU, MEMORY, CUSTOM = 0, 1, 2, 3
+GRAIN = 2.0**-30
+"""Amounts are rounded to multiples of this; sums up to eight million have no rounding error then."""
 SHUT = -1e30
 """What a node that takes nothing has free: so little that nothing given back makes it usable."""
 
 
 class Grid:
-    """The nodes that take work: which column each is, what each has (``total``), what llmos may use (``usable``)."""
+    """The nodes that take work: which column each is, what each has (``total``), what llmos may use (``usable``).
+    ``draining`` are the ids of those that take none any more."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
-        self.nodes = sorted((node for node in nodes if not node.draining), key=lambda node: node.id)
+        there = sorted(nodes, key=lambda node: node.id)
+        self.nodes = [node for node in there if not node.draining]
+        self.draining = [node.id for node in there if node.draining]
         self.ids = [node.id for node in self.nodes]
         self.columns = {id: i for i, id in enumerate(self.ids)}
         self.custom = sorted({name for node in self.nodes for name, _ in node.total.custom})
@@ -45,7 +52,8 @@ class Grid:
         custom = dict(amount.custom)
         if any(value > ROUNDING and name not in self.custom for name, value in amount.custom):
             return None
-        return [amount.cpus, amount.gpus, amount.memory_bytes, *(custom.get(name, 0.0) for name in self.custom)]
+        values = [amount.cpus, amount.gpus, amount.memory_bytes, *(custom.get(name, 0.0) for name in self.custom)]
+        return [round(value / GRAIN) * GRAIN for value in values]
 
     def resources(self, vector: Iterable[float]) -> Resources:
         """The amount that ``vector`` stands for."""
@@ -85,7 +93,7 @@ class Grid:
             for name, value in amount.custom:
                 if name in self.custom:
                     matrix[CUSTOM + self.custom.index(name), i] = value
-        return matrix
+        return np.rint(matrix / GRAIN) * GRAIN
 
 
 class Held:

@@ -5,27 +5,29 @@ or not at all. The first ones that do not fit get a time and nodes that later on
 so a large gang is never starved by small ones. Some kinds of job block nobody: those that wait for their retry or for
 other jobs, those whose tenant has no more, and those that could not start even if all other jobs ended. A job that
 may run on more workers than its fewest gets what nobody waits for, and gives it back (``resize``); one of a lower
-priority ends for one of a higher (``preempt``).
+priority ends for one of a higher (``preempt``). What runs undisturbed is not looked at again (``seats``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from llmos.core import dependencies, reasons
 from llmos.core.admission import Admission, Queue, promised_s
 from llmos.core.backlog import Backlog, Waiting, sorted_out
-from llmos.core.estimates import starts
-from llmos.core.free import GPU
+from llmos.core.estimates import Estimate, Estimates, starts
+from llmos.core.free import GPU, Grid
 from llmos.core.lifecycle import record, settle, stop
 from llmos.core.quarantine import quarantined
 from llmos.core.resize import grow, grown, moved, stopped
 from llmos.core.room import Memo as RoomMemo
 from llmos.core.room import Room
-from llmos.core.running import Running
+from llmos.core.running import Running, oldest_first
+from llmos.core.seats import Seats
 from llmos.core.tenants import Ledger
 from llmos.core.types import Action, Attempt, Desired, Job, Plan, Service, ServiceStatus, Snapshot, Verb
 from llmos.core.wanted import wanted
@@ -37,6 +39,8 @@ class Memo:
 
     backlog: Backlog = field(default_factory=Backlog)
     room: RoomMemo = field(default_factory=RoomMemo)
+    seats: Seats | None = None
+    placed: Mapping[str, Running] = field(default_factory=dict)
 
 
 def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
@@ -46,32 +50,44 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     changes the actions. Planning again once the actions have taken effect gives none.
     """
     known = memo if isinstance(memo, Memo) else Memo()
-    backlog = sorted_out(desired.jobs, known.backlog)
-    endings, watched, held_back = _settle(backlog, desired, snapshot)
-    strays = _strays(watched, snapshot)
-    closed = quarantined(desired.failures, [node.id for node in snapshot.nodes if not node.draining], snapshot.now)
+    backlog = sorted_out(desired.jobs, known.backlog, desired.order)
+    closed = _closed(desired, snapshot)
     room = Room(snapshot.nodes, known.room, closed)
+    before = known.seats if known.seats and known.seats.grid is room.grid else Seats.empty(room.grid)
+    calm = before.undisturbed(backlog.gone, snapshot)
+    endings, others, held_back = _settle(backlog, calm, desired, snapshot)
+    rest = [snapshot.attempts[id] for id in sorted(snapshot.attempts.keys() - calm.attempts.keys())]
+    strays = _strays(others, rest)
     room.shut(node for attempt in strays for node in attempt.nodes)
     room.shut(node for status in _leaving(desired.services, snapshot) for node in status.nodes)
-    ledger = Ledger(desired.tenants, room.grid, {job.tenant for job in watched} | backlog.queues.keys())
-    running, moves = _seated(watched, endings, room, ledger, snapshot)
+    ledger = Ledger(desired.tenants, room.grid, {job.tenant for job in others}.union(calm.held, backlog.queues))
+    old = {**before.running, **known.placed} if others and room.grid is known.room.grid else {}
+    begun = [one for job in others if (one := _running(job, room, snapshot, old))]
+    running, moves, seats = _seated(calm, begun, endings, room, ledger, snapshot.now)
     claim = room.reserve(desired.services, snapshot.services)
-    queue, not_ready = _queue(backlog, watched, held_back, snapshot)
+    queue, not_ready = _queue(backlog, others, held_back, rest, snapshot)
     admission = Admission(queue, room, ledger, running, claim, snapshot.now)
     admission.run(desired.reservations, desired.tried)
     growth = []
-    if not (admission.first or _soon(not_ready, watched, room)):
+    if not (admission.first or _soon(not_ready, others, room)):
         admission.widen()
-        growth = [] if strays else _growth(admission, room, ledger, snapshot.now)
+        growth = [] if strays or not seats.elastic else _growth(admission, room, ledger, snapshot.now)
     stops = [stop(attempt, "no job has this attempt open", snapshot.now) for attempt in strays]
     services = _services(desired.services, snapshot.services)
     resizes = (*moves, *admission.stops, *growth)
     actions = (*filter(None, stops), *endings, *resizes, *services, *_starts(admission, queue))
     unplaced = [*admission.blocked, *admission.impossible]
     nodes, waits = wanted(desired.kinds, room.grid, room.free, unplaced, snapshot.now)
-    waiting = _waiting(admission, queue, held_back | not_ready, waits, backlog)
-    estimates = _estimates(admission, room, snapshot.now)
-    return Plan(actions, waiting, Memo(backlog, room.memo()), estimates, nodes, closed)
+    waiting = Waiting(partial(_told, admission, queue, held_back | not_ready, waits), backlog.queues, admission.placed)
+    estimates = Estimates(partial(_estimates, admission, room, snapshot.now, desired.caution))
+    return Plan(actions, waiting, Memo(backlog, room.memo(), seats, admission.placed), estimates, nodes, closed)
+
+
+def _closed(desired: Desired, snapshot: Snapshot) -> dict[str, str]:
+    """The nodes in quarantine, and why."""
+    if not desired.failures:
+        return {}
+    return quarantined(desired.failures, [node.id for node in snapshot.nodes if not node.draining], snapshot.now)
 
 
 def _soon(not_ready: Mapping[str, str], watched: Iterable[Job], room: Room) -> bool:
@@ -80,14 +96,16 @@ def _soon(not_ready: Mapping[str, str], watched: Iterable[Job], room: Room) -> b
     return len(held) < len(not_ready) or any(room.could_hold(gang) for job in held.values() for gang in job.gangs)
 
 
-def _settle(backlog: Backlog, desired: Desired, snapshot: Snapshot) -> tuple[list[Action], list[Job], dict[str, str]]:
+def _settle(
+    backlog: Backlog, calm: Seats, desired: Desired, snapshot: Snapshot
+) -> tuple[list[Action], list[Job], dict[str, str]]:
     """The STOPs and CLOSEs, the watched jobs that are unfinished as they will be recorded after them, and why some of
-    those must wait for others."""
+    those must wait for others. Those that run as before are left out."""
     actions: list[Action] = []
     unfinished: list[Job] = []
-    there = {node.id for node in snapshot.nodes}
-    for job in backlog.watched:
-        action = settle(job, snapshot.attempts.get(job.id), snapshot.now, _gone(job, there))
+    watched = [backlog.watched[id] for id in backlog.watched.keys() - calm.running.keys()]
+    for job in sorted(watched, key=lambda job: (job.submitted_at, job.id)):  # in whatever order they came to be known
+        action = settle(job, snapshot.attempts.get(job.id), snapshot.now, _gone(job, calm.grid))
         if action:
             actions.append(action)
             job = record(job, action, snapshot.now)
@@ -102,9 +120,9 @@ def _settle(backlog: Backlog, desired: Desired, snapshot: Snapshot) -> tuple[lis
     return [*actions, *failed], unfinished, dependencies.unmet(filter(dependencies.dependent, unfinished), ended)
 
 
-def _gone(job: Job, there: set[str]) -> set[str]:
+def _gone(job: Job, grid: Grid) -> set[str]:
     """The nodes of the open attempt that the cluster has no more."""
-    return set() if there.issuperset(job.placement) else set(job.placement) - there
+    return {node for node in job.placement if node not in grid.columns}.difference(grid.draining)
 
 
 def _alive(job: Job, snapshot: Snapshot) -> Attempt | None:
@@ -113,47 +131,59 @@ def _alive(job: Job, snapshot: Snapshot) -> Attempt | None:
     return attempt if attempt and attempt.alive and attempt.number == job.attempt else None
 
 
-def _running(job: Job, room: Room, snapshot: Snapshot) -> Running | None:
-    """``job`` and its living attempt, if it has one."""
+def _running(job: Job, room: Room, snapshot: Snapshot, before: Mapping[str, Running]) -> Running | None:
+    """``job`` and its living attempt, if it has one. ``before`` are those of the last plan."""
     attempt = _alive(job, snapshot)
     if attempt is None:
         return None
-    if known := room.known(job, attempt):
-        return known
     seen = any(len(attempt.nodes) == len(gang.bundles) for gang in job.gangs)
     nodes = attempt.nodes if seen else job.placement
-    gang = job.gang_on(nodes)
-    return room.remember(Running.of(job, attempt, nodes, room.shape(gang), room.held(job.id, gang, nodes)))
+    gang, known = job.gang_on(nodes), before.get(job.id)
+    shape = room.shape(gang)
+    same = known is not None and known.gang is gang and known.nodes == nodes
+    return Running.of(job, attempt, nodes, shape, known.held if known and same else shape.held(room.grid.locate(nodes)))
 
 
 def _seated(
-    jobs: Iterable[Job], endings: Iterable[Action], room: Room, ledger: Ledger, snapshot: Snapshot
-) -> tuple[list[Running], list[Action]]:
-    """What runs, with what it holds taken from ``room`` and counted in ``ledger``; and the STOPs of what may not go on
-    where it is, or at all."""
-    now = snapshot.now
-    running = [one for job in jobs if (one := _running(job, room, snapshot))]
-    room.seat([one.held for one in running])
-    ledger.hold_all((one.job.tenant, one.total, one.gpus * one.job.grace_s) for one in running)
+    calm: Seats, begun: Sequence[Running], endings: Iterable[Action], room: Room, ledger: Ledger, now: float
+) -> tuple[Sequence[Running], list[Action], Seats]:
+    """What runs (``calm`` and ``begun``), with what it holds taken from ``room`` and counted in ``ledger``; the STOPs
+    of what may not go on where it is, or at all; and those that need not be looked at again."""
+    seats = calm.plus(begun)
+    room.seat(seats.taken)
+    ledger.seat(seats.held)
+    running = list(seats.running.values())
     asked = {action.id for action in endings if action.verb is Verb.STOP}
-    leaving = {node.id for node in snapshot.nodes if node.draining}
-    stops = [stopped(one, why) for one in running if one.gpus and not one.ending and (why := ledger.exhausted(one.job))]
-    broke = {action.id for action in stops}
-    stops += [action for action in moved(running, leaving) if action.id not in broke]
-    stops = [action for action in stops if action.id not in asked]
+    stops = list(_ousted(running, asked, room, ledger))
+    disturbed = {one.job.id for one in begun if one.ending or one.job.id in asked}
     asked |= {action.id for action in stops}
-    running = [one.asked(now) if one.job.id in asked else one for one in running]
+    if asked:
+        running = [one.asked(now) if one.job.id in asked else one for one in running]
     if ledger.budgets:
-        nothing = [0.0] * len(ledger.total)
-        rest = [(one, promised_s(one.job, one.ends_at(now) - now) - one.job.grace_s) for one in running]
-        ledger.hold_all((one.job.tenant, nothing, one.gpus * more) for one, more in rest if not one.ending)
-    return running, stops
+        rest = [(one, promised_s(one.job, one.ends_at(now) - now) - one.job.grace_s) for one in oldest_first(running)]
+        ledger.promise_all((one.job.tenant, one.gpus * more) for one, more in rest if not one.ending)
+    return running, stops, seats.without(disturbed)
 
 
-def _strays(jobs: Iterable[Job], snapshot: Snapshot) -> list[Attempt]:
-    """Living attempts that no unfinished job has open."""
+def _ousted(running: Sequence[Running], asked: Collection[str], room: Room, ledger: Ledger) -> Iterator[Action]:
+    """The STOPs of what runs beyond a budget or on a node that goes, and was not ``asked`` to end."""
+    broke: set[str] = set()
+    if ledger.budgets:
+        eldest = oldest_first(running)
+        ledger.promise_all((one.job.tenant, one.gpus * one.job.grace_s) for one in eldest)
+        for one in eldest:
+            if one.gpus and not one.ending and one.job.id not in asked and (why := ledger.exhausted(one.job)):
+                broke.add(one.job.id)
+                yield stopped(one, why)
+    for action in moved(running, room.grid.draining):
+        if action.id not in broke and action.id not in asked:
+            yield action
+
+
+def _strays(jobs: Iterable[Job], attempts: Iterable[Attempt]) -> list[Attempt]:
+    """Living ones of ``attempts`` that no unfinished job has open."""
     open_attempts = {job.id: job.attempt for job in jobs}
-    return [a for a in snapshot.attempts.values() if a.alive and open_attempts.get(a.job) != a.number]
+    return [a for a in attempts if a.alive and open_attempts.get(a.job) != a.number]
 
 
 def _leaving(services: Iterable[Service], snapshot: Snapshot) -> list[ServiceStatus]:
@@ -188,9 +218,13 @@ def _outdated(service: Service, status: ServiceStatus | None) -> str:
 
 
 def _queue(
-    backlog: Backlog, watched: Iterable[Job], held_back: Mapping[str, str], snapshot: Snapshot
+    backlog: Backlog,
+    watched: Iterable[Job],
+    held_back: Mapping[str, str],
+    attempts: Iterable[Attempt],
+    snapshot: Snapshot,
 ) -> tuple[Queue, dict[str, str]]:
-    """Who may start, and why others of the ``watched`` may not yet."""
+    """Who may start, and why others of the ``watched`` may not yet. ``attempts`` are those that are not calm."""
     not_ready: dict[str, str] = {}
     reopened: list[Job] = []
     more: list[Job] = []
@@ -201,14 +235,14 @@ def _queue(
             not_ready[job.id] = why
         else:
             (reopened if job.attempt else more).append(job)
-    not_ready |= _still_ending(backlog, {job.id for job in watched}, snapshot)
+    known = {job.id for job in watched}
+    not_ready |= _still_ending(backlog, {a.job for a in attempts if a.alive and a.job not in known}, snapshot)
     reopened.sort(key=lambda job: (job.submitted_at, job.id))
-    return Queue(reopened, backlog.queues, more, frozenset(not_ready)), not_ready
+    return Queue(reopened, backlog.queues, more, frozenset(not_ready), backlog.order), not_ready
 
 
-def _still_ending(backlog: Backlog, watched: set[str], snapshot: Snapshot) -> dict[str, str]:
-    """Why jobs of the long queue of which an attempt is alive may not start another one."""
-    alive = {a.job: a for a in snapshot.attempts.values() if a.alive and a.job not in watched}
+def _still_ending(backlog: Backlog, alive: Collection[str], snapshot: Snapshot) -> dict[str, str]:
+    """Why jobs of the long queue of which an attempt is ``alive`` may not start another one."""
     if not alive:
         return {}
     waiting = (one[-1] for queue in backlog.queues.values() for one in queue)
@@ -247,21 +281,17 @@ def _start(one: Running, *, recorded: bool) -> Action:
     return Action(Verb.START, one.job.id, number, one.nodes, why=why)
 
 
-def _waiting(
-    admission: Admission, queue: Queue, told: dict[str, str], waits: Mapping[str, str], backlog: Backlog
-) -> Waiting:
+def _told(admission: Admission, queue: Queue, told: dict[str, str], waits: Mapping[str, str]) -> dict[str, str]:
     """Why each job waits. ``told`` are those that may not start, ``waits`` what some need besides room."""
-    told = told | admission.waiting
+    told = told | admission.explained()
     told |= {job.id: "waits for its turn" for job in queue.more if job.id not in told | admission.placed.keys()}
-    told |= {id: told[id] + text for id, text in waits.items()}
-    return Waiting(told, backlog.queues, admission.placed)
+    return told | {id: told[id] + text for id, text in waits.items()}
 
 
-def _estimates(admission: Admission, room: Room, now: float) -> dict[str, tuple[float, float]]:
+def _estimates(admission: Admission, room: Room, now: float, caution: float) -> dict[str, Estimate]:
     free = np.maximum(room.free, 0.0).sum(axis=1).tolist()
-    return starts(
-        admission.blocked, admission.running, free, lambda job: room.shape(job.gang).total, admission.promised, now
-    )
+    needs = [(job, room.shape(job.gang).total) for job in admission.blocked]
+    return starts(needs, admission.running, free, admission.promised, now, caution)
 
 
 def _places(nodes: tuple[str, ...]) -> str:

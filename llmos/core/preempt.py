@@ -25,9 +25,11 @@ def preempted(
     if claim.priority is None:
         return []
     candidates = list(_candidates(running, claim, ledger, now))
+    if not candidates:
+        return []
     wanted = [shapes(gang) for gang in claim.gangs]
     ending = [one.held for one in running if one.ending]
-    if not candidates or not fits_any(wanted, added([*ending, *(one.held for one in candidates)], free)):
+    if not fits_any(wanted, added([*ending, *(one.held for one in candidates)], free)):
         return []
     victims = fewest(candidates, lambda some: fits_any(wanted, after(running, free, some, claim, shapes)))
     return [stopped(one, _why(one, claim, now)) for one in victims]

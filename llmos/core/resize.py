@@ -17,15 +17,15 @@ from llmos.core import reasons
 from llmos.core.free import Columns, Matrix, added
 from llmos.core.goodput import best_first, pays
 from llmos.core.room import Claim
-from llmos.core.running import Running
+from llmos.core.running import Running, oldest_first
 from llmos.core.shape import Shape, Shapes
 from llmos.core.types import Action, AttemptPhase, Gang, Job, Verb
 
 
-def moved(running: Sequence[Running], leaving: Collection[str]) -> Iterator[Action]:
+def moved(running: Iterable[Running], leaving: Collection[str]) -> Iterator[Action]:
     """STOPs of attempts on nodes that are ``leaving``."""
     if leaving:
-        for one in running:
+        for one in oldest_first(running):
             going = sorted(node for node in set(one.nodes) if node in leaving)
             if going and not one.ending:
                 yield stopped(one, f"moves: node {going[0]} is about to go")
@@ -41,7 +41,9 @@ def shrunk(running: Sequence[Running], free: Matrix, claim: Claim, shapes: Shape
     def enough(victims: Sequence[Running]) -> bool:
         return fits_any(wanted, after(running, free, victims, claim, shapes))
 
-    youngest_first = sorted((one for one in running if one.shrinkable), key=_age)[::-1]
+    youngest_first = oldest_first(one for one in running if one.shrinkable)[::-1]
+    if not youngest_first:
+        return []
     if not fits_any(wanted, added([one.held for one in (*youngest_first, *_ending(running))], free)):
         return []
     victims = fewest(youngest_first, enough)
@@ -51,9 +53,10 @@ def shrunk(running: Sequence[Running], free: Matrix, claim: Claim, shapes: Shape
 
 def grown(running: Sequence[Running], free: Matrix, now: float, shapes: Shapes) -> Iterator[tuple[Running, Gang]]:
     """The attempts that gain by going on larger, the oldest first, and as what. To be asked when nobody waits."""
-    if any(one.ending for one in running):
+    elastic = [one for one in running if one.job.larger]
+    if not elastic or any(one.ending for one in running):
         return
-    for one in sorted((one for one in running if one.job.larger), key=_age):
+    for one in oldest_first(elastic):
         settled = one.attempt.phase is AttemptPhase.RUNNING and now - one.job.opened_at >= one.job.grow_every_s
         if settled and (better := _better(one, now)):
             room = added([one.held], free)
@@ -86,10 +89,20 @@ def fewest(candidates: Sequence[Running], enough: Callable[[Sequence[Running]], 
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(candidates[:middle]) else (middle, high)
-    victims = list(candidates[:high])
-    for one in victims[-2::-1]:
-        if enough(rest := [other for other in victims if other is not one]):
-            victims = rest
+    return _none_spared(list(candidates[:high]), enough)
+
+
+def _none_spared(victims: list[Running], enough: Callable[[Sequence[Running]], bool]) -> list[Running]:
+    """``victims``, of which the last is needed, without those that are not: many at a time, then one by one."""
+    some = max(len(victims) // 2, 1)
+    while some:
+        end = len(victims) - 1
+        while end > 0:
+            start = max(end - some, 0)
+            if enough(rest := victims[:start] + victims[end:]):
+                victims = rest
+            end = start
+        some //= 2
     return victims
 
 
@@ -100,7 +113,7 @@ def after(running: Sequence[Running], free: Matrix, victims: Iterable[Running], 
     """
     gone = {one.job.id: one for one in (*_ending(running), *victims)}
     left = added([one.held for one in gone.values()], free)
-    for one in sorted(gone.values(), key=_age):
+    for one in oldest_first(gone.values()):
         later = claim.priority is not None and one.job.priority < claim.priority
         if not one.job.cancelled and not later and (found := smallest(one.job, left, shapes)):
             shapes(found[0]).held(found[1]).take(left)
@@ -131,7 +144,3 @@ def _better(one: Running, now: float) -> list[Gang]:
     size, left = len(one.nodes), one.job.opened_at + one.left - now
     larger = (gang for gang in best_first(one.job) if len(gang.bundles) > size)
     return [gang for gang in larger if pays(one.job, size, len(gang.bundles), left)]
-
-
-def _age(one: Running) -> tuple[float, str]:
-    return one.job.submitted_at, one.job.id

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llmos.core import reasons
-from llmos.core.free import GPU, SHUT, Columns, Grid, Held, Matrix, added
+from llmos.core.free import GPU, SHUT, Columns, Grid, Matrix
 from llmos.core.resources import Gang, Node, Resources
-from llmos.core.running import Running
 from llmos.core.shape import Shape, Shapes
-from llmos.core.types import Attempt, Job, Service, ServiceStatus
+from llmos.core.types import Order, Service, ServiceStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,6 @@ class Memo:
     shapes: Shapes | None = None
     unserved: Matrix | None = None
     holds: Mapping[Shape, bool] = field(default_factory=dict)
-    running: Mapping[str, Running] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +30,14 @@ class Claim:
     """``who`` waits for room for one of ``gangs``, and goes before all that come later.
 
     Only jobs of a lower ``priority`` may be ended for it: none for a service, whose priority is None. ``tenant`` is
-    whose job it is.
+    whose job it is. If the ``order`` is shortest first, others may move for it.
     """
 
     who: str
     gangs: tuple[Gang, ...]
     priority: int | None = None
     tenant: str = ""
+    order: Order = Order.FIFO
 
 
 class Room:
@@ -61,7 +60,6 @@ class Room:
         self._memo = memo
         self._holds: dict[Shape, bool] = {}
         self._known_holds: Mapping[Shape, bool] | None = None
-        self._running: dict[str, Running] = {}
         self._texts: dict[Shape, str] = {}
         self._sums: tuple[Resources, Resources] | None = None
 
@@ -70,29 +68,9 @@ class Room:
         for node in nodes:
             self._shut(node, self.free)
 
-    def known(self, job: Job, attempt: Attempt) -> Running | None:
-        """``job`` as it ran in the last plan, if it is still the same on the same nodes."""
-        one = self._memo.running.get(job.id) if self.grid is self._memo.grid else None
-        if one is None or one.job is not job or one.attempt is not attempt:
-            return None
-        self._running[job.id] = one
-        return one
-
-    def remember(self, one: Running) -> Running:
-        """Keep ``one``, which is returned, for the next plan."""
-        self._running[one.job.id] = one
-        return one
-
-    def held(self, owner: str, gang: Gang, nodes: tuple[str, ...]) -> Held:
-        """What the bundles of ``owner``'s ``gang`` hold on ``nodes``."""
-        known = self._memo.running.get(owner) if self.grid is self._memo.grid else None
-        if known and known.gang is gang and known.nodes == nodes:
-            return known.held
-        return self.shape(gang).held(self.grid.locate(nodes))
-
-    def seat(self, held: Sequence[Held]) -> None:
-        """Give out what all these hold."""
-        self.free -= added(held, np.zeros_like(self.free))
+    def seat(self, taken: Matrix) -> None:
+        """Give out what is ``taken``, by kind and node."""
+        self.free -= taken
 
     def names(self, columns: Columns) -> tuple[str, ...]:
         """The ids of the nodes at ``columns``."""
@@ -132,7 +110,7 @@ class Room:
     def memo(self) -> Memo:
         """What was worked out here, for the next plan."""
         shapes = self.shape.forget()
-        return Memo(self._nodes, self.grid, shapes, self.unserved, self._holds, self._running)
+        return Memo(self._nodes, self.grid, shapes, self.unserved, self._holds)
 
     def why_not(self, gang: Gang) -> str:
         """Why ``gang`` does not start now. To be asked once services have reserved their share, and all that starts

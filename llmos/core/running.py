@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
+
+import numpy as np
+import numpy.typing as npt
 
 from llmos.core.free import GPU, Held
 from llmos.core.shape import Shape
@@ -59,6 +63,27 @@ class Running:
         At once if it was asked to end, and if it is overdue: what it holds is kept for those who wait longest.
         """
         return now if self.ending else max(self.job.opened_at + self.left, now)
+
+
+def column(running: Sequence[Running], name: str) -> npt.NDArray[np.float64]:
+    """The attribute ``name`` of all of them."""
+    return np.fromiter(map(attrgetter(name), running), dtype=np.float64, count=len(running))
+
+
+def oldest_first(running: Iterable[Running]) -> list[Running]:
+    """By the time at which their jobs were submitted."""
+    return sorted(running, key=lambda one: (one.job.submitted_at, one.job.id))
+
+
+def expected_s(job: Job, ran_s: float) -> float:
+    """How long ``job`` is expected to run on once it has run ``ran_s`` seconds: to its median, past that to its ninth
+    decile, past that as long as it has run; infinity when nothing is known."""
+    limit = math.inf if job.max_runtime_s is None else max(job.max_runtime_s - ran_s, 0.0)
+    if job.estimate_s is None:
+        return limit
+    high = job.estimate_s if job.estimate_high_s is None else job.estimate_high_s
+    end = next((end for end in (job.estimate_s, high) if ran_s < end), 2 * ran_s)
+    return min(end - ran_s, limit)
 
 
 def left_s(job: Job) -> float:

@@ -55,6 +55,8 @@ class Shape:
     def held(self, columns: Columns) -> Held:
         """What the bundles hold when they are on ``columns``, one each. Those at -1 are left out."""
         count = min(len(columns), self._bundles.shape[1])
+        if count == 1 and columns[0] >= 0:
+            return Held(columns[:1], self._bundles[:, :1])
         there = np.flatnonzero(columns[:count] >= 0)
         distinct, place = np.unique(columns[there], return_inverse=True)
         amounts = np.zeros((len(self._bundles), len(distinct)))
@@ -73,6 +75,10 @@ class Shape:
             if (placed := self._fill(free, mask, prefer)) is not None:
                 return placed
         return None
+
+    def hosts(self, free: Matrix) -> Columns:
+        """The nodes that hold its largest part."""
+        return self._room(self._units[0], free, self.allowed)[0] if self._units else np.zeros(0, dtype=np.int64)
 
     def fits_in(self, free: Matrix) -> bool:
         """Whether there is room for it: as :meth:`place`, without the choice where that need not be made."""

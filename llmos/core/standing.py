@@ -31,13 +31,13 @@ class Standing:
         self._now = snapshot.now
         self._nodes = snapshot.nodes
         known = plan.memo.backlog if isinstance(plan.memo, Memo) else None  # saves sorting
-        self._backlog = sorted_out(desired.jobs, known)
+        self._backlog = sorted_out(desired.jobs, known, desired.order)
         starts = {action.id: action.nodes for action in plan.actions if action.verb is Verb.START}
         over = {action.id for action in plan.actions if action.phase and action.phase.final}
         alive = {id: attempt for id, attempt in snapshot.attempts.items() if attempt.alive}
         self.running: dict[str, tuple[Job, tuple[str, ...]]] = {}
         self._watched: list[Job] = []  # those of them that wait
-        for job in self._backlog.watched:
+        for job in sorted(self._backlog.watched.values(), key=lambda job: (job.submitted_at, job.id)):
             attempt = alive.get(job.id)
             if attempt and attempt.number == job.attempt:
                 self.running[job.id] = job, _where(job, attempt)
@@ -58,7 +58,7 @@ class Standing:
     def tenants(self) -> list[str]:
         """Those that were declared, and those that have jobs."""
         known = {tenant.id for tenant in self._desired.tenants} | self._backlog.queues.keys()
-        return sorted(known | {job.tenant for job in self._backlog.watched})
+        return sorted(known | {job.tenant for job in self._backlog.watched.values()})
 
     @cached_property
     def places(self) -> Mapping[str, int]:
@@ -83,7 +83,9 @@ class Standing:
         grid = Grid(self._nodes)
         turns = in_turn(lines, self.ledger, lambda job: total(grid, job.gang))
         first = (job for job in again if job.id not in held)
-        return chain(first, turns, sorted(held.values(), key=lambda job: (job.tenant, entry(job)[:-1])))
+        return chain(
+            first, turns, sorted(held.values(), key=lambda job: (job.tenant, entry(job, self._desired.order)[:-1]))
+        )
 
     def turn(self, id: str, most: int) -> int | None:
         """How many turns, from 1 on, until it is that of job ``id``. None if that is more than ``most``."""
@@ -96,7 +98,7 @@ class Standing:
         return (one[-1] for one in self._entries(tenant))
 
     def _entries(self, tenant: str) -> Iterator[Entry]:
-        more = sorted(entry(job) for job in self._watched if job.tenant == tenant)
+        more = sorted(entry(job, self._desired.order) for job in self._watched if job.tenant == tenant)
         return (one for one in merge(self._backlog.queues.get(tenant, ()), more) if one[-1].id not in self.running)
 
     def _not_ready(self, job: Job) -> bool:

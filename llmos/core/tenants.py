@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from llmos.core import reasons
 from llmos.core.free import CPU, GPU, MEMORY, Grid
@@ -45,8 +45,8 @@ class Account:
 class Ledger:
     """The accounts of all tenants on one cluster.
 
-    ``present`` are those that have jobs. One that nobody declared has one share and no limits. ``budgets`` says
-    whether any has one.
+    ``present`` are those that have jobs. One that nobody declared has one share and no limits; its account is opened
+    when it is asked for. ``budgets`` says whether any has one, ``limits`` whether any has a limit.
     """
 
     def __init__(self, tenants: Iterable[Tenant], grid: Grid, present: Iterable[str]) -> None:
@@ -56,6 +56,7 @@ class Ledger:
         self._accounts: dict[str, Account] = {}
         tenants = sorted(tenants, key=lambda tenant: tenant.id)
         self.budgets = any(tenant.budget_gpu_s is not None for tenant in tenants)
+        self.limits = self.budgets or any(one.quota or one.borrow_limit is not None for one in tenants)
         for tenant in tenants:
             self._accounts[tenant.id] = Account(tenant, len(self.total))
         for tenant in tenants:
@@ -65,14 +66,16 @@ class Ledger:
             for account in self._accounts[tenant.id].path:
                 account.used = _plus(account.used, used)
                 account.burnt += tenant.spent_gpu_s
-        for id in sorted(present):
-            self.account(id)
+        self._present = frozenset(present)
+        self._unopened: dict[str, Sequence[float]] = {}
 
     def account(self, tenant: str) -> Account:
         """The books of ``tenant``."""
         if tenant not in self._accounts:
             self._accounts[tenant] = Account(Tenant(tenant), len(self.total))
             self._open(self._accounts[tenant])
+            if held := self._unopened.get(tenant):
+                self.hold(tenant, held, 0.0)
         return self._accounts[tenant]
 
     def hold(self, tenant: str, amount: Sequence[float], gpu_s: float, sign: int = 1) -> None:
@@ -81,16 +84,18 @@ class Ledger:
             account.held = _plus(account.held, amount, sign)
             account.burnt += sign * gpu_s
 
-    def hold_all(self, held: Iterable[tuple[str, Sequence[float], float]]) -> None:
-        """As :meth:`hold` for each of ``held``: tenant, amount, GPU-seconds."""
-        amounts: dict[str, list[float]] = {}
-        gpu_s: dict[str, float] = {}
-        for tenant, amount, seconds in held:
-            sums = amounts.get(tenant)
-            amounts[tenant] = list(map(operator.add, sums, amount)) if sums else list(amount)
-            gpu_s[tenant] = gpu_s.get(tenant, 0.0) + seconds
-        for tenant, sums in amounts.items():
-            self.hold(tenant, sums, gpu_s[tenant])
+    def seat(self, held: Mapping[str, tuple[int, Sequence[float]]]) -> None:
+        """Each tenant has so many jobs that together hold so much."""
+        self._unopened = {tenant: amount for tenant, (_, amount) in held.items() if tenant not in self._accounts}
+        for tenant, account in list(self._accounts.items()):
+            if tenant in held:
+                self.hold(account.id, held[tenant][1], 0.0)
+
+    def promise_all(self, promised: Iterable[tuple[str, float]]) -> None:
+        """Each tenant is to use so many GPU-seconds."""
+        for tenant, gpu_s in promised:
+            for account in self.account(tenant).path:
+                account.burnt += gpu_s
 
     def share(self, held: Sequence[float], account: Account) -> float:
         """The dominant share: the largest part of the cluster's resources of one kind, by the account's weight."""
@@ -103,6 +108,8 @@ class Ledger:
 
     def refusal(self, job: Job, amount: Sequence[float], gpu_s: float) -> str:
         """Why ``job`` may not hold ``amount`` more, and use ``gpu_s`` GPU-seconds, or the empty string."""
+        if not self.limits:
+            return ""
         for account in self.account(job.tenant).path:
             if account.quota and (why := self._over_quota(account, amount)):
                 return why
@@ -148,6 +155,8 @@ class Ledger:
 
     def guaranteed(self, account: Account) -> float:
         """The part of the cluster that is the account's own."""
+        for id in sorted(self._present.difference(self._accounts)):  # they have a share, too
+            self.account(id)
         part = 1.0
         for one in account.path:
             if one.parent:

@@ -158,6 +158,13 @@ class Failure:
     nodes: tuple[str, ...]
 
 
+class Order(StrEnum):
+    """Who goes first among jobs of one tenant and priority: see :func:`llmos.core.queues.entry`."""
+
+    FIFO = "fifo"
+    SHORTEST = "shortest"
+
+
 @dataclass(frozen=True, slots=True)
 class Desired:
     """What people asked for. No ``tenants``: all jobs are one's. ``ended`` are the phases of jobs that others come
@@ -166,7 +173,8 @@ class Desired:
     ``reservations`` is how many of the first blocked jobs get a time and nodes that later ones may not take: a few
     (EASY backfill), or as many as there are (conservative). ``tried`` is how many jobs that wait for room are looked
     at, in order, and get an estimate; the others show their place in the queue. ``kinds`` are what the autoscaler can
-    start, ``failures`` the recent ones, for the quarantine of nodes.
+    start, ``failures`` the recent ones, for the quarantine of nodes. ``order`` is who goes first
+    among equals. ``caution`` stretches the late estimates of starts (:mod:`llmos.core.promises`).
     """
 
     jobs: tuple[Job, ...] = ()
@@ -177,6 +185,8 @@ class Desired:
     tried: int = 1000
     kinds: tuple[NodeKind, ...] = ()
     failures: tuple[Failure, ...] = ()
+    order: Order = Order.FIFO
+    caution: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

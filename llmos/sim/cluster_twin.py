@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmos.sim.faults import Faults
 from llmos.sim.fleet import Fleet
 from llmos.sim.job_replay import RESTART_S, Stay, World, replay
 from llmos.sim.job_report import report
@@ -24,14 +25,24 @@ class Result:
     stays: tuple[Stay, ...]
 
 
-def twin(jobs: Sequence[TraceJob], fleets: Sequence[Fleet], nodes: int, per_node: int, until_s: float) -> Result:
-    """Let ``jobs`` and the requests of ``fleets`` come to a cluster until ``until_s`` seconds. Raises UsageError."""
-    world = World(Pool(nodes, per_node), RESTART_S)
+def twin(
+    jobs: Sequence[TraceJob],
+    fleets: Sequence[Fleet],
+    nodes: int,
+    per_node: int,
+    until_s: float,
+    faults: Faults | None = None,
+) -> Result:
+    """Let ``jobs`` and the requests of ``fleets`` come to a cluster until ``until_s`` seconds, while ``faults`` happen.
+
+    Raises UsageError.
+    """
+    world = World(Pool(nodes, per_node), RESTART_S, faults)
     runs = replay(jobs, world, Planned(world.pool, fleets, tick_s=TICK_S), until_s=until_s)
     open_stays = [
-        Stay(run.job.tenant, run.placement, run.since_s, world.now)
+        Stay(run.job.tenant, run.placement, run.started_s, world.now)
         for run in world.running.values()
-        if run.placement and run.since_s < world.now
+        if run.placement and run.started_s < world.now
     ]
     for fleet in fleets:
         fleet.serve(world.now)

@@ -117,6 +117,12 @@ class Fleet:
                 heappush(self._free_s, world.now + self.plans.rates.start_s)
         return True
 
+    def lose(self, node: int, world: World) -> None:
+        """The machine is gone, and with it the replicas there. What they were answering is answered late by others."""
+        for replica in [one for one in self.replicas if node in dict(one.placement)]:
+            self.replicas.remove(replica)
+            self._stop(replica, world)
+
     def close(self, world: World) -> None:
         """Note what the replicas that are left have held."""
         while self.replicas:

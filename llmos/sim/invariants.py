@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llmos.core.lifecycle import STRAY_GRACE_S
-from llmos.core.types import Desired, JobPhase, Plan, Resources, Snapshot, Strategy, Verb
+from llmos.core.types import Desired, Job, JobPhase, Order, Plan, Resources, Snapshot, Strategy, Verb
 from llmos.sim.accounting import domains, free, placeable, placed, sized, take, unserved
 from llmos.sim.limits import (
     budgets_kept,
@@ -109,8 +109,9 @@ def ends_carried_out(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterat
 
 def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """An attempt that could go on is asked to end because its node goes, because its tenant's budget is used up,
-    because somebody waits who is of a higher priority or needs only what it has above its fewest workers, or,
-    patiently, because there is room for more and nobody waits."""
+    because somebody waits who is of a higher priority or needs only what it has above its fewest workers, or because
+    free room comes together for one, if that is enough; or, patiently, because there is room for more and nobody
+    waits."""
     draining = {node.id for node in snapshot.nodes if node.draining}
     jobs = {job.id: job for job in desired.jobs}
     left, everything = free(desired, snapshot), unserved(desired, snapshot)
@@ -121,6 +122,7 @@ def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
     queue = [job for job in able if not limited(desired, job)]
     for action, job in starts(desired, plan):
         take(sized(job, action.nodes), action.nodes, left)
+    ending = sum((amount for amount in left.values()), _ending(desired, snapshot))
     for id, number in resizes(desired, snapshot, plan):
         job, seen = jobs[id], snapshot.attempts[id]
         mine = dict(left)
@@ -134,8 +136,23 @@ def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
         grows = roomy and not queue and snapshot.now - job.opened_at >= job.grow_every_s
         ranks = job.preemptible and any(other.priority > job.priority for other in able)
         broke = exhausted(desired, snapshot, job)
-        if seen.stopping_since is not None or not (moves or shrinks or grows or ranks or broke):
+        gathers = desired.order is Order.SHORTEST and job.preemptible and any(_enough(one, ending) for one in able)
+        if seen.stopping_since is not None or not (moves or shrinks or grows or ranks or broke or gathers):
             yield f"{id}: attempt {number} on {size} nodes was asked to end for nothing"
+
+
+def _ending(desired: Desired, snapshot: Snapshot) -> Resources:
+    """What will be free once all has ended that was asked to."""
+    soon = Resources()
+    for job in desired.jobs:
+        seen = snapshot.attempts.get(job.id)
+        if seen and seen.alive and seen.number == job.attempt and seen.stopping_since is not None:
+            soon = sum(sized(job, seen.nodes).bundles, soon)
+    return soon
+
+
+def _enough(job: Job, free: Resources) -> bool:
+    return sum(job.gang.bundles, Resources()).fits_in(free)
 
 
 def verdicts_right(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from math import inf
 
-from llmos.sim.job_replay import Run, World
+from llmos.sim.job_replay import Queueing, Run, World
 from llmos.sim.pool import Pool
 
 LOOK = 100
 """Waiting jobs of each size that backfill looks at, at most."""
 
 
-class Fifo:
+class Fifo(Queueing):
     """First in, first out: the first one that does not fit holds up all behind it."""
 
     def __init__(self) -> None:
@@ -22,10 +22,6 @@ class Fifo:
         """See Policy."""
         self._queue.append(run)
 
-    def ended(self, run: Run) -> None:
-        """See Policy. A queue has no interest in it."""
-        del run
-
     def decide(self, world: World) -> float:
         """See Policy."""
         while self._queue and world.start(self._queue[0]):
@@ -33,7 +29,7 @@ class Fifo:
         return inf
 
 
-class Backfill:
+class Backfill(Queueing):
     """EASY backfill: the first one that does not fit is promised a start; others may start before it if that does not
     move its start, by their estimates (Lifka, JSSPP 1995; Mu'alem and Feitelson, IEEE TPDS 12(6), 2001)."""
 
@@ -45,10 +41,6 @@ class Backfill:
         """See Policy."""
         self._queues[run.job.gpus].append((self._count, run))
         self._count += 1
-
-    def ended(self, run: Run) -> None:
-        """See Policy. Who runs is read from the world."""
-        del run
 
     def decide(self, world: World) -> float:
         """See Policy."""

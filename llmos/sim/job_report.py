@@ -17,8 +17,9 @@ def report(runs: Sequence[Run], world: World) -> dict[str, float | None]:
 
     ``jct`` is the time from a job's submission to its end, ``queued`` that in which it did not run. Utilisation is the
     share of all GPU time between the first submission and the last end; fragmentation that which lies idle while
-    somebody waits. ``lost_gpu_h`` is what preempted jobs needed to go on. ``fairness`` is Jain's index (Jain, Chiu
-    and Hawe, DEC-TR-301, 1984) over the tenants' mean share of its time in which a job runs: 1 when they are equal.
+    somebody waits. ``lost_gpu_h`` is what starting again took of those that were preempted or failed, and the work that
+    failed ones had to do again; ``given_up`` counts those that failed too often. ``fairness`` is Jain's index (Jain,
+    Chiu and Hawe, DEC-TR-301, 1984) over the tenants' mean share of its time in which a job runs: 1 for equal ones.
     ``p90_calibration_pct`` is how many of the jobs that had to wait started before the time that was said to be met
     with 90 % probability.
     """
@@ -37,6 +38,8 @@ def report(runs: Sequence[Run], world: World) -> dict[str, float | None]:
         "fragmentation_pct": _pct(world.idle_gpu_s, whole),
         "fairness": jain(_service(ended)),
         "preemptions": world.preemptions,
+        "failures": world.failures,
+        "given_up": world.given_up,
         "lost_gpu_h": world.lost_gpu_s / 3600,
         "p90_calibration_pct": _pct(sum(kept), len(kept)),
         "p90_estimates": len(kept),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from llmos.core.types import Desired, Job, Plan, Resources, Snapshot, Verb
 from llmos.sim.accounting import free, placeable, sized, take, unserved
 from llmos.sim.limits import limited
-from llmos.sim.reading import ready, starts, turn, unmet
+from llmos.sim.reading import lasts, ready, starts, turn, unmet
 
 Release = tuple[float, Job, tuple[str, ...]]
 
@@ -22,14 +23,15 @@ def order_kept(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str
     if not _plain(desired, snapshot, plan):
         return
     started = {job.id: (job, action.nodes) for action, job in starts(desired, plan)}
+    by_turn = partial(turn, order=desired.order)
     room = unserved(desired, snapshot)
-    queue = sorted((job for job in ready(desired, snapshot, plan) if job.attempt == 0), key=turn)
+    queue = sorted((job for job in ready(desired, snapshot, plan) if job.attempt == 0), key=by_turn)
     blocked = [job for job in queue if job.id not in started and placeable(job, room, snapshot)]
     if not blocked or blocked[0].larger or len(set(blocked[0].gang.bundles)) > 1:
         return
     first = blocked[0]
-    order = {job.id: turn(job) for job in queue}
-    later = {id: one for id, one in started.items() if id in order and order[id] > turn(first)}
+    order = {job.id: by_turn(job) for job in queue}
+    later = {id: one for id, one in started.items() if id in order and order[id] > by_turn(first)}
     alone = _earliest(first, desired, snapshot, {id: one for id, one in started.items() if id not in later})
     beside = _earliest(first, desired, snapshot, started)
     if beside > alone + 1e-6:
@@ -39,7 +41,7 @@ def order_kept(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str
 def work_conserved(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """The first job in the queue starts as soon as it fits. (Told where there is one tenant, and no service has a
     claim.)"""
-    queue = sorted(ready(desired, snapshot, plan), key=turn)
+    queue = sorted(ready(desired, snapshot, plan), key=partial(turn, order=desired.order))
     started = {job.id for _, job in starts(desired, plan)}
     settled = not (desired.services or snapshot.services) and all(job.attempt == 0 for job in queue)
     one = len({job.tenant for job in desired.jobs}) < 2 and not plan.quarantined
@@ -80,7 +82,7 @@ def _earliest(
             releases.append((_end(other, job, snapshot.now), other, seen.nodes))
     for other, nodes in started.values():
         take(sized(other, nodes), nodes, left)
-        releases.append((snapshot.now + _left(other, high=True), other, nodes))
+        releases.append((snapshot.now + lasts(other, high=True), other, nodes))
     if placeable(job, left, snapshot):
         return snapshot.now
     for at, other, nodes in sorted(releases, key=lambda release: (release[0], release[1].id)):
@@ -91,7 +93,7 @@ def _earliest(
             return at
     everything = unserved(desired, snapshot)
     for other, nodes in started.values():
-        if turn(other) > turn(job):
+        if turn(other, desired.order) > turn(job, desired.order):
             take(sized(other, nodes), nodes, everything)
     return 1e300 if placeable(job, everything, snapshot) else math.inf
 
@@ -107,14 +109,5 @@ def _end(runs: Job, waits: Job, now: float) -> float:
     """When what ``runs`` counts as ended for one that ``waits``: what started since that came, not before it is
     sure."""
     fresh = runs.opened_at >= waits.submitted_at
-    end = runs.opened_at + _left(runs, high=fresh)
+    end = runs.opened_at + lasts(runs, high=fresh)
     return math.inf if fresh and end <= now else max(end, now)
-
-
-def _left(job: Job, *, high: bool) -> float:
-    """How long an attempt of ``job`` runs: the median, or the ninth decile; infinity when nothing is known."""
-    known = job.estimate_high_s if high and job.estimate_high_s is not None else job.estimate_s
-    most = math.inf if job.max_runtime_s is None else max(job.max_runtime_s - job.run_s, 0.0)
-    if known is None or (high and known <= job.run_s):
-        return most
-    return min(max(known - job.run_s, 0.0), most)

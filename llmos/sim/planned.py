@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from heapq import heappop, heappush
 from math import inf
 
 from llmos.core.lifecycle import record
 from llmos.core.plan import plan as core_plan
+from llmos.core.promises import Promises
 from llmos.core.types import (
     Action,
     Attempt,
     AttemptPhase,
     Desired,
+    Failure,
     Gang,
     Job,
     Node,
+    Order,
     Plan,
     Resources,
     Snapshot,
@@ -27,93 +31,165 @@ from llmos.sim.job_replay import Run, World
 from llmos.sim.pool import Pool
 
 Planner = Callable[[Desired, Snapshot, object], Plan]
-TICK_S = 300.0
-"""Seconds between two plans at least: four months are 34,560 of these."""
 QUIET_S = 3600.0
 """When nothing has happened, but somebody waits."""
 PASSES = 4
 """Plans of one tick: what one ends, the next gives to others."""
+RETRIES = 20
+FORGOTTEN_S = 3600.0
+"""So long the failures of attempts are told, for the quarantine of nodes."""
+RESERVATIONS = 0
+"""None is needed where free room comes together: nodes that are kept until they are empty lie idle."""
 
 
 class Planned:
-    """Asks ``plan`` every ``tick_s`` seconds in which something happened, and starts and preempts as it says.
+    """Asks ``plan`` whenever there is something to decide, and starts and preempts as it says.
 
-    An attempt that is told to yield does so at once, with a checkpoint; the replay charges what it costs to go on.
+    That is when a job has come, or one has ended and others wait; with ``fleets``, every ``tick_s`` seconds. An attempt
+    that is told to yield does so at once, with a checkpoint; the replay charges what it costs to go on. All jobs are
+    one tenant's: the policies that this one is compared with know no tenants either.
     """
 
     def __init__(
-        self, pool: Pool, fleets: Sequence[Fleet] = (), *, plan: Planner = core_plan, tick_s: float = TICK_S
+        self,
+        pool: Pool,
+        fleets: Sequence[Fleet] = (),
+        *,
+        plan: Planner = core_plan,
+        tick_s: float = 0.0,
+        order: Order = Order.SHORTEST,
     ) -> None:
         nodes = range(len(pool.free))
         self._nodes = tuple(Node(f"node-{node}", Resources(gpus=pool.per_node)) for node in nodes)
+        self._up, self._down = self._nodes, set[int]()
         self._number = {node.id: number for number, node in enumerate(self._nodes)}
         self._gangs: dict[int, Gang] = {}
         self._per_node = pool.per_node
         self._fleets = {fleet.plans.name: fleet for fleet in fleets}
         self._plan = plan
         self._tick_s = tick_s
+        self._order = order
         self._runs: dict[str, Run] = {}
         self._jobs: dict[str, Job] = {}
         self._attempts: dict[str, Attempt] = {}
         self._memo: object = None
         self._due_s = -inf
-        self._changed = False
+        self._came = self._ended = self._elastic = False
+        self._untold: set[str] = set()
+        self._failures: deque[Failure] = deque()
+        self._pauses: list[float] = []
+        self.promises = Promises()
 
     def arrived(self, run: Run) -> None:
         """See Policy."""
-        self._runs[run.job.id] = run
         smallest, *larger = self._gangs_of(run)
+        self._runs[run.job.id] = run
         self._jobs[run.job.id] = Job(
             run.job.id,
             smallest,
             run.job.submitted_s,
             larger=tuple(larger),
-            tenant=run.job.tenant,
             estimate_s=run.median_s,
             estimate_high_s=run.high_s,
+            retries=RETRIES,
         )
-        self._changed = True
+        self._untold.add(run.job.id)
+        self._came = True
+        self._elastic |= bool(larger)
 
     def ended(self, run: Run) -> None:
         """See Policy."""
-        self._attempts[run.job.id] = replace(self._attempts[run.job.id], phase=AttemptPhase.SUCCEEDED)
-        self._changed = True
+        self._close(run, AttemptPhase.SUCCEEDED)
+        self._ended = True
+
+    def failed(self, run: Run) -> None:
+        """See Policy. The plan says what follows."""
+        self._close(run, AttemptPhase.FAILED)
+
+    def _close(self, run: Run, phase: AttemptPhase) -> None:
+        open_ = self._attempts[run.job.id]
+        self._attempts[run.job.id] = Attempt(open_.job, open_.number, phase, nodes=open_.nodes)
+
+    def lost(self, node: int, world: World) -> None:
+        """See Policy."""
+        for fleet in self._fleets.values():
+            fleet.lose(node, world)
 
     def decide(self, world: World) -> float:
         """See Policy."""
         if world.now < self._due_s:
             return self._due_s
+        news = self._came or world.waiting > 0 or (self._ended and self._elastic)
         for fleet in self._fleets.values():
             fleet.serve(world.now)
-            self._changed |= fleet.rescale(world.now) or fleet.target is None
-        if self._changed or world.waiting:
+            news |= fleet.rescale(world.now) or fleet.target is None or self._ended
+        if news:  # else what has ended is told with what comes next
             for _ in range(PASSES):
                 if not self._tick(world):
                     break
-        self._changed = False
+            self._came = self._ended = False
         self._due_s = world.now + self._tick_s
         if self._fleets:
             return self._due_s
-        return world.now + QUIET_S if world.waiting else inf
+        return self._next(world.now) if world.waiting else inf
+
+    def _next(self, now: float) -> float:
+        """When somebody who waits may fare better even if nothing happens."""
+        while self._pauses and self._pauses[0] <= now:
+            heappop(self._pauses)
+        return min([now + QUIET_S, *self._pauses[:1]])
+
+    def _there(self, world: World) -> tuple[Node, ...]:
+        """The nodes that are not gone; the very same values as long as nothing changes, which plans profit by."""
+        if world.down != self._down:
+            self._down = set(world.down)
+            self._up = tuple(node for number, node in enumerate(self._nodes) if number not in self._down)
+        return self._up
+
+    def _recent(self, now: float) -> tuple[Failure, ...]:
+        while self._failures and self._failures[0].at < now - FORGOTTEN_S:
+            self._failures.popleft()
+        return tuple(self._failures)
 
     def _tick(self, world: World) -> bool:
         """Plan once and do as it says. Returns whether something ended that others may be waiting for."""
-        desired = Desired(tuple(self._jobs.values()), tuple(fleet.desired() for fleet in self._fleets.values()))
+        services = tuple(fleet.desired() for fleet in self._fleets.values())
+        self.promises.pass_to(world.now)
+        desired = Desired(
+            tuple(self._jobs.values()),
+            services,
+            failures=self._recent(world.now),
+            reservations=RESERVATIONS,
+            order=self._order,
+            caution=self.promises.caution,
+        )
         deployed = {name: status for name, fleet in self._fleets.items() if (status := fleet.status())}
-        made = self._plan(desired, Snapshot(world.now, self._nodes, self._attempts, deployed), self._memo)
+        made = self._plan(desired, Snapshot(world.now, self._there(world), self._attempts, deployed), self._memo)
         self._memo = made.memo
+        missing = self._resize(made, world)
+        for action in made.actions:
+            if action.verb in (Verb.START, Verb.CLOSE):
+                self._apply(action, world)
+        self._tell(made)
+        return missing or any(action.verb in (Verb.STOP, Verb.DEPLOY) for action in made.actions)
+
+    def _resize(self, made: Plan, world: World) -> bool:
+        """End what is to end, and come nearer to the replicas that are to be. Whether some are missing."""
         for action in made.actions:
             if action.verb is Verb.DEPLOY:
                 self._fleets[action.id].target = action.replicas
             elif action.verb is Verb.STOP:
                 self._apply(action, world)
-        names = [node.id for node in self._nodes]
-        missing = [fleet for fleet in self._fleets.values() if not fleet.deploy(world, names)]
-        for action in made.actions:
-            if action.verb in (Verb.START, Verb.CLOSE):
-                self._apply(action, world)
-        self._promise(made.estimates)
-        return bool(missing) or any(action.verb in (Verb.STOP, Verb.DEPLOY) for action in made.actions)
+        names = [node.id for node in self._nodes] if self._fleets else []
+        return bool([fleet for fleet in self._fleets.values() if not fleet.deploy(world, names)])
+
+    def _tell(self, made: Plan) -> None:
+        """The first estimate of a job's start is the one it is held to."""
+        for id in self._untold:
+            if id in made.estimates:
+                _, self._runs[id].promised_s = made.estimates[id]
+                self.promises.tell(id, made.estimates[id][1])
+        self._untold.clear()
 
     def _apply(self, action: Action, world: World) -> None:
         id, run = action.id, self._runs[action.id]
@@ -123,23 +199,27 @@ class Planned:
                 for node, bundle in zip(action.nodes, self._jobs[id].gang_on(action.nodes).bundles, strict=True):
                     on[self._number[node]] += int(bundle.gpus)
                 world.start(run, tuple(on.items()))
+                self._untold.discard(id)
+                self.promises.began(id)
                 self._attempts[id] = Attempt(id, action.attempt, AttemptPhase.RUNNING, nodes=action.nodes)
             case Verb.STOP:
                 world.preempt(run)
                 self._attempts[id] = replace(self._attempts[id], phase=AttemptPhase.YIELDED, stopping_since=world.now)
             case Verb.CLOSE:
                 self._attempts.pop(id, None)
+                self._note(action, world)
         if action.verb is Verb.CLOSE and action.phase and action.phase.final:
             del self._jobs[id], self._runs[id]
+            if run.ended_s is None:
+                world.give_up(run)
         else:
             self._jobs[id] = record(self._jobs[id], action, world.now)
 
-    def _promise(self, estimates: Mapping[str, tuple[float, float]]) -> None:
-        """The first estimate of a job's start is the one it is held to."""
-        for id, (_, high_s) in estimates.items():
-            run = self._runs.get(id)
-            if run and run.promised_s is None and run.begun_s is None:
-                run.promised_s = high_s
+    def _note(self, action: Action, world: World) -> None:
+        """Remember a failure, and when it is tried again."""
+        if action.failed:
+            self._failures.append(Failure(world.now, action.id, self._jobs[action.id].placement))
+            heappush(self._pauses, action.not_before)
 
     def _gangs_of(self, run: Run) -> list[Gang]:
         """The gangs that ``run`` may have, smallest first; of an elastic one each is twice the last."""

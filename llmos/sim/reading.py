@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from llmos.core.types import Action, Attempt, AttemptPhase, Desired, Job, JobPhase, Plan, Snapshot, Verb
+from llmos.core.queues import PATIENCE, UNKNOWN_S
+from llmos.core.types import Action, Attempt, AttemptPhase, Desired, Job, JobPhase, Order, Plan, Snapshot, Verb
 
 
 def starts(desired: Desired, plan: Plan) -> Iterator[tuple[Action, Job]]:
@@ -25,9 +27,32 @@ def resizes(desired: Desired, snapshot: Snapshot, plan: Plan) -> list[tuple[str,
     return found
 
 
-def turn(job: Job) -> tuple[int, bool, float, str]:
+def turn(job: Job, order: Order) -> tuple[int, bool, float, str]:
     """Orders the jobs of one tenant as they come to their turn."""
-    return -job.priority, not job.resumes, job.submitted_at, job.id
+    place = job.submitted_at
+    if order is Order.SHORTEST:
+        runs_s = expected(job)
+        gpus = max(1.0, sum(one.gpus for one in job.gang.bundles))
+        place += PATIENCE * gpus * (UNKNOWN_S if math.isinf(runs_s) else runs_s)
+    return -job.priority, not (job.resumes and order is Order.FIFO), place, job.id
+
+
+def expected(job: Job) -> float:
+    """How long ``job`` likely runs on, once it has run ``job.run_s``; infinity when nothing is known."""
+    most = math.inf if job.max_runtime_s is None else max(job.max_runtime_s - job.run_s, 0.0)
+    if job.estimate_s is None:
+        return most
+    ends = [end for end in (job.estimate_s, job.estimate_high_s) if end is not None and end > job.run_s]
+    return min(ends[0] - job.run_s if ends else job.run_s, most)
+
+
+def lasts(job: Job, *, high: bool) -> float:
+    """How long an attempt of ``job`` runs: the median, or the ninth decile; infinity when nothing is known."""
+    known = job.estimate_high_s if high and job.estimate_high_s is not None else job.estimate_s
+    most = math.inf if job.max_runtime_s is None else max(job.max_runtime_s - job.run_s, 0.0)
+    if known is None or (high and known <= job.run_s):
+        return most
+    return min(max(known - job.run_s, 0.0), most)
 
 
 def doomed(desired: Desired, plan: Plan) -> set[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llmos.errors import UsageError
 from llmos.sim import SCHEDULING
+from llmos.sim.faults import Faults
 from llmos.sim.job_policies import Backfill, Fifo
 from llmos.sim.job_replay import RESTART_S, Policy, Run, World, replay
 from llmos.sim.job_traces import TraceJob
@@ -14,14 +15,16 @@ from llmos.sim.pool import Pool
 from llmos.sim.shortest import Shortest
 
 
-def schedule(jobs: Sequence[TraceJob], policy: str, gpus: int, per_node: int) -> tuple[list[Run], World]:
-    """Replay ``jobs`` under ``policy`` on ``gpus`` GPUs in nodes of ``per_node``.
+def schedule(
+    jobs: Sequence[TraceJob], policy: str, gpus: int, per_node: int, faults: Faults | None = None
+) -> tuple[list[Run], World]:
+    """Replay ``jobs`` under ``policy`` on ``gpus`` GPUs in nodes of ``per_node``, on which ``faults`` happen.
 
     The bound knows how long each job will run, and it preempts at no cost. Raises UsageError.
     """
     if gpus % per_node:
         raise UsageError(f"{gpus} GPUs are not nodes of {per_node}: expected a multiple", param="--gpus")
-    world = World(Pool(gpus // per_node, per_node), 0.0 if policy == "bound" else RESTART_S)
+    world = World(Pool(gpus // per_node, per_node), 0.0 if policy == "bound" else RESTART_S, faults)
     return replay(jobs, world, _made(policy, world), all_knowing=policy == "bound"), world
 
 

@@ -6,13 +6,13 @@ from collections import defaultdict
 from heapq import heappop, heappush
 from math import inf
 
-from llmos.sim.job_replay import Run, World
+from llmos.sim.job_replay import Queueing, Run, World
 
 Waiting = tuple[float, int, Run, int]
 """What remains of it, its turn among equals, the job, and how many attempts it had when it began to wait."""
 
 
-class Shortest:
+class Shortest(Queueing):
     """Shortest remaining time first, with preemption: whoever is expected to end first runs.
 
     A job is preempted only for one that ends earlier by more than what the preemption costs.
@@ -27,10 +27,6 @@ class Shortest:
     def arrived(self, run: Run) -> None:
         """See Policy."""
         self._new.append(run)
-
-    def ended(self, run: Run) -> None:
-        """See Policy. Who runs is read from the world."""
-        del run
 
     def decide(self, world: World) -> float:
         """See Policy."""

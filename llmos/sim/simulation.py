@@ -14,6 +14,7 @@ from llmos.core.types import (
     Failure,
     Job,
     JobPhase,
+    Order,
     Plan,
     Resources,
     Service,
@@ -36,7 +37,14 @@ class Simulation:
     plan before anything is carried out.
     """
 
-    def __init__(self, cluster: SimCluster, *, plan: Planner = core_plan, watch: Watcher | None = None) -> None:
+    def __init__(
+        self,
+        cluster: SimCluster,
+        *,
+        plan: Planner = core_plan,
+        watch: Watcher | None = None,
+        order: Order = Order.FIFO,
+    ) -> None:
         self.cluster = cluster
         self.jobs: dict[str, Job] = {}
         self.services: dict[str, Service] = {}
@@ -46,6 +54,7 @@ class Simulation:
         self.history: list[tuple[float, Action]] = []
         self._plan = plan
         self._watch = watch
+        self._order = order
         self._memo: object = None
         self._counted_to = 0.0
         self._held: dict[str, Resources] = {}
@@ -61,7 +70,7 @@ class Simulation:
     def desired(self) -> Desired:
         """What is asked for now."""
         asked = Desired(tuple(self.jobs.values()), tuple(self.services.values()), tuple(self.tenants.values()))
-        return replace(asked, ended=self.ended, failures=tuple(self.failures))
+        return replace(asked, ended=self.ended, failures=tuple(self.failures), order=self._order)
 
     def tick(self, *, crash_after: int | None = None) -> Plan:
         """One turn of the loop. ``crash_after``: die when so many actions were applied, restart without memo."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmos.core.backfill import Horizon
-from llmos.core.free import Held
 from llmos.core.plan import plan
+from llmos.core.releases import Releases, Times
 from llmos.core.types import Attempt, Desired, Gang, Job, JobPhase, Node, Resources
 from llmos.sim.cluster import Outcome, SimCluster
 from llmos.sim.simulation import Simulation
@@ -99,16 +99,15 @@ def test_a_large_gang_starts_in_bounded_time_while_small_jobs_keep_coming(crowd:
     assert start <= 105.0 + 210.0  # what ran when it came has ended, and what was let in then, too
 
 
-def _any_time(horizon: Horizon, since: float) -> Iterator[tuple[float, Held]]:
-    ends = ((one.ends_at(horizon._now), one.held) for one in horizon._running)
-    return (end for end in ends if end[0] < float("inf"))
+def _any_time(releases: Releases, since: float) -> Times:
+    return np.where(np.isinf(releases._likely), np.nan, releases._likely)
 
 
 @pytest.mark.parametrize("crowd", CROWDS[2:])
 def test_it_would_starve_if_what_was_let_in_beside_it_counted_as_gone(
     crowd: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Horizon, "_ends", _any_time)
+    monkeypatch.setattr(Releases, "ends", _any_time)
     assert large_starts(*crowd) == []
 
 

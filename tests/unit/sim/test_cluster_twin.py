@@ -12,6 +12,7 @@ from llmos.core.replicas import Promises, Rates
 from llmos.errors import DataError, SpecError
 from llmos.sim.cluster_spec import read
 from llmos.sim.cluster_twin import Result, twin
+from llmos.sim.faults import Faults
 from llmos.sim.fleet import Fleet, Plans
 from llmos.sim.job_replay import Stay
 from llmos.sim.job_traces import TraceJob
@@ -62,6 +63,16 @@ def test_what_is_done_is_never_more_than_what_was_held() -> None:
     held = sum((stay.end_s - stay.start_s) * gpus for stay in found.stays if stay.tenant != "chat"
                for _, gpus in stay.placement)  # fmt: skip
     assert (found.jobs["goodput_pct"] or 0) <= 100 * held / (16 * HOUR_S) + 0.01
+
+
+def test_a_lost_node_takes_replicas_and_jobs_with_it_and_both_come_back() -> None:
+    steady = _steady(8, 2 * HOUR_S)
+    calm = twin(_elastic(2), [_fleet(steady)], 4, 8, 2 * HOUR_S)
+    rough = twin(_elastic(2), [_fleet(steady)], 4, 8, 2 * HOUR_S, Faults(0, failures_per_day=72.0, repair_s=900.0))
+    assert calm.jobs["failures"] == 0 and (rough.jobs["failures"] or 0) > 0
+    assert (rough.services["chat"]["starts"] or 0) > (calm.services["chat"]["starts"] or 0)
+    assert (rough.services["chat"]["attained_pct"] or 0) > 50
+    assert max(_most_held(rough.stays).values()) <= 8
 
 
 def test_jobs_alone_and_services_alone() -> None:

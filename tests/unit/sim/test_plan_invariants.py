@@ -19,7 +19,7 @@ from llmos.core.resize import grown
 from llmos.core.room import Room
 from llmos.core.running import Running
 from llmos.core.shape import Shape, Shapes
-from llmos.core.types import Action, Attempt, Desired, Gang, Job, Node, Plan, Snapshot, Verb
+from llmos.core.types import Action, Attempt, Desired, Gang, Job, Node, Order, Plan, Snapshot, Verb
 from tests.unit.sim.workloads import Workload, play, workloads
 
 fill = Shape.place  # as it is before anybody plants a bug in it
@@ -85,16 +85,18 @@ def _no_restart(job: Job, snapshot: Snapshot) -> str:
     return "it was started already" if job.attempt else ""
 
 
-def _move(backlog: Backlog, watched: list[Job], held_back: Any, snapshot: Snapshot) -> tuple[Queue, dict[str, str]]:
-    return _queue(backlog, watched, held_back, replace(snapshot, attempts={}))
+def _move(
+    backlog: Backlog, watched: list[Job], held_back: Any, _: Any, snapshot: Snapshot
+) -> tuple[Queue, dict[str, str]]:
+    return _queue(backlog, watched, held_back, [], replace(snapshot, attempts={}))
 
 
 def _twice(*state: Any) -> list[Action]:
     return [*_starts(*state)] * 2
 
 
-def _old_queue(jobs: tuple[Job, ...], before: Backlog) -> Backlog:
-    return before if before.jobs else sorted_out(jobs, before)
+def _old_queue(jobs: tuple[Job, ...], before: Backlog, order: Order) -> Backlog:
+    return before if before.jobs else sorted_out(jobs, before, order)
 
 
 def _no_foreign(nodes: Iterable[Node]) -> Grid:
@@ -141,6 +143,7 @@ PLANTED = {
     "grows at once": ("resizes_earned", "plan.grown", _impatient),
     "shrinks in vain": ("resizes_earned", "resize.shrunk", _shrinks_all),
     "splits what belongs together": ("gangs_whole", "shape.Shape.place", _apart),
+    "forgets time limits of what runs": ("ends_carried_out", "seats._looked_at_from", lambda job: None),
     "leaves strays alone": ("ends_carried_out", "plan._strays", lambda jobs, snapshot: []),
     "stops strays again and again": (
         "idempotent",

@@ -16,7 +16,7 @@ from llmos.core.queues import entry
 from llmos.core.resize import stopped
 from llmos.core.room import Room
 from llmos.core.running import Running, left_s
-from llmos.core.types import Action, Desired, Job, Plan, Snapshot, Verb
+from llmos.core.types import Action, Desired, Job, Order, Plan, Snapshot, Verb
 from llmos.sim.simulation import Planner
 from tests.unit.sim.worlds import World, contested, of_one_tenant, plan, worlds, wrong
 
@@ -60,8 +60,12 @@ def _in_vain(running: Sequence[Running], free: Any, claim: Any, *_: object) -> l
     return [stopped(one, f"preempted: room for {claim.who} (bug)") for one in lower]
 
 
-def _old_queue(jobs: tuple[Job, ...], before: Backlog) -> Backlog:
-    return before if before.jobs else sorted_out(jobs, before)
+def _moves_all(running: Sequence[Running], *_: object) -> list[Action]:
+    return [stopped(one, "moves: room (bug)") for one in running if not one.ending]
+
+
+def _old_queue(jobs: tuple[Job, ...], before: Backlog, order: Order) -> Backlog:
+    return before if before.jobs else sorted_out(jobs, before, order)
 
 
 def _evicting(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
@@ -81,14 +85,18 @@ def _is_new(snapshot: Snapshot) -> bool:
     return any(node.id == "new" for node in snapshot.nodes)
 
 
-def _last_first(job: Job) -> tuple[int, bool, float, str, Job]:
+def _last_first(job: Job, order: Order) -> tuple[int, bool, float, str, Job]:
     return -job.priority, not job.resumes, -job.submitted_at, job.id, job
 
 
 PLANTED: dict[str, tuple[str, str, Any]] = {
     "last in, first out": ("order_kept", "backlog.entry", _last_first),
-    "ignores priorities": ("order_kept", "backlog.entry", lambda job: entry(replace(job, priority=0))),
-    "sends the preempted to the end": ("order_kept", "backlog.entry", lambda job: entry(replace(job, resumes=False))),
+    "ignores priorities": ("order_kept", "backlog.entry", lambda job, order: entry(replace(job, priority=0), order)),
+    "sends the preempted to the end": (
+        "order_kept",
+        "backlog.entry",
+        lambda job, order: entry(replace(job, resumes=False), order),
+    ),
     "reserves nothing": ("order_kept", "backfill.Horizon.reserve", lambda horizon, shape, since: None),
     "believes in medians": ("order_kept", "admission.left_high_s", left_s),
     "believes all is quickly done": ("order_kept", "admission.left_high_s", lambda job: 0.0),
@@ -112,6 +120,13 @@ PLANTED: dict[str, tuple[str, str, Any]] = {
     "closes too many nodes": ("quarantine_kept", "quarantine.MOST", 1.0),
     "closes nodes for one job": ("quarantine_kept", "quarantine.JOBS", 1),
     "uses closed nodes": ("quarantine_kept", "plan.Room", lambda nodes, memo, closed: Room(nodes, memo)),
+    "serves the longest first": ("order_kept", "queues.PATIENCE", -10.0),
+    "moves jobs in vain": ("resizes_earned", "admission.gathered", _moves_all),
+    "never looks again at what runs": (
+        "memo_changes_nothing",
+        "seats.Seats.undisturbed",
+        lambda seats, gone, snapshot: seats,
+    ),
     "does not look twice": ("planning_twice_changes_nothing", "admission.Admission.run", _one_pass),
     "trusts an old queue": ("memo_changes_nothing", "plan.sorted_out", _old_queue),
 }

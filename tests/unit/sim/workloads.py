@@ -9,7 +9,7 @@ from functools import partial
 from hypothesis import strategies as st
 
 from llmos.core.plan import plan
-from llmos.core.types import AttemptPhase, Desired, Gang, Job, Node, Plan, Resources, Service, Snapshot
+from llmos.core.types import AttemptPhase, Desired, Gang, Job, Node, Order, Plan, Resources, Service, Snapshot
 from llmos.sim.cluster import Outcome, SimCluster
 from llmos.sim.invariants import violations
 from llmos.sim.properties import counted, idempotent, none_starve, repeatable, sound
@@ -47,6 +47,7 @@ class Workload:
     drains: tuple[tuple[float, int], ...]
     lost_launches: int
     quiet_at: float
+    order: Order
 
 
 times = st.integers(0, 60).map(float)
@@ -124,6 +125,7 @@ workloads = st.builds(
     drains=st.lists(st.tuples(times, st.integers(0, 3)), max_size=1).map(tuple),
     lost_launches=st.integers(0, 2),
     quiet_at=times,
+    order=st.sampled_from([Order.FIFO, Order.FIFO, Order.SHORTEST]),
 )
 
 
@@ -140,7 +142,7 @@ def play(workload: Workload, planner: Planner = plan) -> Simulation:
 
     cluster = SimCluster(workload.nodes, outcome)
     cluster.lost_launches = workload.lost_launches
-    simulation = Simulation(cluster, plan=planner, watch=watch)
+    simulation = Simulation(cluster, plan=planner, watch=watch, order=workload.order)
     crashes, events, tick = dict(workload.crashes), _events(workload, simulation), 0
     quiet = False
     while events or not (quiet or cluster.now > PATIENCE_S):

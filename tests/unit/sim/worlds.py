@@ -19,6 +19,7 @@ from llmos.core.types import (
     Job,
     JobPhase,
     Node,
+    Order,
     Plan,
     Resources,
     Snapshot,
@@ -27,6 +28,7 @@ from llmos.core.types import (
     Verb,
 )
 from llmos.sim.invariants import violations
+from llmos.sim.reading import turn
 from llmos.sim.simulation import Planner
 
 NOW = 1000.0
@@ -45,6 +47,7 @@ class World:
     ended: tuple[JobPhase, ...]
     failures: tuple[Failure, ...]
     reservations: int
+    order: Order
 
     def inputs(self) -> tuple[Desired, Snapshot]:
         """What ``plan`` is asked."""
@@ -59,7 +62,9 @@ class World:
                 attempts[id] = Attempt(id, 1, AttemptPhase.RUNNING, nodes=nodes, stopping_since=since)
         jobs += [replace(job, id=f"j{i}") for i, job in enumerate(self.waiting)]
         ended = {f"old{i}": phase for i, phase in enumerate(self.ended)}
-        desired = Desired(tuple(jobs), (), self.tenants, ended, self.reservations, failures=self.failures)
+        desired = Desired(
+            tuple(jobs), (), self.tenants, ended, self.reservations, failures=self.failures, order=self.order
+        )
         return desired, Snapshot(NOW, self.nodes, attempts)
 
 
@@ -170,6 +175,7 @@ worlds = st.builds(
     ended=st.tuples(st.sampled_from([JobPhase.SUCCEEDED, JobPhase.SUCCEEDED, JobPhase.FAILED, JobPhase.CANCELLED])),
     failures=st.one_of(st.just(()), failures),
     reservations=st.sampled_from([1, 4, 1000]),
+    order=st.sampled_from([Order.FIFO, Order.SHORTEST]),
 )
 of_one_tenant = worlds.map(
     lambda world: replace(
@@ -205,10 +211,18 @@ def wrong(world: World, planner: Planner = plan) -> list[str]:
 def _remembers(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
     """With the memo of this plan, or that of another state of the cluster, the plan is the same."""
     without = replace(desired, jobs=desired.jobs[1:])
-    for memo in (made.memo, planner(without, replace(snapshot, nodes=snapshot.nodes[1:]), None).memo):
-        again = planner(desired, snapshot, memo)
-        if (again.actions, dict(again.waiting), again.estimates) != (made.actions, dict(made.waiting), made.estimates):
-            yield f"memo_changes_nothing: {again} with a memo, {made} without"
+    idle = replace(snapshot, attempts=dict(list(snapshot.attempts.items())[1:]))
+    others = [(without, replace(snapshot, nodes=snapshot.nodes[1:])), (without, snapshot), (desired, idle)]
+    for memo in (made.memo, *(planner(*other, None).memo for other in others)):
+        yield from _the_same(planner(desired, snapshot, memo), made)
+    later = carried_out(desired, snapshot, made)
+    late = later[0], replace(later[1], now=NOW + 60.0)
+    yield from _the_same(planner(*late, made.memo), planner(*late, None))
+
+
+def _the_same(one: Plan, other: Plan) -> Iterator[str]:
+    if (one.actions, dict(one.waiting), one.estimates) != (other.actions, dict(other.waiting), other.estimates):
+        yield f"memo_changes_nothing: {one} with a memo, {other} without"
 
 
 def _settles(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
@@ -236,7 +250,7 @@ def _welcomes_nodes(planner: Planner, desired: Desired, snapshot: Snapshot, made
         if helped in started or (before and len(after) > len(before)) or not after[id].startswith("preempted"):
             yield f"a_node_evicts_nobody: {id} ends because of a new node: {after[id]}"
     queue = [job for job in desired.jobs if job.attempt == 0 and not job.after]
-    first = min(queue, key=lambda job: (-job.priority, not job.resumes, job.submitted_at, job.id), default=None)
+    first = min(queue, key=lambda job: turn(job, desired.order), default=None)
     if first and _start_of(first, made) < _start_of(first, more):
         at, without = _start_of(first, more), _start_of(first, made)
         yield f"a_node_delays_nobody: {first.id} starts at {at}, without the node at {without}"
