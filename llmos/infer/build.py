@@ -21,6 +21,7 @@ from llmos.infer import memory
 from llmos.infer.blocks import blocks_for
 from llmos.infer.core import EngineCore, Limits
 from llmos.infer.dtypes import pick_dtype
+from llmos.infer.launch import Launch, launch_here
 from llmos.infer.load import load_shard
 from llmos.infer.lookup import PromptLookup
 from llmos.infer.messages import Ready
@@ -40,10 +41,11 @@ from llmos.models import ModelConfig
 _log = logging.getLogger(__name__)
 
 
-def build(options: EngineOptions) -> tuple[EngineCore, Ready]:
-    """Load the model. Raises ModelError, UsageError, OutOfMemoryError, and EngineError if the first step fails."""
+def build(options: EngineOptions, launch: Launch = launch_here) -> tuple[EngineCore, Ready]:
+    """Load the model; ``launch`` starts ranks. Raises ModelError, UsageError, OutOfMemoryError, and EngineError if the
+    first step fails."""
     try:
-        makers = _Makers.of(options)
+        makers = _Makers.of(options, launch)
     except UnsupportedModelError as error:
         return _the_slow_way(options, error)
     runner, better = makers.choose()
@@ -103,15 +105,15 @@ class _Makers:
     context_length: int
     device: torch.device
     dtype: torch.dtype
+    launch: Launch
 
     @classmethod
-    def of(cls, options: EngineOptions) -> _Makers:
+    def of(cls, options: EngineOptions, launch: Launch = launch_here) -> _Makers:
         """Raises ModelError, and UsageError for options that do not go with the model."""
         directory, device = Path(options.model_dir), torch.device(options.device)
         config = ModelConfig.load(directory)
-        return cls(
-            options, config, _context_length(options, config.max_position), device, _dtype(options, directory, device)
-        )
+        context_length, dtype = _context_length(options, config.max_position), _dtype(options, directory, device)
+        return cls(options, config, context_length, device, dtype, launch)
 
     def native_ready(self, wait: bool = False) -> bool:
         """Whether the native step is what computes, and is there; compiled now if ``wait``. Logs why it cannot be."""
@@ -150,10 +152,11 @@ class _Makers:
         return self.torch(), _later(self.native)
 
     def ranks(self) -> Runner:
-        """Several processes on this machine, which share its cores."""
+        """Several processes: they share the cores of this machine, or have each its part of ``cores`` elsewhere."""
         from llmos.infer.ranks import RanksRunner
 
         options, count = self.options, self.options.tp * self.options.pp
+        cores = options.cores if options.host and options.cores else _counts(options)[-1]
         return RanksRunner(
             options.model_dir,
             tp=options.tp,
@@ -161,11 +164,13 @@ class _Makers:
             dtype=self.dtype,
             device=options.device,
             runner="native" if self.native_ready(wait=True) else "torch",
-            threads=options.threads or max(1, _counts(options)[-1] // count),
+            threads=options.threads or max(1, cores // count),
             memory_bytes=self._cache_bytes(self.dtype.itemsize) if self.device.type == "cpu" else options.memory_bytes,
             context_length=self.context_length,
             step_tokens=options.token_budget,
             step_logits=options.max_batch,
+            host=options.host or "127.0.0.1",
+            launch=self.launch,
         )
 
     def native(self) -> Runner:
