@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, cast
 
 from ray import serve
 
 from deployments.handle_port import keep_on_loopback
+from deployments.ranks import RayGang
+from llmos.control.translate import replica_gang, replica_groups
+from llmos.core.types import Resources
 from llmos.errors import EngineError, LlmosError
 from llmos.infer.local import LocalEngine
 from llmos.openai.relay import pack
@@ -28,6 +31,7 @@ class Replica:
             model_dir,
             process=True,
             max_queue=service.max_queue,
+            gang=RayGang(service.mesh, service.resources) if len(replica_groups(service)) > 1 else None,
             dtype=service.dtype,
             device="cuda" if service.resources.gpus else "cpu",
             threads=service.threads,
@@ -44,7 +48,7 @@ class Replica:
         self._backend = EngineBackend(self._engine, self._engine.tokenizer, service.name, service.weights)
         self._digest = ""
 
-    def reconfigure(self, config: Mapping[str, str]) -> None:
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
         self._digest = config["digest"]
 
     async def answer(
@@ -74,19 +78,30 @@ def _engine_class(service: Service) -> type[LocalEngine]:
 
 def build(service: Service, model_dir: str, digest: str, replicas: int) -> serve.Application:
     """The application of ``replicas`` copies of the model in ``model_dir``, as ``service`` wants them."""
-    resources, ranks = service.resources, service.mesh.size
+    gang, groups = replica_gang(service), replica_groups(service)
     make: Any = serve.deployment(Replica)
     deployment = make.options(
         name="replica",
         num_replicas=replicas,
         max_ongoing_requests=service.max_batch + service.max_queue + 1,  # the engine's queue refuses, with a reason
-        ray_actor_options={
-            "num_cpus": resources.cpus * ranks,
-            "num_gpus": resources.gpus * ranks,
-            **({"memory": resources.memory * ranks} if resources.memory else {}),
-        },
-        user_config={"digest": digest},
+        user_config={"digest": digest, "groups": len(groups), "together": gang.together},
         health_check_period_s=HEALTH_CHECK_S,
         graceful_shutdown_timeout_s=SHUTDOWN_GRACE_S,
+        **_place(groups),
     )
     return cast(serve.Application, deployment.bind(service, model_dir))
+
+
+def _place(groups: Sequence[Resources]) -> dict[str, Any]:
+    """What Serve reserves: all on one node for the replica's own actor, or a bundle for each group of ranks.
+
+    Then the replica is in the first bundle and holds nothing itself, for the ranks hold all of it.
+    """
+    if len(groups) == 1:
+        (one,) = groups
+        memory = {"memory": one.memory_bytes} if one.memory_bytes else {}
+        return {"ray_actor_options": {"num_cpus": one.cpus, "num_gpus": one.gpus, **memory}}
+    wanted = [{"CPU": one.cpus, "GPU": one.gpus, "memory": one.memory_bytes} for one in groups]
+    bundles = [{name: amount for name, amount in each.items() if amount} for each in wanted]
+    own = {"num_cpus": 0, "num_gpus": 0}
+    return {"ray_actor_options": own, "placement_group_bundles": bundles, "placement_group_strategy": "PACK"}

@@ -13,9 +13,18 @@ def job_gangs(spec: Job) -> tuple[Gang, ...]:
 
 
 def replica_gang(spec: Service) -> Gang:
-    """What one replica holds, on one node: what each rank of its mesh does, together."""
-    rank, ranks = bundle(spec.resources), spec.mesh.size
-    return Gang((Resources(rank.cpus * ranks, rank.gpus * ranks, rank.memory_bytes * ranks),))
+    """What one replica holds: a bundle per rank, tensor-parallel ones on one node; with vLLM all of them, for its
+    processes start one another."""
+    mesh = spec.mesh
+    return Gang((bundle(spec.resources),) * mesh.size, mesh.tp if spec.engine == "llmos" else mesh.size)
+
+
+def replica_groups(spec: Service) -> tuple[Resources, ...]:
+    """What one replica holds of each node that it may need: the bundles of :func:`replica_gang` that stay together."""
+    rank, gang = bundle(spec.resources), replica_gang(spec)
+    size = gang.together
+    group = Resources(rank.cpus * size, rank.gpus * size, rank.memory_bytes * size)
+    return (group,) * (len(gang.bundles) // size)
 
 
 def deployment_digest(spec: Service) -> str:

@@ -11,6 +11,7 @@ import torch
 from llmos import models
 from llmos.errors import UnsupportedModelError, UsageError
 from llmos.infer.core import EngineCore, Limits
+from llmos.infer.launch import Launch, launch_here
 from llmos.infer.lookup import PromptLookup
 from llmos.infer.makers import Makers, context_length_of, counts, dtype_of, measured
 from llmos.infer.messages import Ready
@@ -21,10 +22,11 @@ from llmos.infer.speculative import Speculation
 _log = logging.getLogger(__name__)
 
 
-def build(options: EngineOptions) -> tuple[EngineCore, Ready]:
-    """Load the model. Raises ModelError, UsageError, OutOfMemoryError, and EngineError if the first step fails."""
+def build(options: EngineOptions, launch: Launch = launch_here) -> tuple[EngineCore, Ready]:
+    """Load the model; ``launch`` starts ranks. Raises ModelError, UsageError, OutOfMemoryError, and EngineError if the
+    first step fails."""
     try:
-        makers = Makers.of(options)
+        makers = Makers.of(options, launch)
     except UnsupportedModelError as error:
         return _the_slow_way(options, error)
     draft = makers.draft() if options.speculative and options.draft else None

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from llmos.errors import EngineError, LlmosError
+from llmos.infer.launch import Meeting, Process, launch_here
 from llmos.infer.link import BEAT_S, IDLE_S, RESTART, failure, serve
 from llmos.infer.messages import Message
 
@@ -43,6 +44,11 @@ class Pipe:
                 self._connection.send(message)
         except OSError:
             os._exit(1)
+
+    def launch(self, meeting: Meeting) -> list[Process]:
+        """Have the other side start the ranks, and end them: it is the one who knows where."""
+        self.send(meeting)
+        return []
 
     def receive(self, wait: bool) -> list[Message] | None:
         """What has come, after up to IDLE_S if that is to be waited for; None to end."""
@@ -81,7 +87,8 @@ def main() -> int:
     try:
         from llmos.infer.build import build  # loads torch, which takes seconds: this process has said that it lives
 
-        core, ready = build(pipe.options())
+        options = pipe.options()
+        core, ready = build(options, pipe.launch if options.host else launch_here)
     except Exception as error:
         pipe.send(error if isinstance(error, LlmosError) else failure(error))
         return 1

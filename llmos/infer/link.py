@@ -14,12 +14,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Protocol
 
 from llmos.errors import EngineError, LlmosError
+from llmos.infer.launch import Gang, Meeting, Process, launch_here
 from llmos.infer.messages import CoreRequest, Message, Ready, Report
 from llmos.infer.options import EngineOptions
 
@@ -33,6 +35,8 @@ IDLE_S = 1.0
 """How often a core with nothing to do looks whether its runner is still there."""
 CLOSE_S = 10.0
 """What a process has for its step in progress before it is killed."""
+WORDS_S = 5.0
+"""What a process has to say why a rank ended that somebody else had started."""
 
 RESTART = "Restart it; its log says more, unless it was killed from outside."
 
@@ -88,8 +92,9 @@ def serve(core: EngineCore, receive: Callable[[bool], list[Message] | None], sen
 class ThreadLink:
     """The core in a thread. One that hangs cannot be ended: that is what a process is for."""
 
-    def __init__(self, options: EngineOptions, listener: Listener) -> None:
+    def __init__(self, options: EngineOptions, listener: Listener, gang: Gang | None = None) -> None:
         self._options, self._listener = options, listener
+        self._launch = gang.launch if gang else launch_here
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._ready: Future[Ready] = Future()
         self._thread = threading.Thread(target=self._run, name="llmos-engine", daemon=True)
@@ -112,7 +117,7 @@ class ThreadLink:
         from llmos.infer.build import build  # loads torch, which nobody else on this side needs
 
         try:
-            core, ready = build(self._options)
+            core, ready = build(self._options, self._launch)
         except BaseException as error:
             self._ready.set_exception(error)
             return
@@ -141,8 +146,9 @@ class ThreadLink:
 class ProcessLink:
     """The core in a process of its own, which ends with this one."""
 
-    def __init__(self, options: EngineOptions, listener: Listener) -> None:
+    def __init__(self, options: EngineOptions, listener: Listener, gang: Gang | None = None) -> None:
         self._listener = listener
+        self._ranks = _Ranks(gang)
         self._ready: Future[Ready] = Future()
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         ours, theirs = socket.socketpair()
@@ -196,6 +202,7 @@ class ProcessLink:
         error = self._listen()
         self._process.kill()
         self._process.wait()
+        self._ranks.kill()
         self._outbox.put(None)
         self._outbox_thread.join()
         self._pipe.close()
@@ -215,8 +222,12 @@ class ProcessLink:
                     self._listener.on_report(message)
                 elif isinstance(message, Ready):
                     self._ready.set_result(message)
+                elif isinstance(message, Meeting):
+                    self._ranks.launch(message)
                 elif isinstance(message, LlmosError):
                     return message
+                if not self._ready.done() and (lost := self._ranks.lost()):
+                    return lost
         except (EOFError, OSError):
             return EngineError(f"the engine's process ended: {self._ending()}", hint=RESTART)
         except Exception as error:  # of the listener, or a message that cannot be read: nobody may wait for ever
@@ -229,6 +240,34 @@ class ProcessLink:
         except subprocess.TimeoutExpired:
             return "it closed its pipe"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+class _Ranks:
+    """The ranks that this side has started for the core: none, unless there is a gang."""
+
+    def __init__(self, gang: Gang | None) -> None:
+        self._gang, self._processes, self._lost_s = gang, list[Process](), 0.0
+
+    def launch(self, meeting: Meeting) -> None:
+        assert self._gang is not None
+        self._processes += self._gang.launch(meeting)
+
+    def lost(self) -> EngineError | None:
+        """For one that ended before the core was ready, once the core has had WORDS_S to say it better."""
+        gone = [number for number, process in enumerate(self._processes) if process.poll() is not None]
+        if not gone:
+            return None
+        self._lost_s = self._lost_s or time.monotonic()
+        if time.monotonic() - self._lost_s < WORDS_S:
+            return None
+        return EngineError(f"rank {gone[0]} has ended before the engine was ready", hint=RESTART)
+
+    def kill(self) -> None:
+        for process in self._processes:
+            try:
+                process.kill()
+            except Exception:  # each kind of process has its own; the others are to end all the same
+                _log.exception("a rank could not be ended")
 
 
 def failure(error: BaseException) -> EngineError:

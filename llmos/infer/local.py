@@ -16,6 +16,7 @@ from typing import Any
 
 from llmos.errors import CapacityError, ConflictError, ContextLengthError, EngineError, UsageError
 from llmos.infer.answer import Answer
+from llmos.infer.launch import Gang
 from llmos.infer.link import REOPEN, Link, ProcessLink, ThreadLink
 from llmos.infer.messages import CoreRequest, Report, late
 from llmos.infer.options import EngineOptions
@@ -30,12 +31,21 @@ class LocalEngine:
 
     Up to ``max_batch`` requests run at once; ``max_queue`` more may wait. When all these places are taken, a tenant
     with fewer of them than another gets one of the other's: the newest request that waits there is refused. With
-    ``process``, the model has a process of its own, which is best for serving; else a thread. Raises ModelError for a
-    directory that holds no model, UsageError for wrong arguments, OutOfMemoryError. Call :meth:`close` at the end.
+    ``process``, the model has a process of its own, which is best for serving; else a thread. Ranks (``tp``, ``pp``)
+    are processes of this machine, or those of ``gang``. Raises ModelError for a directory that holds no model,
+    UsageError for wrong arguments, OutOfMemoryError. Call :meth:`close` at the end.
     """
 
-    def __init__(self, model_dir: str | Path, *, process: bool = False, max_queue: int = 128, **options: Any) -> None:
-        chosen = EngineOptions(model_dir, **options)
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        process: bool = False,
+        max_queue: int = 128,
+        gang: Gang | None = None,
+        **options: Any,
+    ) -> None:
+        chosen = EngineOptions(model_dir, host=gang.host if gang else None, **options)
         self._max_batch, self._max_queue = chosen.max_batch, max_queue
         self._lock = threading.Lock()
         self._ids = itertools.count()
@@ -45,7 +55,7 @@ class LocalEngine:
         self._error: EngineError | None = None
         self._request_s = 1.0
         self._totals = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
-        self._link = self._connect(chosen, process)
+        self._link = self._connect(chosen, process, gang)
         try:
             self.tokenizer = Tokenizer.load(model_dir)
         except BaseException:
@@ -134,9 +144,9 @@ class LocalEngine:
             self._settle(ticket)
         publish([(ticket, error) for ticket in tickets])
 
-    def _connect(self, options: EngineOptions, process: bool) -> Link:
+    def _connect(self, options: EngineOptions, process: bool, gang: Gang | None) -> Link:
         """The way to the core, which another engine has another one of."""
-        return ProcessLink(options, self) if process else ThreadLink(options, self)
+        return (ProcessLink if process else ThreadLink)(options, self, gang)
 
     def _submit(self, request: GenerationRequest) -> Ticket:
         self._check(request.prompt_tokens)

@@ -20,6 +20,7 @@ from llmos.files import read_json
 from llmos.infer import memory
 from llmos.infer.blocks import blocks_for
 from llmos.infer.dtypes import pick_dtype
+from llmos.infer.launch import Launch, launch_here
 from llmos.infer.load import load_shard
 from llmos.infer.native.bindings import native_step
 from llmos.infer.native.build import available
@@ -44,9 +45,10 @@ class Makers:
     context_length: int
     device: torch.device
     dtype: torch.dtype
+    launch: Launch
 
     @classmethod
-    def of(cls, options: EngineOptions) -> Makers:
+    def of(cls, options: EngineOptions, launch: Launch = launch_here) -> Makers:
         """Raises ModelError, and UsageError for options that do not go with the model."""
         directory, device = Path(options.model_dir), torch.device(options.device)
         config = ModelConfig.load(directory)
@@ -111,10 +113,11 @@ class Makers:
         return self.torch(), _later(lambda: functools.partial(self._calibrated, self._native()))
 
     def ranks(self) -> Runner:
-        """Several processes on this machine, which share its cores."""
+        """Several processes: they share the cores of this machine, or have each its part of ``cores`` elsewhere."""
         from llmos.infer.ranks import RanksRunner
 
         options, count = self.options, self.options.tp * self.options.pp
+        cores = options.cores if options.host and options.cores else counts(options)[-1]
         return RanksRunner(
             options.model_dir,
             tp=options.tp,
@@ -122,11 +125,13 @@ class Makers:
             dtype=self.dtype,
             device=options.device,
             runner="native" if self.native_ready(wait=True) else "torch",
-            threads=options.threads or max(1, counts(options)[-1] // count),
+            threads=options.threads or max(1, cores // count),
             memory_bytes=self._cache_bytes(self.dtype.itemsize) if self.device.type == "cpu" else options.memory_bytes,
             context_length=self.context_length,
             step_tokens=options.token_budget,
             step_logits=options.max_batch,
+            host=options.host or "127.0.0.1",
+            launch=self.launch,
         )
 
     def native(self) -> Runner:

@@ -20,7 +20,8 @@ class EngineOptions:
     ``max_batch`` sequences run at once; a step computes at most ``token_budget`` tokens of them. ``context_length``
     limits prompt and answer together (default, and at most: the model's). ``memory_bytes`` is for the key-value cache
     (default: from what is free). ``tp`` × ``pp`` ranks share the model. ``speculative`` tokens are guessed per step
-    (0: none): by the model in ``draft``, or else by looking up what followed the same words before.
+    (0: none): by the model in ``draft``, or else by looking up what followed the same words before. ``host`` is this
+    machine's address where ranks reach it that somebody else starts (None: they are started here).
     """
 
     model_dir: str | Path
@@ -38,6 +39,7 @@ class EngineOptions:
     pp: int = 1
     speculative: int = 0
     draft: str | Path | None = None
+    host: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("dtype", DTYPES), ("runner", RUNNERS)):

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from datetime import timedelta
 from functools import partial
 
 import torch
@@ -21,15 +20,15 @@ from torch import Tensor
 
 from llmos.cores import keep_to
 from llmos.errors import EngineError, LlmosError, WorkerLost
+from llmos.infer.launch import Meeting
+from llmos.infer.rendezvous import join
 from llmos.infer.shared_sum import agree
 from llmos.infer.stage import Part, Stage, make_stage
 from llmos.infer.torch_runner import Sum
-from llmos.infer.wire import BEAT, Channel, Kind, Meeting, State, unpacked
+from llmos.infer.wire import BEAT, Channel, Kind, State, unpacked
 from llmos.parallel.world import others_alive
 
 BEAT_S = 1.0
-_LONGEST = timedelta(days=1)
-"""A collective: whoever hangs is found by the engine's process, which ends all ranks."""
 
 
 class Pulse:
@@ -120,7 +119,8 @@ def serve(meeting: Meeting, number: int) -> None:
         torch.set_num_threads(part.threads)
         device = _device(part.device, number)
         stage = make_stage(part, device)
-        _join(told["store"], part, device)
+        host, port = told["store"]
+        join((host, port), part.rank, part.tp * part.pp, device, channel.address)
         channel.send_json(Kind.READY, {"blocks": stage.blocks, "rows": stage.vocab_size, "stats": stage.stats()})
         Rank(part, stage, channel, pulse, device).serve(told["hidden_size"])
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -139,14 +139,6 @@ def _device(kind: str, number: int) -> torch.device:
     device = torch.device(kind, number % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
-
-
-def _join(store: list[object], part: Part, device: torch.device) -> None:
-    host, port = store
-    size = part.tp * part.pp
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    there = dist.TCPStore(str(host), int(str(port)), is_master=False, timeout=timedelta(minutes=5))
-    dist.init_process_group(backend, store=there, rank=part.rank, world_size=size, timeout=_LONGEST)
 
 
 def main() -> None:

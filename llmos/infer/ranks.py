@@ -18,21 +18,20 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from llmos.errors import EngineError, LlmosError, from_json
 from llmos.infer import memory
-from llmos.infer.launch import Launch, Process, launch_here
+from llmos.infer.launch import Launch, Meeting, Process, launch_here
 from llmos.infer.patience import Patience
+from llmos.infer.rendezvous import open_store
 from llmos.infer.stage import Part
 from llmos.infer.step import Step
-from llmos.infer.wire import BEAT, Channel, Kind, Meeting, State, packed
+from llmos.infer.wire import BEAT, Channel, Kind, State, packed
 from llmos.models.config import ModelConfig
 
 START_S, END_S = 120.0, 5.0
@@ -99,8 +98,9 @@ class RanksRunner:
     """Computes steps on ``tp`` × ``pp`` ranks: see :class:`llmos.infer.step.Runner`.
 
     ``blocks`` None: as many as ``memory_bytes`` of all ranks together hold, or a share of what is free here.
-    ``threads`` are those of each rank. ``host`` is where ranks of other machines reach this process. Raises what a rank
-    raises while it loads, and EngineError when one does not come.
+    ``threads`` are those of each rank. ``host`` is where ranks of other machines reach this process. ``launch`` may
+    give no processes: then somebody else ends them. Raises what a rank raises while it loads, and EngineError when one
+    does not come.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class RanksRunner:
         self._error: LlmosError | None = None
         self._flight: deque[_Flight] = deque()
         self._patience = Patience(SILENCE_S, START_S)
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
+        self._store = open_store(host)
         try:
             self._meet(parts, config, host, launch)
         except BaseException:

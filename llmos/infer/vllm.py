@@ -19,6 +19,7 @@ from typing import Any
 
 from llmos.cores import usable_cores
 from llmos.errors import DeadlineError, EngineError, LlmosError, ModelError, UsageError
+from llmos.infer.launch import Gang
 from llmos.infer.link import REOPEN, RESTART, Link, Listener, failure
 from llmos.infer.local import LocalEngine
 from llmos.infer.messages import CoreRequest, Message, Outcome, Ready, Report
@@ -45,7 +46,7 @@ class VllmEngine(LocalEngine):
     Its core has processes of its own anyway. Raises UsageError when vLLM is not installed, too.
     """
 
-    def _connect(self, options: EngineOptions, process: bool) -> Link:
+    def _connect(self, options: EngineOptions, process: bool, gang: Gang | None) -> Link:
         return VllmLink(options, self)
 
 

@@ -12,12 +12,12 @@ import json
 import socket
 import struct
 import threading
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
+from llmos.infer.launch import Meeting
 from llmos.infer.step import Ints, Step
 
 _HEADER = struct.Struct("<II")
@@ -46,16 +46,6 @@ class State(IntEnum):
     COMPUTING = 2
     WAITING = 3
     """For another rank."""
-
-
-@dataclass(frozen=True, slots=True)
-class Meeting:
-    """Where ``ranks`` ranks meet the engine's process. ``secret`` has 32 bytes."""
-
-    host: str
-    port: int
-    secret: bytes
-    ranks: int
 
 
 class Channel:
@@ -87,6 +77,11 @@ class Channel:
         if not hmac.compare_digest(secret, meeting.secret) or number >= meeting.ranks:
             return None
         return number, cls(connection)
+
+    @property
+    def address(self) -> str:
+        """Of this machine, on the way to the other end."""
+        return str(self._connection.getsockname()[0])
 
     def fileno(self) -> int:
         """For select."""

@@ -48,7 +48,8 @@ def _speculation(service: Service) -> Iterator[Conflict]:
 
 
 class Service(Strict):
-    """A model behind ``/v1``, under the service's name. With a mesh, ``resources`` are those of each rank."""
+    """A model behind ``/v1``, under the service's name. With a mesh, ``resources`` are those of each rank; the ranks of
+    a pipeline stage share a node, stages may be on several."""
 
     kind: Literal["Service"] = "Service"
     name: Name = Field(description="the service's name: what requests put into `model`")

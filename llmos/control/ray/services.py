@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
@@ -76,32 +77,47 @@ def remove_everything() -> None:
 def observe() -> dict[str, ServiceStatus]:
     """Every deployed service, by name."""
     apps = _applications(_details())
+    ours = {name.removeprefix(_PREFIX): app for name, app in apps.items() if name.startswith(_PREFIX)}
+    groups = _groups() if ours else {}
+    return {name: _status(name, app, groups) for name, app in ours.items()}
+
+
+def _groups() -> dict[str, tuple[str, ...]]:
+    """By the names of their actors, the nodes of all replicas that have a placement group: one for each bundle."""
     return {
-        name.removeprefix(_PREFIX): _status(name.removeprefix(_PREFIX), app)
-        for name, app in apps.items()
-        if name.startswith(_PREFIX)
+        str(group["name"]): tuple(node for _, node in sorted(group["bundles_to_node_id"].items()))
+        for group in ray.util.placement_group_table().values()
+        if group["state"] == "CREATED"
     }
 
 
-def _status(service: str, app: Mapping[str, Any]) -> ServiceStatus:
+def _status(service: str, app: Mapping[str, Any], groups: Mapping[str, tuple[str, ...]]) -> ServiceStatus:
     removing = app["status"] == "DELETING"
     for deployment in app["deployments"].values():  # a service has exactly one
         config = deployment["deployment_config"]
-        replicas = deployment["replicas"]
+        replicas, user_config = deployment["replicas"], config.get("user_config") or {}
         return ServiceStatus(
             service,
-            digest=(config.get("user_config") or {}).get("digest", ""),
+            digest=user_config.get("digest", ""),
             target=config["num_replicas"],
             ready=sum(replica["state"] == "RUNNING" for replica in replicas),
             message=_message(app, deployment),
-            nodes=tuple(_nodes(replicas)),
+            nodes=tuple(_nodes(replicas, groups, user_config)),
             removing=removing,
         )
     return ServiceStatus(service, digest="", target=0, ready=0, message=app["message"], removing=removing)
 
 
-def _nodes(replicas: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    return (replica["node_id"] for replica in replicas if replica.get("node_id"))
+def _nodes(
+    replicas: Iterable[Mapping[str, Any]], groups: Mapping[str, tuple[str, ...]], config: Mapping[str, Any]
+) -> Iterable[str]:
+    """A node for each rank of each replica that has its place. ``config`` says of how many groups of how many ranks a
+    replica is; a group is on one node."""
+    for replica in replicas:
+        alone = (replica["node_id"],) if replica.get("node_id") else ()
+        found = groups.get(replica.get("actor_name") or "", alone)
+        if len(found) == config.get("groups", 1):
+            yield from (node for node in found for _ in range(config.get("together", 1)))
 
 
 def _message(app: Mapping[str, Any], deployment: Mapping[str, Any]) -> str:

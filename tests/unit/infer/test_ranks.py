@@ -19,9 +19,10 @@ import torch
 
 from llmos.errors import EngineError, ModelError
 from llmos.infer import rank, ranks
+from llmos.infer.launch import Meeting
 from llmos.infer.patience import Patience
 from llmos.infer.ranks import RanksRunner
-from llmos.infer.wire import Channel, Meeting, packed, unpacked
+from llmos.infer.wire import Channel, packed, unpacked
 from llmos.models import Transformer, weights
 from tests.unit.infer.quantized import INT4, write_quantized
 from tests.unit.infer.steps import BLOCKS, Script, expected, worst
