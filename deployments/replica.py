@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
 
+import ray
 from ray import serve
 
 from deployments.handle_port import keep_on_loopback
@@ -13,6 +14,7 @@ from llmos.infer.local import LocalEngine
 from llmos.openai.relay import pack
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.serving import EngineBackend
+from llmos.settings import FAKE_GPUS
 from llmos.spec import Service
 
 SHUTDOWN_GRACE_S = 5
@@ -29,7 +31,7 @@ class Replica:
             process=True,
             max_queue=service.max_queue,
             dtype=service.dtype,
-            device="cuda" if service.resources.gpus else "cpu",
+            device="cuda" if service.resources.gpus and not _fake_gpus() else "cpu",
             threads=service.threads,
             cores=max(1, int(service.resources.cpus * service.mesh.size)),
             max_batch=service.max_batch,
@@ -62,6 +64,11 @@ class Replica:
     def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.close()
+
+
+def _fake_gpus() -> bool:
+    """Whether the GPUs of this node are numbers only."""
+    return FAKE_GPUS in ray.get_runtime_context().get_node_labels()
 
 
 def _engine_class(service: Service) -> type[LocalEngine]:

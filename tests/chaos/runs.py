@@ -84,7 +84,7 @@ def extra_node(cluster: llmos.Client, directory: Path) -> Iterator[Callable[[], 
     """One more node with 1 CPU; yields how to kill it."""
     before = len(cluster.status()["nodes"])
     address = json.loads((state_dir(None) / "cluster.json").read_text())["address"]
-    command = [sys.executable, "-m", "benchmarks.loopback_node", address, str(directory), "1"]
+    command = [sys.executable, "-m", "llmos.control.ray.local_node", address, str(directory), '{"CPU": 1}']
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(state_dir(None) / "ray_token")}
     with (directory / "log").open("wb") as log:
         node = psutil.Popen(
