@@ -92,7 +92,7 @@ class Bench:
         """One more node, with 1 CPU; yields how to kill it."""
         before = len(self.client.status()["nodes"])
         temporary = tempfile.TemporaryDirectory(prefix="n", dir="/tmp", ignore_cleanup_errors=True)
-        command = [sys.executable, "-m", "benchmarks.loopback_node", self.address, temporary.name, "1"]
+        command = [sys.executable, "-m", "llmos.control.ray.local_node", self.address, temporary.name, '{"CPU": 1}']
         with (Path(temporary.name) / "log").open("wb") as log:
             process = psutil.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=ROOT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, cast
 
+import ray
 from ray import serve
 
 from deployments.handle_port import keep_on_loopback
@@ -16,6 +17,7 @@ from llmos.infer.local import LocalEngine
 from llmos.openai.relay import pack
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.serving import EngineBackend
+from llmos.settings import FAKE_GPUS
 from llmos.spec import Service
 
 SHUTDOWN_GRACE_S = 5
@@ -33,7 +35,7 @@ class Replica:
             max_queue=service.max_queue,
             gang=RayGang(service.mesh, service.resources) if len(replica_groups(service)) > 1 else None,
             dtype=service.dtype,
-            device="cuda" if service.resources.gpus else "cpu",
+            device="cuda" if service.resources.gpus and not _fake_gpus() else "cpu",
             threads=service.threads,
             cores=max(1, int(service.resources.cpus * service.mesh.size)),
             max_batch=service.max_batch,
@@ -66,6 +68,11 @@ class Replica:
     def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.close()
+
+
+def _fake_gpus() -> bool:
+    """Whether the GPUs of this node are numbers only."""
+    return FAKE_GPUS in ray.get_runtime_context().get_node_labels()
 
 
 def _engine_class(service: Service) -> type[LocalEngine]:

@@ -119,6 +119,16 @@ class Layout:
         return self.root / "cluster.json"
 
     @property
+    def autoscaling(self) -> Path:
+        """The config of Ray's autoscaler, of a cluster of local nodes."""
+        return self.root / "autoscaling.json"
+
+    @property
+    def local_nodes(self) -> Path:
+        """What local nodes besides the head write while they start, a file each."""
+        return self.root / "nodes"
+
+    @property
     def ray_token(self) -> Path:
         """Ray's authentication token (0600)."""
         return self.root / "ray_token"

@@ -20,6 +20,8 @@ ENV_URL = "LLMOS_URL"
 ENV_KEY = "LLMOS_API_KEY"
 ENV_STATE_DIR = "LLMOS_STATE_DIR"
 
+FAKE_GPUS = "llmos-gpus-fake"
+"""The label of nodes whose GPUs exist as numbers only: what is given one of them computes on the CPU."""
 _START_OR_LOGIN = "start a cluster with `llmos up`, or connect to one with `llmos login URL`"
 
 

@@ -53,7 +53,7 @@ LEGAL_ONLY_IN = {
             "deployments/",
         ),
         *("tests/ray/", "tests/e2e/", "tests/chaos/"),
-        *("benchmarks/ray_train_peer.py", "benchmarks/loopback_node.py"),
+        "benchmarks/ray_train_peer.py",
     ),
     "torch": (
         *("llmos/models/", "llmos/parallel/", "llmos/train/", "llmos/infer/", "llmos/compress/"),

@@ -21,15 +21,15 @@ LLMOS = Path(sys.executable).with_name("llmos")
 
 
 @contextmanager
-def running_cluster(home: Path) -> Iterator[llmos.Client]:
-    """A cluster that ``llmos up`` started for a user with ``home``; ``llmos down`` must leave nothing of it."""
+def running_cluster(home: Path, *options: str) -> Iterator[llmos.Client]:
+    """A cluster that ``llmos up`` with ``options`` started for a user at ``home``; ``down`` must leave nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.setenv("LLMOS_STATE_DIR", str(home / "state"))
         for name in ("RAY_ADDRESS", "LLMOS_URL", "LLMOS_API_KEY"):
             patch.delenv(name, raising=False)
         try:
-            subprocess.run([LLMOS, "up", "--port", str(free_port())], check=True)
+            subprocess.run([LLMOS, "up", "--port", str(free_port()), *options], check=True)
             with llmos.Client.of(connection()) as client:
                 yield client
             subprocess.run([LLMOS, "down"], check=True)

@@ -38,21 +38,47 @@ Port = Annotated[
     ),
 ]
 
+AutoscaleLocal = Annotated[
+    int | None,
+    typer.Option(
+        "--autoscale-local",
+        metavar="NODES",
+        min=2,
+        max=64,
+        help="start a cluster that grows to so many nodes on this machine, each with a GPU in name only",
+        show_default=False,
+    ),
+]
+AutoscalingConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--autoscaling-config",
+        metavar="FILE",
+        help="the file that `ray up` was given, of the cluster to join: the nodes that llmos may ask for",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
+
 
 @app.command(rich_help_panel=PANEL)
 def up(
     state_dir: StateDir = None,
     address: Address = None,
     port: Port = None,
+    autoscale_local: AutoscaleLocal = None,
+    autoscaling_config: AutoscalingConfig = None,
     block: Annotated[bool, typer.Option("--block", help="stay, and take everything down on Ctrl-C or SIGTERM")] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Start Ray, the control module and the gateway, or join what is running; return once everything is ready."""
+    _check_autoscaling(address, autoscale_local, autoscaling_config)
     from llmos.control.ray import head
 
     _end_like_ctrl_c()
     directory = settings.state_dir(state_dir)
-    info = head.up(directory, address, port, note)
+    info = head.up(directory, address, port, note, autoscale_local, autoscaling_config)
     if output is Format.JSON:
         say_json(info)
     else:
@@ -124,6 +150,20 @@ def login(
     except ForbiddenError:
         note("the key is valid, but it may not submit jobs (scope `infer` only)")
     note(f"logged in to {url}; remembered in {settings.save_connection(connection)}")
+
+
+def _check_autoscaling(address: str | None, nodes: int | None, config: Path | None) -> None:
+    """Raise UsageError unless these options go together."""
+    if nodes and address:
+        raise UsageError(
+            f"`--autoscale-local` starts a cluster, `--address {address}` joins one: expected one of them",
+            hint="leave `--address` out (and RAY_ADDRESS unset)",
+        )
+    if config and not address:
+        raise UsageError(
+            "`--autoscaling-config` is of a cluster that runs already: expected `--address`, too",
+            hint="on this machine alone, `--autoscale-local N` starts a cluster that grows",
+        )
 
 
 def _end_like_ctrl_c() -> None:

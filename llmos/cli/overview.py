@@ -37,6 +37,7 @@ def overview(view: View) -> str:
     more = sum(queue["waiting"] for queue in view.queues) - len(waiting)
     tables: list[tuple[Sequence[str], Rows, int]] = [
         (("NODE", "CPUS", "GPUS", "MEMORY", "STATE", "WHY"), _nodes(view.nodes), 0),
+        (("KIND", "NODES", "WANTED", "MOST", "TROUBLE"), [_kind(kind) for kind in view.get("kinds", [])], 0),
         (
             ("TENANT", "RUNNING", "WAITING", "CPUS", "GPUS", "HOLDS", "SHARE"),
             [*map(_queue, view.queues[:QUEUES])],
@@ -66,6 +67,12 @@ def _amounts(found: dict[str, float]) -> str:
         (found["closed"], "on nodes that take no work"),
     ]
     return f"{found['total']:g}: " + ", ".join(f"{n:g} {what}" for n, what in parts if n or what in ("used", "free"))
+
+
+def _kind(kind: dict[str, Any]) -> tuple[str, ...]:
+    """A kind of node that the autoscaler starts: how many there are and should be, and why not."""
+    pause = f"; next try in {duration(kind['retry_s'])}" if kind["retry_s"] else ""
+    return kind["name"], *(str(kind[count]) for count in ("there", "wanted", "most")), plain(kind["trouble"]) + pause
 
 
 def _nodes(nodes: Sequence[dict[str, Any]]) -> Rows:

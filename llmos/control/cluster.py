@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from llmos.core.types import Action, Job, Service, Snapshot
+from llmos.core.types import Action, Job, NodeKind, Service, Snapshot
 
 
 class Cluster(Protocol):
@@ -21,4 +21,17 @@ class Cluster(Protocol):
         """Carry out ``action``; ``subject`` is the job or service it is about, None once that is gone from the store.
 
         Doing it twice is doing it once. Raises leaves of ``errors``: the loop records them and plans anew.
+        """
+
+
+class Fleet(Protocol):
+    """Nodes that can be started and ended. Neither method waits for one."""
+
+    def kinds(self) -> tuple[NodeKind, ...]:
+        """What can be started, and what is known of launches that failed."""
+
+    def scale(self, wanted: Mapping[str, int]) -> None:
+        """Have so many nodes of each kind be there. Fewer than there are: those that do nothing are drained and end.
+
+        Doing it twice is doing it once. Raises ClusterError.
         """

@@ -204,6 +204,7 @@ class Control:
             "nodes": nodes,
             "gpus": overview.totals(nodes, "gpus", overview.lent_gpus(sight)),
             "cpus": overview.totals(nodes, "cpus"),
+            "kinds": overview.kind_views(sight),
             "jobs": self._store.jobs.counts(),
             "queues": overview.queue_counts(sight),
             "waiting": overview.first_waiting(sight),

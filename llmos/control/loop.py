@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from llmos.control.cluster import Cluster
+from llmos.control.cluster import Cluster, Fleet
 from llmos.control.drains import Drained
 from llmos.control.journal import newest_metrics
 from llmos.control.registry import Registry
@@ -53,11 +53,14 @@ class Sight:
 class Loop:
     """Drives ``cluster`` towards what ``store`` holds. One thread ticks; ``sight`` and ``nudge`` are for all."""
 
-    def __init__(self, store: Store, registry: Registry, cluster: Cluster, layout: Layout) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, cluster: Cluster, layout: Layout, fleet: Fleet | None = None
+    ) -> None:
         self.sight = Sight()
         self._store = store
         self._registry = registry
         self._cluster = cluster
+        self._fleet = fleet
         self._layout = layout
         self._drained = Drained(store)
         self._memo: object = None
@@ -93,7 +96,8 @@ class Loop:
 
     def tick(self) -> None:
         """One turn. A cluster that cannot be seen is left alone: ``sight.error`` says so."""
-        desired = Desired(self._store.jobs.unfinished(), self._store.services.desired())
+        kinds = self._fleet.kinds() if self._fleet else ()
+        desired = Desired(self._store.jobs.unfinished(), self._store.services.desired(), kinds=kinds)
         try:
             snapshot = self._drained.marked(self._cluster.observe(desired.jobs, desired.services))
         except ClusterError as error:
@@ -108,6 +112,16 @@ class Loop:
         self._running = running
         self.sight = Sight(snapshot, decided, "", desired)
         self._apply(actions, snapshot.now)
+        self._scale(decided.wanted_nodes)
+
+    def _scale(self, wanted: Mapping[str, int]) -> None:
+        """Ask for the nodes that are wanted, every time: whoever asks last is heard, and others may have asked."""
+        if self._fleet:
+            try:
+                self._fleet.scale(wanted)
+            except ClusterError as error:
+                log.warning("%s", error)
+                self.sight = replace(self.sight, error=str(error))
 
     def _conclude(
         self, actions: Iterable[Action], jobs: Iterable[Job], now: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
@@ -99,6 +100,20 @@ def queue_counts(sight: Sight) -> list[Row]:
             }
         )
     return rows
+
+
+def kind_views(sight: Sight) -> list[Row]:
+    """Each kind of node that the autoscaler can start: how many there are and should be; why its last launch failed
+    (``trouble``), and how many seconds no other is tried for that (``retry_s``)."""
+    there = Counter(node.kind for node in sight.snapshot.nodes)
+    return [
+        {
+            **{"name": kind.name, "there": there[kind.name], "wanted": sight.plan.wanted_nodes.get(kind.name, 0)},
+            **{"fewest": kind.fewest, "most": kind.most, "trouble": kind.trouble},
+            "retry_s": max(0.0, kind.not_before - sight.snapshot.now),
+        }
+        for kind in sight.desired.kinds
+    ]
 
 
 def first_waiting(sight: Sight) -> dict[str, str]:

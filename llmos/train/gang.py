@@ -26,6 +26,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from llmos.errors import WorkerLost
+from llmos.settings import FAKE_GPUS
 from llmos.train.run import AnyRun, ranks_of
 
 NOTICE_TIMEOUT_S = 20.0
@@ -81,6 +82,11 @@ def reachable(node: str) -> bool:
             except OSError:
                 return False
     return False
+
+
+def have_gpus(nodes: Sequence[str]) -> bool:
+    """Whether the GPUs of the Ray nodes with these ids are there, and not numbers only."""
+    return not any(FAKE_GPUS in found.get("Labels", {}) for found in ray.nodes() if found["NodeID"] in nodes)
 
 
 def _only_died(error: TrainingFailedError) -> bool:

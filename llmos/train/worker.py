@@ -22,6 +22,12 @@ import ray.exceptions
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import (
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+    ScalingPolicy,
+)
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
@@ -30,7 +36,7 @@ from llmos.files import read_json
 from llmos.layout import AttemptDirs, JobDirs, Layout
 from llmos.spec import Job, Service, TrainJob, parse
 from llmos.train import cause
-from llmos.train.gang import Deaths, Gang, be_rank
+from llmos.train.gang import Deaths, Gang, be_rank, have_gpus
 from llmos.train.limits import collective_timeout_s
 from llmos.train.run import AnyRun, FunctionRun, Run
 
@@ -51,6 +57,7 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
     assert not isinstance(spec, Service)
     spec = spec.on(len(nodes))
     run = _run(spec, layout, layout.job(job), dirs)
+    on_gpus = spec.resources.gpus > 0 and have_gpus(nodes)
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(HEALTH_CHECK_INTERVAL_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(WORKERS_START_TIMEOUT_S)
     os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"  # as in its own process
@@ -58,7 +65,7 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
         # secrets travel inside the function, never through an environment that Ray would show
         partial(be_rank, run, dict(secrets)),
         deaths=Deaths(nodes, spec.retries, dirs.cause),
-        backend_config=Gang(tuple(nodes), spec.resources.gpus > 0, collective_timeout_s(spec.watchdog.timeout)),
+        backend_config=Gang(tuple(nodes), on_gpus, collective_timeout_s(spec.watchdog.timeout)),
         scaling_config=_scaling(spec, nodes),
         run_config=RunConfig(
             name="ray_train",
@@ -85,13 +92,35 @@ class _Trainer(DataParallelTrainer):
         self._deaths = deaths
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        controller = TrainController(**{**parts, "failure_policy": self._deaths})
+        policies = {"failure_policy": self._deaths, "scaling_policy": _Planned(self.scaling_config)}
+        controller = TrainController(**{**parts, **policies})
         asyncio.run(controller.run())
         return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+class _Planned(ScalingPolicy):
+    """As many workers as ``plan`` has said, on nodes that are there.
+
+    Ray Train's own policy does the same and asks Ray's autoscaler for the nodes, too. Who asks last is heard, so that
+    would undo what ``plan`` wants; and the actor that asks is one more process of every cluster.
+    """
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        size = self._get_num_workers_for_resource_request()
+        return ResizeDecision(size, self.scaling_config._resources_per_worker_not_none)
+
+    def make_decision_for_running_worker_group(self, *_seen: Any, **_also: Any) -> ScalingDecision:
+        return NoopDecision()
+
+    def after_controller_start(self, *_run: Any, **_also: Any) -> None:
+        self._coordinator_client = None  # whom Ray Train asks
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return int(self.scaling_config.num_workers)
 
 
 def _scaling(spec: Job, nodes: Sequence[str]) -> ScalingConfig:

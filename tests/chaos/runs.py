@@ -84,7 +84,8 @@ def extra_node(cluster: llmos.Client, directory: Path, cpus: int = 1) -> Iterato
     """One more node; yields how to kill it."""
     before = len(cluster.status()["nodes"])
     address = json.loads((state_dir(None) / "cluster.json").read_text())["address"]
-    command = [sys.executable, "-m", "benchmarks.loopback_node", address, str(directory), str(cpus)]
+    resources = json.dumps({"CPU": cpus})
+    command = [sys.executable, "-m", "llmos.control.ray.local_node", address, str(directory), resources]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(state_dir(None) / "ray_token")}
     with (directory / "log").open("wb") as log:
         node = psutil.Popen(

@@ -119,4 +119,4 @@ def test_the_aws_bootstrap_accepts_it_and_opens_ssh_only(config: Config, stubbed
 
 
 def test_the_head_command_list_ends_in_llmos_up(config: Config) -> None:
-    assert config["head_start_ray_commands"][-1] == "llmos up --address auto"
+    assert config["head_start_ray_commands"][-1].startswith("llmos up --address auto --autoscaling-config ")

@@ -15,7 +15,8 @@ from llmos.control.control import Control
 from llmos.control.loop import Loop
 from llmos.control.ray import services
 from llmos.control.ray.cluster import RayCluster
-from llmos.control.ray.session import CONTROL, NAMESPACE
+from llmos.control.ray.fleet import RayFleet
+from llmos.control.ray.session import CONTROL, NAMESPACE, logs
 from llmos.control.registry import Registry
 from llmos.control.store import Store
 from llmos.errors import ConflictError, LlmosError
@@ -23,6 +24,8 @@ from llmos.layout import Layout
 
 CONCURRENT_CALLS = 32
 GATEWAY_RETRY_S = 2.0
+MONITOR_LOG = "monitor.log"
+"""Where Ray's autoscaler, which runs on this node, too, says what it does."""
 
 log = logging.getLogger("llmos.control")
 
@@ -30,13 +33,14 @@ log = logging.getLogger("llmos.control")
 class ControlActor:
     """Carries out verbs and runs the loop. Errors are returned, not raised: Ray would wrap them in its own."""
 
-    def __init__(self, state_dir: str, host: str, port: int) -> None:
+    def __init__(self, state_dir: str, host: str, port: int, autoscaling: str | None) -> None:
         self._layout = Layout(Path(state_dir))
         self._place = {"state_dir": state_dir, "host": host, "port": port}
         store = Store(self._layout)
         registry = Registry(self._layout, store, time.time)
         cluster = RayCluster(self._layout, store.services.spec)
-        self._loop = Loop(store, registry, cluster, self._layout)
+        fleet = RayFleet(Path(autoscaling), logs() / MONITOR_LOG) if autoscaling else None
+        self._loop = Loop(store, registry, cluster, self._layout, fleet)
         self._control = Control(store, registry, self._loop, self._layout)
         threading.Thread(target=self._loop.run, name="llmos-loop", daemon=True).start()
         threading.Thread(target=_open_front_door, args=(host, port), name="llmos-gateway", daemon=True).start()
@@ -84,8 +88,9 @@ class ControlActor:
         self._loop.carry_on()
 
 
-def start(layout: Layout, host: str, port: int) -> Any:
-    """The handle of the control actor, which is created on this node unless it exists.
+def start(layout: Layout, host: str, port: int, autoscaling: str | None = None) -> Any:
+    """The handle of the control actor, which is created on this node unless it exists. ``autoscaling`` is the config of
+    the cluster's autoscaler, if it has one.
 
     Raises ConflictError if it exists with another state directory or front door: a cluster has one llmos.
     """
@@ -100,7 +105,7 @@ def start(layout: Layout, host: str, port: int) -> Any:
         max_concurrency=CONCURRENT_CALLS,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
     )
-    handle: Any = actor.remote(str(layout.root), host, port)
+    handle: Any = actor.remote(str(layout.root), host, port, autoscaling)
     there: dict[str, Any] = ray.get(handle.place.remote())
     if there != {"state_dir": str(layout.root), "host": host, "port": port}:
         url = f"http://{there['host']}:{there['port']}"

@@ -16,8 +16,9 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from llmos import settings
-from llmos.control import attempt
+from llmos.control import attempt, node_kinds
 from llmos.control.ray import actor, attempts, local_ray, services
+from llmos.control.ray.fleet import ask_for
 from llmos.control.ray.processes import Process, end, listener, port_is_free
 from llmos.control.ray.session import CONTROL, NAMESPACE, authenticate, connect, logs
 from llmos.control.store import Store
@@ -35,9 +36,18 @@ POLL_S = 0.2
 Report = Callable[[str], None]
 
 
-def up(state_dir: Path, address: str | None, port: int | None, report: Report) -> dict[str, Any]:
+def up(
+    state_dir: Path,
+    address: str | None,
+    port: int | None,
+    report: Report,
+    autoscale_local: int | None = None,
+    autoscaling_config: Path | None = None,
+) -> dict[str, Any]:
     """Start a Ray cluster, or join the one at ``address``; start the control module and the gateway on it.
 
+    A cluster that is started grows by nodes on this machine up to ``autoscale_local`` of them, the head included. In
+    one that is joined, ``autoscaling_config`` (the file that Ray's autoscaler has) says which nodes may be asked for.
     Returns once the front door answers: ``{url, address, state_dir, dashboard}``. Doing it twice changes nothing.
     Raises ConflictError for a port that is taken (``None``: 8000) or when it runs elsewhere already, ClusterError when
     there is no cluster or it does not become ready.
@@ -47,13 +57,13 @@ def up(state_dir: Path, address: str | None, port: int | None, report: Report) -
     with _alone(layout):
         running = _running(layout)
         if running is None:
-            running = _begin(layout, address, port or PORT, report)
+            running = _begin(layout, address, port or PORT, report, autoscale_local, autoscaling_config)
         else:
-            _check_same(running, address, port)
+            _check_same(running, address, port, autoscale_local)
         url = f"http://{HOST}:{running['port']}"
         try:
             _attach(layout, running)
-            control = actor.start(layout, HOST, running["port"])
+            control = actor.start(layout, HOST, running["port"], running.get("autoscaling"))
             _wait_until_ready(layout, url, control)
         except BaseException as error:
             if not running.get("ready"):
@@ -89,14 +99,16 @@ def down(state_dir: Path, report: Report) -> None:
             report(f"could not ask running jobs to checkpoint: {str(error).splitlines()[0]}")
         try:
             if not running.get("process"):
-                _leave()
+                _leave(running)
         finally:
             ray.shutdown()
         _end(layout, running)
     report("everything that was started here has ended; state stays in " + str(state_dir))
 
 
-def _begin(layout: Layout, address: str | None, port: int, report: Report) -> dict[str, Any]:
+def _begin(
+    layout: Layout, address: str | None, port: int, report: Report, nodes: int | None, config: Path | None
+) -> dict[str, Any]:
     """Start or join a cluster and write down which."""
     if not port_is_free(port):
         who = listener(port)
@@ -105,13 +117,16 @@ def _begin(layout: Layout, address: str | None, port: int, report: Report) -> di
             hint="choose another with `--port`, or end what listens there",
         )
     if address:
+        if config:
+            node_kinds.read(config)  # one that cannot be read is better told of now than in a log
         report(f"joining the Ray cluster at {address}")
         connect(address)
         running = {"address": ray.get_runtime_context().gcs_address, "joined": address, "port": port, "dashboard": ""}
+        running |= {"autoscaling": str(config.absolute())} if config else {}
     else:
         report("starting Ray")
         Store(layout).close()  # a damaged one is better told of now than by an actor that does not start
-        head = local_ray.start(layout, remember=lambda started: _remember(layout, {**started, "port": port}))
+        head = local_ray.start(layout, lambda started: _remember(layout, {**started, "port": port}), nodes)
         running = {**head, "port": port}
     _remember(layout, running)
     return running
@@ -128,13 +143,13 @@ def _make_private(state_dir: Path) -> None:
         state_dir.chmod(0o700)
 
 
-def _check_same(running: dict[str, Any], address: str | None, port: int | None) -> None:
+def _check_same(running: dict[str, Any], address: str | None, port: int | None, nodes: int | None) -> None:
     """Raise ConflictError if ``up`` is asked for another place than where llmos runs."""
-    for name, asked, found in (("--address", address, running["address"]), ("--port", port, running["port"])):
+    for name, asked in (("address", address), ("port", port), ("autoscale_local", nodes)):
+        found, option = running.get(name), f"--{name.replace('_', '-')}"
         if asked not in (None, "auto", found, running.get("joined")):
-            raise ConflictError(
-                f"llmos is up already, with `{name} {found}`, not `{asked}`", hint="`llmos down` first, to move it"
-            )
+            how = f"with `{option} {found}`" if found else f"without `{option}`"
+            raise ConflictError(f"llmos is up already, {how}, not `{asked}`", hint="`llmos down` first, to move it")
 
 
 def _give_up(layout: Layout, running: dict[str, Any], theirs: bool, report: Report) -> None:
@@ -142,7 +157,7 @@ def _give_up(layout: Layout, running: dict[str, Any], theirs: bool, report: Repo
     report("giving up; ending what was started")
     if not (running.get("process") or theirs):
         with suppress(ClusterError):
-            _leave()
+            _leave(running)
     _end(layout, running)
 
 
@@ -223,14 +238,17 @@ def _drain(layout: Layout, report: Report) -> None:
         report(f"{len(left)} did not in time; they will go on from their last checkpoint")
 
 
-def _leave() -> None:
-    """Remove llmos from a cluster that others started: its applications and its actors. Raises ClusterError."""
+def _leave(running: dict[str, Any]) -> None:
+    """Remove llmos from a cluster that others started: its applications and its actors, and the nodes that it asked
+    for. Raises ClusterError."""
     try:
         services.remove_everything()
         for job, number in list(attempts.alive()):
             attempts.kill(job, number)
         with suppress(ValueError):
             ray.kill(ray.get_actor(CONTROL, NAMESPACE), no_restart=True)
+        if running.get("autoscaling"):
+            ask_for([])
     except (RayError, RayServeException) as error:
         what = str(error).splitlines()[0]
         raise ClusterError(f"llmos could not leave the cluster: {what}", hint="try `llmos down` again") from error

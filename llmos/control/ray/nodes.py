@@ -12,6 +12,8 @@ from ray._private import state as ray_state
 from llmos.core.types import Node, Resources
 
 REACH_TIMEOUT_S = 1.0
+_KIND = "ray.io/node-group"
+"""The label that Ray gives a node that its autoscaler has started: the name of its kind."""
 _KNOWN = ("CPU", "GPU", "memory", "object_store_memory")
 
 
@@ -26,8 +28,9 @@ def observe(ours: Mapping[str, Resources]) -> tuple[Node, ...]:
             continue
         held = resources(total) - resources(free[id])
         foreign = _at_least_nothing(held - ours.get(id, Resources()))
-        labels = tuple(sorted(node.get("Labels", {}).items()))
-        nodes.append(Node(id, resources(total), foreign, labels, draining=id in draining))
+        labels = node.get("Labels", {})
+        kind = labels.get(_KIND, "")
+        nodes.append(Node(id, resources(total), foreign, tuple(sorted(labels.items())), id in draining, kind))
     return tuple(sorted(nodes, key=lambda node: node.id))
 
 

@@ -14,7 +14,7 @@ import pytest
 from llmos import ClusterError, control
 from tests.unit.cli.conftest import URL, Run
 from tests.unit.cli.test_jobs import table
-from tests.unit.fake_api import KEY, FakeApi
+from tests.unit.fake_api import KEY, STATUS, FakeApi
 
 
 def test_models_are_listed_described_exported_and_removed(llmos: Run, api: FakeApi) -> None:
@@ -173,8 +173,11 @@ class Head:
         monkeypatch.setitem(sys.modules, "llmos.control.ray.head", module)
         monkeypatch.setattr(control, "ray", package, raising=False)
 
-    def up(self, state_dir: Path, address: str | None, port: int, report: Any) -> dict[str, Any]:
-        self.calls.append(("up", state_dir, address, port))
+    def up(
+        self, state_dir: Path, address: str | None, port: int, report: Any, nodes: int | None, config: Path | None
+    ) -> dict[str, Any]:
+        autoscaling = [nodes, config] if nodes or config else []
+        self.calls.append(("up", state_dir, address, port, *autoscaling))
         if port == 1:
             raise ClusterError("port 1 on 127.0.0.1 is taken", hint="choose another with --port")
         report("Ray is up")
@@ -211,3 +214,32 @@ def test_up_block_stays_until_it_is_told_to_end(llmos: Run, tmp_path: Path, monk
     monkeypatch.setattr("signal.signal", lambda *args: None)
     assert llmos("up", "--block").code == 0
     assert [call[0] for call in head.calls] == ["up", "down"]
+
+
+def test_up_with_nodes_that_come_and_go(llmos: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    head, config = Head(monkeypatch), tmp_path / "cluster.yaml"
+    config.touch()
+    assert llmos("up", "--autoscale-local", "4").code == 0
+    assert llmos("up", "--address", "auto", "--autoscaling-config", str(config)).code == 0
+    assert [call[-2:] for call in head.calls] == [(4, None), (None, config)]
+    refused = llmos("up", "--autoscale-local", "4", "--address", "auto")
+    assert refused.code == 2 and "starts a cluster, `--address auto` joins one" in refused.err
+    refused = llmos("up", "--autoscaling-config", str(config))
+    assert refused.code == 2 and "expected `--address`, too" in refused.err
+    for wrong in (("--autoscale-local", "1"), ("--autoscaling-config", str(tmp_path / "missing.yaml"))):
+        assert llmos("up", *wrong).code == 2
+    assert len(head.calls) == 2
+
+
+def test_status_tells_why_no_node_comes(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [
+        {"name": "gpu", "there": 1, "wanted": 3, "fewest": 0, "most": 8, "trouble": "no room in eu-1", "retry_s": 75.0},
+        {"name": "cpu", "there": 0, "wanted": 0, "fewest": 0, "most": 2, "trouble": "", "retry_s": 0.0},
+    ]
+    monkeypatch.setitem(STATUS, "kinds", kinds)
+    shown = llmos("status").out
+    assert "KIND  NODES  WANTED  MOST  TROUBLE\n" in shown
+    assert (
+        "gpu   1      3       8     no room in eu-1; next try in 1m 15s\n" in shown
+        and "\ncpu   0      0       2" in shown
+    )

@@ -3,14 +3,17 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmos.core.types import Action, AttemptPhase, Job, Service, Snapshot, Verb
+from llmos.control.control import Control
+from llmos.control.loop import Loop
+from llmos.core.types import Action, AttemptPhase, Job, Node, NodeKind, Resources, Service, Snapshot, Verb
 from llmos.errors import ClusterError
 from llmos.sim.cluster import Outcome
 from tests.unit.control.world import World
@@ -256,3 +259,61 @@ def test_the_loop_survives_a_bug_and_hears_nudges(world: World, monkeypatch: pyt
     while world.control.get_job("coder")["phase"] == "queued" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert world.control.get_job("coder")["phase"] == "starting"
+
+
+class FakeFleet:
+    """Nodes of 4 CPUs that are there a second after they were asked for, and go when they are not wanted."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.kind, self.away = world, NodeKind("big", Resources(cpus=4), most=2), False
+
+    def kinds(self) -> tuple[NodeKind, ...]:
+        return (self.kind,)
+
+    def scale(self, wanted: Mapping[str, int]) -> None:
+        if self.away:
+            raise ClusterError("the autoscaler is away")
+        nodes = self.world.cluster.nodes
+        there = sorted(id for id, node in nodes.items() if node.kind)
+        for id in there[wanted["big"] :]:
+            del nodes[id]
+        for number in range(len(there), wanted["big"]):
+            nodes[f"big-{number}"] = Node(f"big-{number}", self.kind.total, kind="big")
+
+
+def test_nodes_come_for_those_who_wait_and_go_after_them(world: World) -> None:
+    fleet = FakeFleet(world)
+    world.loop = Loop(world.store, world.registry, world.cluster, world.layout, fleet)
+    world.control = Control(world.store, world.registry, world.loop, world.layout, world.clock)
+    gang = {"workers": {"min": 3, "max": 3}, "resources": {"cpus": 4}, "batch_size": 6}
+    world.control.submit_job(world.spec(**gang))
+    world.loop.tick()
+    assert "a node of kind big is to be started for it" in world.control.get_job("coder")["reason"]
+    (kind,) = world.control.status()["kinds"]
+    assert kind == {
+        **{"name": "big", "there": 0, "wanted": 2, "fewest": 0, "most": 2},
+        **{"trouble": "", "retry_s": 0.0},
+    }
+    fleet.away = True
+    world.run(3)
+    assert world.control.status()["control"]["error"] == "the autoscaler is away"
+    assert world.control.get_job("coder")["phase"] == "running"  # on the nodes that are there
+    fleet.away = False
+    world.run(20)
+    assert world.control.get_job("coder")["phase"] == "succeeded" and world.control.get_job("coder")["attempts"] == 1
+    assert world.control.status()["control"]["error"] == ""
+    assert [node.id for node in world.cluster.nodes.values()] == ["node-0"]
+
+
+def test_why_no_node_comes_is_told(world: World) -> None:
+    fleet = FakeFleet(world)
+    fleet.kind = replace(fleet.kind, trouble="no capacity in eu-1", not_before=30.0)
+    world.loop = Loop(world.store, world.registry, world.cluster, world.layout, fleet)
+    world.control = Control(world.store, world.registry, world.loop, world.layout, world.clock)
+    world.control.submit_job(world.spec(resources={"cpus": 4}, workers={"min": 2, "max": 2}))
+    world.run(10)
+    assert "no node of kind big for 20 s: no capacity in eu-1" in world.control.get_job("coder")["reason"]
+    (kind,) = world.control.status()["kinds"]
+    assert (kind["wanted"], kind["trouble"], kind["retry_s"]) == (0, "no capacity in eu-1", 20.0)
+    world.run(30)
+    assert world.control.get_job("coder")["phase"] in ("starting", "running")
