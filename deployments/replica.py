@@ -107,8 +107,10 @@ def _place(groups: Sequence[Resources]) -> dict[str, Any]:
     if len(groups) == 1:
         (one,) = groups
         memory = {"memory": one.memory_bytes} if one.memory_bytes else {}
-        return {"ray_actor_options": {"num_cpus": one.cpus, "num_gpus": one.gpus, **memory}}
-    wanted = [{"CPU": one.cpus, "GPU": one.gpus, "memory": one.memory_bytes} for one in groups]
+        return {
+            "ray_actor_options": {"num_cpus": one.cpus, "num_gpus": one.gpus, **memory, "resources": dict(one.custom)}
+        }
+    wanted = [{"CPU": one.cpus, "GPU": one.gpus, "memory": one.memory_bytes, **dict(one.custom)} for one in groups]
     bundles = [{name: amount for name, amount in each.items() if amount} for each in wanted]
     own = {"num_cpus": 0, "num_gpus": 0}
     return {"ray_actor_options": own, "placement_group_bundles": bundles, "placement_group_strategy": "PACK"}

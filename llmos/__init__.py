@@ -40,21 +40,24 @@ if TYPE_CHECKING:
     from llmos.spec import (
         Data,
         Function,
+        Gang,
         Lora,
         Mesh,
         ModelSource,
         Optimizer,
         Output,
         Packing,
+        Quota,
         Replicas,
         Resources,
         Service,
         Source,
+        Tenant,
         TrainFunction,
         TrainJob,
         Workers,
     )
-    from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView
+    from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, TenantView
 
 __version__ = "0.1.0"
 
@@ -77,6 +80,7 @@ __all__ = [
     "EventView",
     "ForbiddenError",
     "Function",
+    "Gang",
     "JobView",
     "KeyView",
     "LlmosError",
@@ -91,12 +95,15 @@ __all__ = [
     "OutOfMemoryError",
     "Output",
     "Packing",
+    "Quota",
     "Replicas",
     "Resources",
     "Service",
     "ServiceView",
     "Source",
     "SpecError",
+    "Tenant",
+    "TenantView",
     "TrainFunction",
     "TrainJob",
     "TrainingError",

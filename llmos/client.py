@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from llmos.client_calls import SchedulerCalls, given
+from llmos.client_tenants import TenantCalls
 from llmos.errors import DeadlineError, UsageError
 from llmos.settings import connection
-from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, View
+from llmos.views import EventView, JobView, MetricsRow, ModelView, ServiceView, View
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -38,7 +39,7 @@ def connect(url: str | None = None, key: str | None = None) -> Client:
     return Client.of(connection(url, key))
 
 
-class Client(SchedulerCalls):
+class Client(SchedulerCalls, TenantCalls):
     """One cluster, seen through its front door at ``url``. Every method raises leaves of ``llmos.errors``."""
 
     def __repr__(self) -> str:
@@ -54,15 +55,17 @@ class Client(SchedulerCalls):
 
     # Jobs
 
-    def submit(self, source: Source, *, idempotency_key: str | None = None) -> JobView:
+    def submit(self, source: Source, *, idempotency_key: str | None = None, allow_pending: bool = False) -> JobView:
         """Submit one job: a spec, a dict, a file, or YAML text (a string with more than one line).
 
         Every retry carries the same ``idempotency_key`` (made up unless given), so one call never makes two jobs.
+        A job that could never start on this cluster is refused, unless ``allow_pending``.
         """
-        spec = _one(source, "TrainJob", "TrainFunction")
-        return JobView(
-            self._call("POST", "jobs", body={"spec": spec, "idempotency_key": idempotency_key or uuid.uuid4().hex})
-        )
+        from llmos.sources import one
+
+        spec = one(source, "TrainJob", "TrainFunction")
+        body = {"spec": spec, "idempotency_key": idempotency_key or uuid.uuid4().hex, "allow_pending": allow_pending}
+        return JobView(self._call("POST", "jobs", body=body))
 
     def jobs(self, tenant: str | None = None, state: str | None = None) -> list[JobView]:
         """The jobs, newest first: all, or those of one tenant, or in one phase."""
@@ -154,7 +157,9 @@ class Client(SchedulerCalls):
 
     def serve(self, source: Source) -> ServiceView:
         """Create or change one Service, given in any form that :meth:`submit` takes."""
-        spec = _one(source, "Service")
+        from llmos.sources import one
+
+        spec = one(source, "Service")
         return ServiceView(self._call("PUT", "services", spec["name"], body={"spec": spec}))
 
     def remove_service(self, name: str) -> None:
@@ -198,19 +203,6 @@ class Client(SchedulerCalls):
         """Delete one version of a model. Raises ConflictError while a job or service uses it."""
         self._call("DELETE", "models", ref, repeatable=False)
 
-    # Keys
-    def keys(self) -> list[KeyView]:
-        """Every API key, without its secret."""
-        return [KeyView(row) for row in self._call("GET", "keys")]
-
-    def create_key(self, name: str, scopes: Sequence[str] = ("infer",)) -> KeyView:
-        """Make an API key with ``scopes`` of infer, submit, admin. Its ``secret`` is in this answer only."""
-        return KeyView(self._call("POST", "keys", body={"name": name, "scopes": list(scopes)}, repeatable=False))
-
-    def revoke_key(self, key_id: str) -> None:
-        """Make a key invalid from now on."""
-        self._call("DELETE", "keys", key_id)
-
     # Text from served models
 
     def complete(self, model: str, prompt: str, **options: Any) -> str:
@@ -237,18 +229,6 @@ class Client(SchedulerCalls):
                 "this method returns the whole text at once", hint="stream with `.openai()`", param="stream"
             )
         return self._api.call("POST", f"/v1/{route}", body=body, repeatable=False)
-
-
-def _one(source: Source, *kinds: str) -> dict[str, Any]:
-    """The one spec of ``source`` as JSON. Raises UsageError if there are several or it is of another kind."""
-    from llmos.sources import specs
-    from llmos.spec import to_dict
-
-    found = specs(source)
-    if len(found) != 1 or found[0].kind not in kinds:
-        what = f"expected exactly one {' or '.join(kinds)}, found {', '.join(spec.kind for spec in found)}"
-        raise UsageError(what, hint="submit() takes a TrainJob or TrainFunction, serve() a Service")
-    return to_dict(found[0])
 
 
 def _deadline(timeout_s: float | None) -> float:

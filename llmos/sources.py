@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmos.errors import SpecError, UsageError
-from llmos.spec import Job, Service, Spec, TrainFunction, TrainJob, load, load_file, parse
+from llmos.spec import Job, Service, Spec, Tenant, TrainFunction, TrainJob, load, load_file, parse, to_dict
 from llmos.spec.data import is_uri
 from llmos.spec.nodes import read as read_yaml
 
@@ -30,7 +30,7 @@ def specs(source: Source) -> list[Spec]:
     if isinstance(source, str) and "\n" not in source.strip():
         source = Path(source)
     match source:
-        case TrainJob() | TrainFunction() | Service():
+        case TrainJob() | TrainFunction() | Service() | Tenant():
             return [anchored(source, Path.cwd())]
         case str():
             return [anchored(spec, Path.cwd()) for spec in load(source, source="spec")]
@@ -42,9 +42,19 @@ def specs(source: Source) -> list[Spec]:
     raise UsageError(f"cannot read a spec from {type(source).__name__}: expected a spec, a dict, a path or YAML text")
 
 
+def one(source: Source, *kinds: str) -> dict[str, Any]:
+    """The one spec of ``source`` as JSON. Raises UsageError if there are several or it is not of one of ``kinds``."""
+    found = specs(source)
+    if len(found) != 1 or found[0].kind not in kinds:
+        what = f"expected exactly one {' or '.join(kinds)}, found {', '.join(spec.kind for spec in found)}"
+        hint = "submit() takes a TrainJob or TrainFunction, serve() a Service, put_tenant() a Tenant"
+        raise UsageError(what, hint=hint)
+    return to_dict(found[0])
+
+
 def anchored(spec: Spec, base: Path) -> Spec:
     """``spec`` with every path of it absolute; relative ones are taken from ``base``."""
-    if isinstance(spec, Service):
+    if isinstance(spec, Service | Tenant):
         return spec
     if isinstance(spec, TrainFunction):
         if spec.function.path is None:

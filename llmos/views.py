@@ -142,6 +142,28 @@ class KeyView(View):
     id: str
     name: str
     scopes: list[str]
+    tenant: str
 
     def __repr__(self) -> str:
         return f"<key {self.id} · {self.name} · {','.join(self.scopes)}>"
+
+
+class TenantView(View):
+    """A tenant: its limits (None: unlimited), how many of its own jobs run and wait, and what these hold.
+
+    ``budget`` and ``used_gpu_hours`` are in GPU-hours; ``held`` has cpus, gpus, memory_bytes and custom.
+    """
+
+    name: str
+    parent: str | None
+    share: float
+    borrow_limit: float | None
+    quota: dict[str, Any] | None
+    budget: float | None
+    running: int
+    waiting: int
+    held: dict[str, Any]
+    used_gpu_hours: float
+
+    def __repr__(self) -> str:
+        return f"<tenant {self.name} · share {self.share:g} · {self.running} running, {self.waiting} waiting>"

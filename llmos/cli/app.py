@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from llmos import __version__
-from llmos.cli import cluster, compress, doctor, estimate, evaluate, jobs, keys, models, scheduler, services, simulate
+from llmos.cli import (
+    cluster,
+    compress,
+    doctor,
+    estimate,
+    evaluate,
+    jobs,
+    keys,
+    models,
+    scheduler,
+    services,
+    simulate,
+    tenants,
+)
 from llmos.cli.output import note, paint
 from llmos.errors import LlmosError
 
@@ -52,7 +65,8 @@ def _global_options(
         os.environ[ENV_DEBUG] = "1"  # main() reads it, and so do processes that a command starts
 
 
-for noun in (cluster, doctor, jobs, scheduler, models, evaluate, compress, services, estimate, simulate, keys):
+NOUNS = (cluster, doctor, jobs, scheduler, models, evaluate, compress, services, estimate, simulate, tenants, keys)
+for noun in NOUNS:
     app.add_typer(noun.app)
 
 

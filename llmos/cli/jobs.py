@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from llmos.client import Client
     from llmos.spec import Job as JobSpec
     from llmos.spec import Spec
-    from llmos.views import JobView
+    from llmos.views import JobView, View
 
 app = typer.Typer()
 PANEL = "Jobs"
@@ -40,16 +42,27 @@ LAST_LINES = 15  # of a failed job's log: usually holds the exception
 Job = Annotated[str, typer.Argument(metavar="JOB", help="a job's id, or a name for its newest job")]
 Jobs = Annotated[list[str], typer.Argument(metavar="JOB", help="ids, or names for their newest jobs")]
 File = Annotated[str, typer.Argument(metavar="FILE", help="a YAML spec; - reads it from stdin")]
+OfTenant = Annotated[
+    str | None, typer.Option("--tenant", help="whose job it is; another than the key's needs an admin's key")
+]
+AllowPending = Annotated[
+    bool, typer.Option("--allow-pending", help="submit it also if it could never start on this cluster as it is")
+]
 Timeout = Annotated[float | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="give up waiting after")]
 
 
 @app.command(rich_help_panel=PANEL)
-def submit(file: File, output: Output = Format.TABLE) -> None:
-    """Submit every spec of a file – jobs are queued, Services are served – and return at once."""
-    specs, cluster, done = _read(file), client(), []
+def submit(
+    file: File, tenant: OfTenant = None, allow_pending: AllowPending = False, output: Output = Format.TABLE
+) -> None:
+    """Submit every spec of a file – jobs are queued, Services served, Tenants created – and return at once."""
+    specs, cluster = [_of(tenant, spec) for spec in _read(file)], client()
+    done: list[tuple[str, View]] = []
+    queue: Callable[[Spec], View] = partial(cluster.submit, allow_pending=allow_pending)
+    others: dict[str, Callable[[Spec], View]] = {"Service": cluster.serve, "Tenant": cluster.put_tenant}
     try:
         for spec in specs:
-            view = cluster.serve(spec) if spec.kind == "Service" else cluster.submit(spec)
+            view = others.get(spec.kind, queue)(spec)
             done.append((spec.kind, view))
     finally:  # if the second of two is refused, the first is submitted all the same: say so
         if output is Format.JSON:
@@ -58,7 +71,7 @@ def submit(file: File, output: Output = Format.TABLE) -> None:
             say(
                 columns(
                     ("KIND", "ID", "PHASE"),
-                    [(kind, view.get("id", view.name), phase(view.phase)) for kind, view in done],
+                    [(kind, view.get("id", view.name), phase(view.get("phase", "-"))) for kind, view in done],
                 )
             )
 
@@ -81,14 +94,15 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="trace some steps (default: 5 to 7) and draw every rank's time")
     ] = False,
+    allow_pending: AllowPending = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Submit one job and watch it until it has ended; with --local, train it on this machine."""
     from llmos.sources import override
-    from llmos.spec import Service, TrainJob
+    from llmos.spec import TrainFunction, TrainJob
 
     specs = _read(file)
-    if len(specs) != 1 or isinstance(specs[0], Service):
+    if len(specs) != 1 or not isinstance(specs[0], TrainJob | TrainFunction):
         raise UsageError(
             f"{file} holds {', '.join(spec.kind for spec in specs)}: expected one job",
             hint=f"for several, use `llmos submit {file}`",
@@ -100,7 +114,7 @@ def train(
             what = f"--dry-run knows what a TrainJob takes: {file} holds a {spec.kind}, whose function decides that"
             raise UsageError(what, param="--dry-run")
         return estimate.dry_run(spec, output, here)
-    ended = local.train(spec) if here else _submitted(client(), spec)
+    ended = local.train(spec) if here else _submitted(client(), spec, allow_pending)
     say_json(ended) if output is Format.JSON else say(_table([ended]))
     _exit_unless_all_succeeded([ended])
 
@@ -142,9 +156,14 @@ def _read(file: str) -> list[Spec]:
     return specs(Path(file))
 
 
-def _submitted(cluster: Client, spec: JobSpec) -> JobView:
+def _of(tenant: str | None, spec: Spec) -> Spec:
+    """``spec``, if it is a job, as one of ``tenant``, if that was named."""
+    return spec if tenant is None or spec.kind in ("Service", "Tenant") else spec.model_copy(update={"tenant": tenant})
+
+
+def _submitted(cluster: Client, spec: JobSpec, allow_pending: bool) -> JobView:
     """The job as it ended."""
-    job = cluster.submit(spec)
+    job = cluster.submit(spec, allow_pending=allow_pending)
     note(f"job {job.id} is submitted")
     ended = _wait(cluster, job.id, None)
     if ended.model:

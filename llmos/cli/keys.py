@@ -10,7 +10,7 @@ from llmos.cli.output import Format, Output, age, client, columns, note, plain, 
 
 app = typer.Typer()
 keys = typer.Typer(help="List, create and revoke API keys.", invoke_without_command=True)
-app.add_typer(keys, name="keys", rich_help_panel="Keys")
+app.add_typer(keys, name="keys", rich_help_panel="Tenants and keys")
 
 
 @keys.callback()
@@ -30,12 +30,13 @@ def list_keys(output: Output = Format.TABLE) -> None:
             key.id,
             plain(key.name),
             ",".join(key.scopes),
+            key.get("tenant", "default"),
             age(key.created_at),
             "revoked" if key.get("revoked_at") else "valid",
         )
         for key in found
     ]
-    say(columns(("ID", "NAME", "SCOPES", "AGE", "STATE"), rows))
+    say(columns(("ID", "NAME", "SCOPES", "TENANT", "AGE", "STATE"), rows))
 
 
 @keys.command("create")
@@ -44,10 +45,13 @@ def create_key(
     scope: Annotated[
         list[str] | None, typer.Option("--scope", "-s", help="infer (default), submit or admin; repeat for several")
     ] = None,
+    tenant: Annotated[
+        str, typer.Option("--tenant", "-t", help="whose the jobs are that are submitted with it")
+    ] = "default",
     output: Output = Format.TABLE,
 ) -> None:
     """Create an API key and print its secret, which is shown this once."""
-    key = client().create_key(name, scope or ["infer"])
+    key = client().create_key(name, scope or ["infer"], tenant)
     if output is Format.JSON:
         return say_json(key)
     note(f"key {key.id} ({plain(key.name)}: {', '.join(key.scopes)}). Keep the secret: it is not shown again.")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import glob
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmos.control import functions
-from llmos.errors import LlmosError, NotFoundError, UsageError
+from llmos.errors import ForbiddenError, LlmosError, NotFoundError, UsageError
 from llmos.layout import Layout
 from llmos.models import ModelConfig
-from llmos.spec import Function, Job, Service, TrainFunction, TrainJob, parse
+from llmos.spec import DEFAULT_TENANT, Function, Job, Service, Tenant, TrainFunction, TrainJob, parse
 from llmos.spec.data import is_uri
+
+if TYPE_CHECKING:
+    from llmos.control.auth import Key
 
 HEAD = "on the head node"
 
@@ -55,12 +58,40 @@ def service(name: str, data: Mapping[str, Any]) -> Service:
     spec = parse(data)
     if not isinstance(spec, Service):
         raise UsageError(f"expected a Service, found a {spec.kind}", hint="POST it to /jobs", param="spec")
-    if spec.name != name:
-        raise UsageError(
-            f"the spec is of service `{spec.name}`, the address names `{name[:100]}`: expected the same name",
-            param="name",
+    _check_name(spec.name, name, "service")
+    return spec
+
+
+def owned(spec: Job, key: Key | None) -> Job:
+    """``spec`` as a job of the tenant of ``key``. Who may do everything may name another tenant, and so may whoever
+    asks without a key: this very process. Raises ForbiddenError."""
+    own = key.tenant if key else DEFAULT_TENANT
+    if spec.tenant is None:
+        return spec.model_copy(update={"tenant": own})
+    if key and spec.tenant != own and not key.allows("admin"):
+        raise ForbiddenError(
+            f"key {key.id} belongs to tenant `{own}`: it may not submit jobs of tenant `{spec.tenant}`",
+            hint="leave `tenant` out, or use a key of that tenant (`llmos keys create NAME --tenant TENANT`)",
+            param="tenant",
         )
     return spec
+
+
+def tenant(name: str, data: Mapping[str, Any]) -> Tenant:
+    """The Tenant in ``data``, which must be called ``name``. Raises leaves of ``errors``."""
+    spec = parse(data)
+    if not isinstance(spec, Tenant):
+        raise UsageError(f"expected a Tenant, found a {spec.kind}", param="spec")
+    _check_name(spec.name, name, "tenant")
+    return spec
+
+
+def _check_name(name: str, address: str, what: str) -> None:
+    if name != address:
+        raise UsageError(
+            f"the spec is of {what} `{name}`, the address names `{address[:100]}`: expected the same name",
+            param="name",
+        )
 
 
 def pinned(spec: TrainJob, ref: str) -> TrainJob:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Protocol
 
-from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 import llmos
+from llmos.control.api_tenants import add_key_routes, add_tenant_routes
 from llmos.control.control import SCOPE_OF
-from llmos.control.http import BodyLimit, error_response
+from llmos.control.http import PREFIX, Authorization, Body, BodyLimit, Name, error_response
 from llmos.errors import LlmosError, NotFoundError, UsageError
-
-PREFIX = "/api/v1"
 
 
 class ControlPort(Protocol):
@@ -36,52 +35,44 @@ class ControlPort(Protocol):
         """``{id, name, scopes}`` of a key that allows ``scope``."""
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class SubmitJob(Body):
+    """What ``POST /jobs`` takes."""
 
-
-class SubmitJob(_Body):
     spec: dict[str, Any] = Field(description="a TrainJob or a TrainFunction")
     idempotency_key: str | None = Field(
         default=None, min_length=1, max_length=200, description="the same key again gives the same job"
     )
+    allow_pending: bool = Field(default=False, description="accept it also if it could never start on this cluster")
 
 
-class PutFunction(_Body):
+class PutFunction(Body):
     pickle: str = Field(description="what cloudpickle made of the function, in base64; its SHA-256 is in the address")
 
 
-class PutService(_Body):
+class PutService(Body):
     spec: dict[str, Any] = Field(description="a Service of this name")
 
 
-class ImportModel(_Body):
+class ImportModel(Body):
     name: str = Field(description="of the model; the version follows")
     path: str = Field(max_length=4096, description="a directory on the head node, in the Hugging Face layout")
 
 
-class ExportModel(_Body):
+class ExportModel(Body):
     path: str = Field(max_length=4096, description="a directory on the head node that does not exist yet")
 
 
-class Estimate(_Body):
+class Estimate(Body):
     model: str = Field(max_length=200, description="a preset, a size such as 8B, or a registered model")
     options: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="those of `llmos estimate`, such as gpus, deadline, requests, micro_batch"
     )
 
 
-class DrainNode(_Body):
+class DrainNode(Body):
     why: str = Field(default="", max_length=1000, description="for those who will wonder")
 
 
-class CreateKey(_Body):
-    name: str = Field(description="what the key is for")
-    scopes: list[str] = Field(default=["infer"], description="some of infer, submit, admin; each contains the former")
-
-
-Authorization = Annotated[str | None, Header(include_in_schema=False)]
-Name = Annotated[str, Path(max_length=200)]
 Offset = Annotated[int, Query(ge=0, le=2**53 - 1)]
 Some = Annotated[str | None, Query(max_length=200)]
 Limit = Annotated[int, Query(ge=1, le=10_000)]
@@ -103,7 +94,8 @@ def create_api(port: ControlPort) -> FastAPI:
     _add_job_routes(app, port)
     _add_service_routes(app, port)
     _add_model_routes(app, port)
-    _add_key_routes(app, port)
+    add_key_routes(app, port)
+    add_tenant_routes(app, port)
     _add_scheduler_routes(app, port)
 
     @app.post(f"{PREFIX}/estimate", name="estimate")
@@ -196,22 +188,6 @@ def _add_model_routes(app: FastAPI, port: ControlPort) -> None:
     @app.delete(f"{base}/{{ref}}", name="remove_model", status_code=204)
     async def remove_model(ref: Name, authorization: Authorization = None) -> None:
         await port.call("remove_model", authorization, ref=ref)
-
-
-def _add_key_routes(app: FastAPI, port: ControlPort) -> None:
-    base = f"{PREFIX}/keys"
-
-    @app.get(base, name="list_keys")
-    async def list_keys(authorization: Authorization = None) -> Any:
-        return await port.call("list_keys", authorization)
-
-    @app.post(base, name="create_key", status_code=201)
-    async def create_key(body: CreateKey, authorization: Authorization = None) -> Any:
-        return await port.call("create_key", authorization, **body.model_dump())
-
-    @app.delete(f"{base}/{{id}}", name="revoke_key", status_code=204)
-    async def revoke_key(id: Name, authorization: Authorization = None) -> None:
-        await port.call("revoke_key", authorization, id=id)
 
 
 def _add_scheduler_routes(app: FastAPI, port: ControlPort) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from llmos.control.store import Store
 from llmos.errors import AuthError, ForbiddenError, UsageError
+from llmos.spec import DEFAULT_TENANT
 
 SCOPES = ("infer", "submit", "admin")
 """From the least to the most."""
@@ -29,11 +30,12 @@ _HINT = "send `Authorization: Bearer llmos_<id>_<secret>`; `llmos keys create` m
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A valid key: who asks, and what is allowed."""
+    """A valid key: who asks, what is allowed, and whose the jobs are that are submitted with it."""
 
     id: str
     name: str
     scopes: tuple[str, ...]
+    tenant: str
 
     def allows(self, scope: str) -> bool:
         """Whether one of the key's scopes is ``scope`` or contains it."""
@@ -47,8 +49,8 @@ class Auth:
         self._keys = store.keys
         self._clock = clock
 
-    def create(self, name: str, scopes: Sequence[str]) -> dict[str, Any]:
-        """A new key's view with its ``secret``, which is shown this once. Raises UsageError."""
+    def create(self, name: str, scopes: Sequence[str], tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
+        """A new key's view with its ``secret``, which is shown this once. Raises UsageError, NotFoundError."""
         if not (name.strip() and len(name) <= _MAX_NAME and name.isprintable()):
             found = repr(name[:_MAX_NAME])
             raise UsageError(f"the name {found} of the key is empty, too long or not printable", param="name")
@@ -59,7 +61,7 @@ class Auth:
         id = _random(_ID_BYTES)
         key = f"llmos_{id}_{_random(_SECRET_BYTES)}"
         ordered = sorted(set(scopes), key=SCOPES.index)
-        return _view(self._keys.add(id, name, ordered, _sha256(key), self._clock())) | {"secret": key}
+        return _view(self._keys.add(id, name, ordered, _sha256(key), self._clock(), tenant)) | {"secret": key}
 
     def list(self) -> list[dict[str, Any]]:
         """Every key, oldest first, without secrets."""
@@ -92,11 +94,11 @@ class Auth:
         correct = hmac.compare_digest(_sha256(presented.strip()), row["secret_sha256"] if row else _NOBODY)
         if not (correct and row and row["revoked_at"] is None):
             raise AuthError("the API key is not valid", hint=_HINT)
-        return Key(row["id"], row["name"], tuple(row["scopes"]))
+        return Key(row["id"], row["name"], tuple(row["scopes"]), row["tenant"])
 
 
 def _view(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("id", "name", "scopes", "created_at", "revoked_at")}
+    return {name: row[name] for name in ("id", "name", "scopes", "tenant", "created_at", "revoked_at")}
 
 
 def _random(size: int) -> str:

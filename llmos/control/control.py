@@ -11,19 +11,21 @@ from typing import Any
 import llmos
 from llmos.control import admission, functions, journal, overview
 from llmos.control import estimate as estimates
-from llmos.control.auth import Auth
+from llmos.control.auth import Auth, Key
 from llmos.control.capacity import placed
 from llmos.control.describe import job_files, job_view, service_view
 from llmos.control.loop import Loop
 from llmos.control.outlook import described, explained
+from llmos.control.possible import check_possible
 from llmos.control.registry import Registry
 from llmos.control.store import Store
+from llmos.control.tenants import tenant_views
 from llmos.core.capacity import ModelShape
 from llmos.core.types import JobPhase
 from llmos.errors import UsageError
 from llmos.layout import Layout
 from llmos.models import ModelConfig
-from llmos.spec import TrainJob, digest
+from llmos.spec import DEFAULT_TENANT, TrainJob, digest
 
 View = dict[str, Any]
 
@@ -35,10 +37,12 @@ SCOPE_OF: Mapping[str, str] = {
     **dict.fromkeys(("list_services", "get_service", "put_service", "delete_service"), "submit"),
     **dict.fromkeys(("list_models", "get_model"), "submit"),
     **dict.fromkeys(("import_model", "export_model", "remove_model"), "admin"),
-    **dict.fromkeys(("list_keys", "create_key", "revoke_key"), "admin"),
+    **dict.fromkeys(("list_tenants", "get_tenant"), "submit"),
+    **dict.fromkeys(("put_tenant", "list_keys", "create_key", "revoke_key"), "admin"),
     **dict.fromkeys(("status", "estimate"), "submit"),
 }
 """The scope that each verb needs: all that can be called from outside, and nothing else."""
+_TOLD_WHO_ASKS = frozenset({"submit_job"})
 
 
 class Control:
@@ -60,24 +64,38 @@ class Control:
 
     def call(self, verb: str, authorization: str | None, **arguments: Any) -> Any:
         """Carry out ``verb`` for whoever sent the header ``authorization``, if their key allows it."""
-        self.authorize(authorization, SCOPE_OF[verb])
+        key = self._auth.authorize(authorization, SCOPE_OF[verb])
+        if verb in _TOLD_WHO_ASKS:
+            arguments["key"] = key
         return getattr(self, verb)(**arguments)
 
     def authorize(self, authorization: str | None, scope: str) -> View:
-        """``{id, name, scopes}`` of the key in an ``Authorization`` header. Raises AuthError, ForbiddenError."""
+        """``{id, name, scopes, tenant}`` of the key in an ``Authorization`` header; else AuthError, ForbiddenError."""
         key = self._auth.authorize(authorization, scope)
-        return {"id": key.id, "name": key.name, "scopes": list(key.scopes)}
+        return {"id": key.id, "name": key.name, "scopes": list(key.scopes), "tenant": key.tenant}
 
     # Jobs
 
-    def submit_job(self, spec: Mapping[str, Any], idempotency_key: str | None = None) -> View:
-        """Accept a TrainJob or TrainFunction; durable on return. The same key again gives the same job."""
-        job = admission.job(spec, self._layout)
+    def submit_job(
+        self,
+        spec: Mapping[str, Any],
+        idempotency_key: str | None = None,
+        allow_pending: bool = False,
+        key: Key | None = None,
+    ) -> View:
+        """Accept a TrainJob or TrainFunction; durable on return. The same key again gives the same job.
+
+        It belongs to the tenant of ``key``, an admin's to the one that it names. What could never start on this cluster
+        is refused, unless ``allow_pending``.
+        """
+        job = admission.owned(admission.job(spec, self._layout), key)
         asked = digest(job)
         if isinstance(job, TrainJob):
             base = self._registry.get(job.model.ref) if job.model.ref else None
             job = admission.pinned(job, base["ref"]) if base else job
             job = placed(job, Path(base["path"]) if base else None, self._loop.sight.snapshot.nodes)
+        if not (allow_pending or self._store.jobs.known(idempotency_key)):
+            check_possible(job, self._loop.sight)
         row = self._store.jobs.submit(job, asked, idempotency_key, self._clock())
         self._loop.nudge()
         return self._job(row)
@@ -180,14 +198,28 @@ class Control:
     def remove_model(self, ref: str) -> None:
         self._registry.remove(ref)
 
-    # Keys and the cluster
+    # Tenants, keys and the cluster
+
+    def list_tenants(self) -> list[View]:
+        """Every tenant, by name: its spec, what it holds and has used."""
+        return tenant_views(self._store.tenants.all(), self._loop.sight, self._loop.knowledge.usage)
+
+    def get_tenant(self, name: str) -> View:
+        found = [self._store.tenants.find(name)]
+        return tenant_views(found, self._loop.sight, self._loop.knowledge.usage)[0]
+
+    def put_tenant(self, name: str, spec: Mapping[str, Any], new: bool | None = None) -> View:
+        """Create the tenant ``name``, or change it. ``new``: it must not be there yet (true), or must be (false)."""
+        self._store.tenants.put(admission.tenant(name, spec), self._clock(), new=new)
+        self._loop.nudge()
+        return self.get_tenant(name)
 
     def list_keys(self) -> list[View]:
         return self._auth.list()
 
-    def create_key(self, name: str, scopes: Sequence[str] = ("infer",)) -> View:
-        """A new key with its ``secret``, which is not stored and not shown again."""
-        return self._auth.create(name, scopes)
+    def create_key(self, name: str, scopes: Sequence[str] = ("infer",), tenant: str = DEFAULT_TENANT) -> View:
+        """A new key of a tenant with its ``secret``, which is not stored and not shown again."""
+        return self._auth.create(name, scopes, tenant)
 
     def revoke_key(self, id: str) -> None:
         self._auth.revoke(id)

@@ -13,7 +13,7 @@ from llmos.control.translate import deployment_digest, job_gangs
 from llmos.core import reasons
 from llmos.core.types import Gang, JobPhase
 from llmos.layout import Layout
-from llmos.spec import Service, parse
+from llmos.spec import Service, TrainFunction, TrainJob, parse
 
 Row = dict[str, Any]
 
@@ -103,5 +103,5 @@ def _gang(row: Row, sight: Sight) -> Gang:
 def _asked(spec: str) -> tuple[Gang, ...]:
     """The gangs of a job's spec (JSON). Cached: lists of jobs are asked for again and again."""
     job = parse(json.loads(spec))
-    assert not isinstance(job, Service)
+    assert isinstance(job, TrainJob | TrainFunction)
     return job_gangs(job)

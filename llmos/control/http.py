@@ -1,16 +1,28 @@
-"""What every HTTP answer of the control API has in common: how errors look, and how large a request may be."""
+"""What every request and answer of the control API has in common: the key, how errors look, how large it may be."""
 
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
+from fastapi import Header, Path
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmos.errors import CapacityError, LlmosError, UsageError
 
+PREFIX = "/api/v1"
+Authorization = Annotated[str | None, Header(include_in_schema=False)]
+Name = Annotated[str, Path(max_length=200)]
 MAX_BODY_BYTES = 1 << 20
 """The largest spec is a few thousand characters; nothing else that is sent here is large."""
+
+
+class Body(BaseModel):
+    """What a request may hold: nothing that is not known, and nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def error_response(error: LlmosError, status: int | None = None) -> JSONResponse:

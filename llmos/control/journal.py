@@ -6,12 +6,12 @@ import codecs
 import json
 import os
 from collections.abc import Callable, Iterator
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from llmos.errors import UsageError
-from llmos.layout import JobDirs
+from llmos.layout import AttemptDirs, JobDirs
 
 PIECE_BYTES = 256 * 1024
 _BLOCK_BYTES = 64 * 1024
@@ -64,6 +64,20 @@ def read_events(dirs: JobDirs, attempts: int) -> list[Row]:
     """``{at, what, why}`` of everything that happened to training in the attempts, oldest first."""
     numbers = range(attempts, 0, -1)
     return [event for number in numbers for event in _newest_first(dirs.attempt(number).events, _event)][::-1]
+
+
+def first_metrics(dirs: AttemptDirs) -> Row | None:
+    """The row that an attempt wrote first; None while there is none."""
+    try:
+        with dirs.metrics.open("rb") as file:
+            return _row(file.readline())
+    except OSError:
+        return None
+
+
+def last_metrics(dirs: AttemptDirs, most: int) -> list[Row]:
+    """The rows, at most so many, that an attempt wrote last, in the order that they were written."""
+    return list(islice(_newest_first(dirs.metrics, _row), most))[::-1]
 
 
 def newest_metrics(dirs: JobDirs, attempts: int) -> Row:

@@ -16,7 +16,9 @@ from typing import Any
 from llmos.control.cluster import Cluster, Fleet
 from llmos.control.drains import Drained
 from llmos.control.journal import newest_metrics
+from llmos.control.knowledge import Knowledge, blamed
 from llmos.control.registry import Registry
+from llmos.control.steady import steady
 from llmos.control.store import Store
 from llmos.core.plan import plan
 from llmos.core.standing import Standing
@@ -57,6 +59,7 @@ class Loop:
         self, store: Store, registry: Registry, cluster: Cluster, layout: Layout, fleet: Fleet | None = None
     ) -> None:
         self.sight = Sight()
+        self.knowledge = Knowledge(store, layout)
         self._store = store
         self._registry = registry
         self._cluster = cluster
@@ -84,6 +87,7 @@ class Loop:
         """Plan no more after the tick that runs now, until :meth:`carry_on`."""
         self._resting = True
         self.sight = replace(self.sight, error="planning has stopped: `llmos down` has begun; `llmos up` goes on")
+        self.knowledge.usage.save(self.sight.snapshot.now)
 
     def carry_on(self) -> None:
         """Plan again."""
@@ -97,22 +101,25 @@ class Loop:
     def tick(self) -> None:
         """One turn. A cluster that cannot be seen is left alone: ``sight.error`` says so."""
         kinds = self._fleet.kinds() if self._fleet else ()
-        desired = Desired(self._store.jobs.unfinished(), self._store.services.desired(), kinds=kinds)
+        desired = replace(self.knowledge.desired(self.sight.snapshot.now), kinds=kinds)
         try:
             snapshot = self._drained.marked(self._cluster.observe(desired.jobs, desired.services))
+            snapshot = steady(snapshot, self.sight.snapshot)
         except ClusterError as error:
             self.sight = replace(self.sight, error=str(error))
             return
         decided = plan(desired, snapshot, self._memo)
         self._memo = decided.memo
         actions, results = self._conclude(decided.actions, desired.jobs, snapshot.now)
-        running = _running(desired.jobs, snapshot)
+        running, guilty = _running(desired.jobs, snapshot), blamed(actions, snapshot)
         if actions or running - self._running:
-            self._store.record(actions, snapshot.now, running=sorted(running - self._running), results=results)
+            begun = sorted(running - self._running)
+            self._store.record(actions, snapshot.now, running=begun, results=results, blamed=guilty)
         self._running = running
         self.sight = Sight(snapshot, decided, "", desired)
         self._apply(actions, snapshot.now)
         self._scale(decided.wanted_nodes)
+        self.knowledge.note(actions, desired.jobs, snapshot, guilty)
 
     def _scale(self, wanted: Mapping[str, int]) -> None:
         """Ask for the nodes that are wanted, every time: whoever asks last is heard, and others may have asked."""
@@ -129,12 +136,16 @@ class Loop:
         """The actions, and what each CLOSE adds to its job's record. The model of a job that succeeded is registered
         first. Where it is not whole, the job fails; where the trouble may pass, such as a full disk, its CLOSE is left
         to the next tick."""
-        attempts = {job.id: job.attempts for job in jobs}
+        closed = {action.id for action in actions if action.verb is Verb.CLOSE}
+        subjects = {job.id: job for job in jobs if job.id in closed}
         final: list[Action] = []
         results: dict[str, dict[str, Any]] = {}
         for action in actions:
             if action.verb is Verb.CLOSE:
-                result = {"metrics": newest_metrics(self._layout.job(action.id), attempts[action.id])}
+                job = subjects[action.id]
+                result: dict[str, Any] = {"metrics": newest_metrics(self._layout.job(job.id), job.attempts)}
+                if action.phase is JobPhase.QUEUED and job.larger:
+                    result["measured"] = self.knowledge.progress.measured(job, now)
                 if action.phase is JobPhase.SUCCEEDED:
                     try:
                         action, result["model"] = self._register(action)
@@ -177,5 +188,7 @@ def _running(jobs: Iterable[Job], snapshot: Snapshot) -> frozenset[str]:
     return frozenset(
         job.id
         for job in jobs
-        if (seen := snapshot.attempts.get(job.id)) and (seen.number, seen.phase) == (job.attempt, AttemptPhase.RUNNING)
+        if job.attempt
+        and (seen := snapshot.attempts.get(job.id))
+        and (seen.number, seen.phase) == (job.attempt, AttemptPhase.RUNNING)
     )

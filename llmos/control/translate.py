@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
-from llmos.core.types import Gang, Resources
-from llmos.spec import Job, Replicas, Service, digest
+from collections.abc import Mapping
+
+from llmos.core.types import Gang, Job, Resources, Strategy, Tenant
+from llmos.spec import DEFAULT_TENANT, Replicas, Service, digest
+from llmos.spec import Job as JobSpec
 from llmos.spec import Resources as ResourcesSpec
+from llmos.spec import Tenant as TenantSpec
 
 
-def job_gangs(spec: Job) -> tuple[Gang, ...]:
+def asked(spec: JobSpec) -> Job:
+    """What the scheduler reads of a job's spec; nothing has happened to it yet."""
+    gang, *larger = job_gangs(spec)
+    return Job(
+        spec.name,
+        gang,
+        submitted_at=0.0,
+        retries=spec.retries,
+        max_runtime_s=spec.max_runtime,
+        larger=tuple(larger),
+        grace_s=spec.grace,
+        grow_every_s=spec.workers.grow_every,
+        tenant=spec.tenant or DEFAULT_TENANT,
+        priority=spec.priority,
+        after=spec.after,
+        estimate_s=spec.expected_runtime,
+        preemptible=spec.preemptible,
+    )
+
+
+def job_gangs(spec: JobSpec) -> tuple[Gang, ...]:
     """The gangs that the job may run as, the smallest first: a bundle per worker, tensor-parallel ones on one node."""
-    return tuple(Gang((bundle(spec.resources),) * mesh.size, mesh.tp) for mesh in spec.meshes)
+    strategy, labels = Strategy(spec.gang.strategy), tuple(sorted(spec.gang.labels.items()))
+    one = bundle(spec.resources)
+    return tuple(Gang((one,) * mesh.size, mesh.tp, strategy, spec.gang.topology, labels) for mesh in spec.meshes)
+
+
+def tenant(spec: TenantSpec, used: Resources, spent_gpu_s: float) -> Tenant:
+    """A tenant with what its own jobs have ``used`` on average and ``spent_gpu_s`` in all."""
+    most = spec.quota
+    quota = Resources(most.cpus or 0.0, most.gpus or 0.0, most.memory or 0, _custom(most.custom)) if most else None
+    budget_gpu_s = None if spec.budget is None else spec.budget * 3600
+    return Tenant(
+        spec.name, spec.parent, spec.share, spec.borrow_limit, quota, budget_gpu_s, used=used, spent_gpu_s=spent_gpu_s
+    )
 
 
 def replica_gang(spec: Service) -> Gang:
@@ -23,7 +59,8 @@ def replica_groups(spec: Service) -> tuple[Resources, ...]:
     """What one replica holds of each node that it may need: the bundles of :func:`replica_gang` that stay together."""
     rank, gang = bundle(spec.resources), replica_gang(spec)
     size = gang.together
-    group = Resources(rank.cpus * size, rank.gpus * size, rank.memory_bytes * size)
+    custom = tuple((name, amount * size) for name, amount in rank.custom)
+    group = Resources(rank.cpus * size, rank.gpus * size, rank.memory_bytes * size, custom)
     return (group,) * (len(gang.bundles) // size)
 
 
@@ -34,4 +71,8 @@ def deployment_digest(spec: Service) -> str:
 
 def bundle(wanted: ResourcesSpec) -> Resources:
     """What one rank holds of its node."""
-    return Resources(wanted.cpus, wanted.gpus, wanted.memory or 0)
+    return Resources(wanted.cpus, wanted.gpus, wanted.memory or 0, _custom(wanted.custom))
+
+
+def _custom(amounts: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted((amounts or {}).items()))

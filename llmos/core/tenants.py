@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from llmos.core import reasons
 from llmos.core.free import CPU, GPU, MEMORY, Grid
-from llmos.core.resources import ROUNDING
+from llmos.core.resources import ROUNDING, Resources
 from llmos.core.types import Job, Tenant
 
 
@@ -62,7 +63,7 @@ class Ledger:
         for tenant in tenants:
             self._open(self._accounts[tenant.id])
         for tenant in tenants:
-            used = grid.vector(tenant.used) or [0.0] * len(self.total)
+            used = _vector(tenant.used, grid)
             for account in self._accounts[tenant.id].path:
                 account.used = _plus(account.used, used)
                 account.burnt += tenant.spent_gpu_s
@@ -176,7 +177,15 @@ class Ledger:
         account.parent = self.root if parent is None or loops else parent
         account.parent.children.append(account)
         if account.tenant.quota is not None:
-            account.quota = self._grid.vector(account.tenant.quota) or []
+            account.quota = _vector(account.tenant.quota, self._grid)
+
+
+def _vector(amount: Resources, grid: Grid) -> list[float]:
+    """``amount`` by kind; of kinds that no node has, nothing."""
+    known = tuple(pair for pair in amount.custom if pair[0] in grid.custom)
+    vector = grid.vector(replace(amount, custom=known))
+    assert vector is not None
+    return vector
 
 
 def _plus(one: Sequence[float], other: Sequence[float], sign: int = 1) -> list[float]:

@@ -5,18 +5,22 @@ from llmos.spec.data import Data, Packing, Source
 from llmos.spec.load import KINDS, Job, Spec, digest, json_schema, load, load_file, parse, to_dict, to_yaml
 from llmos.spec.lora import Lora
 from llmos.spec.presets import PRESETS, Preset
+from llmos.spec.scheduling import DEFAULT_TENANT, Gang
 from llmos.spec.service import Replicas, Service
+from llmos.spec.tenant import Quota, Tenant
 from llmos.spec.train_function import Function, TrainFunction
 from llmos.spec.train_job import CheckpointPolicy, ModelSource, Optimizer, Output, TrainJob, Workers
 from llmos.spec.watch import Anomalies, Watchdog
 
 __all__ = [
+    "DEFAULT_TENANT",
     "KINDS",
     "PRESETS",
     "Anomalies",
     "CheckpointPolicy",
     "Data",
     "Function",
+    "Gang",
     "Job",
     "Lora",
     "Mesh",
@@ -25,11 +29,13 @@ __all__ = [
     "Output",
     "Packing",
     "Preset",
+    "Quota",
     "Replicas",
     "Resources",
     "Service",
     "Source",
     "Spec",
+    "Tenant",
     "TrainFunction",
     "TrainJob",
     "Watchdog",

@@ -20,6 +20,8 @@ Conflict = tuple[tuple[str, ...], str]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_RESOURCE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_OWN_FIELDS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _DURATION_UNITS_S = (86400, 3600, 60, 1)
 LARGEST = 2**53
@@ -84,6 +86,15 @@ def check_variable(value: str) -> str:
     return value
 
 
+def check_resource(value: str) -> str:
+    """``value`` if it can name a custom resource; else ValueError."""
+    if value in _OWN_FIELDS:
+        raise ValueError(f"{value!r} is no custom resource: expected the field `{_OWN_FIELDS[value]}`")
+    if not _RESOURCE.fullmatch(value):
+        raise ValueError(f"{value[:80]!r} is not the name of a resource: expected letters, digits, `.`, `_` and `-`")
+    return value
+
+
 def parse_duration(value: object) -> float:
     """Seconds of ``"90s"``, ``"2h"``, ``"1h30m"``, ``"1.5d"`` or a positive number; else ValueError."""
     seconds: float
@@ -133,6 +144,9 @@ Paths = Annotated[
     WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}),
 ]
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+Amount = Annotated[float, Field(gt=0, le=LARGEST)]
+_ResourceName = Annotated[str, BeforeValidator(lambda v: check_resource(v) if isinstance(v, str) else v)]
+CustomResources = dict[_ResourceName, Amount]
 
 
 def min_at_most_max(bounds: Any) -> Iterator[Conflict]:
@@ -142,7 +156,7 @@ def min_at_most_max(bounds: Any) -> Iterator[Conflict]:
 
 
 def _bounded(resources: Resources) -> Iterator[Conflict]:
-    if resources.cpus == 0 and resources.gpus == 0:
+    if resources.cpus == 0 and resources.gpus == 0 and not resources.custom:
         yield ("cpus",), "`cpus` and `gpus` are both 0: expected some of either, or nothing bounds what runs at once"
 
 
@@ -152,6 +166,7 @@ class Resources(Strict):
     cpus: float = Field(default=1.0, ge=0, le=LARGEST, description="CPU cores")
     gpus: float = Field(default=0.0, ge=0, le=LARGEST, description="GPUs")
     memory: Size | None = Field(default=None, description="memory reserved, such as 2GiB")
+    custom: CustomResources | None = Field(default=None, description="other resources of Ray, by name, as in `TPU: 4`")
 
     rules = (_bounded,)
 

@@ -15,13 +15,19 @@ from llmos.errors import NotFoundError, SpecError, UsageError
 from llmos.spec.nodes import MAX_CHARACTERS, Dumper, read
 from llmos.spec.problems import Loc, explain, found, nearest
 from llmos.spec.service import Service
+from llmos.spec.tenant import Tenant
 from llmos.spec.train_function import TrainFunction
 from llmos.spec.train_job import TrainJob
 
 Job = TrainJob | TrainFunction
 """What the queue takes."""
-Spec = Job | Service
-KINDS: dict[str, type[Spec]] = {"TrainJob": TrainJob, "TrainFunction": TrainFunction, "Service": Service}
+Spec = Job | Service | Tenant
+KINDS: dict[str, type[Spec]] = {
+    "TrainJob": TrainJob,
+    "TrainFunction": TrainFunction,
+    "Service": Service,
+    "Tenant": Tenant,
+}
 
 
 def load(text: str, source: str = "spec.yaml") -> list[Spec]:

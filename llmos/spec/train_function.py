@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from llmos.spec.base import Conflict, Duration, Mesh, Name, PositiveInt, Resources, Strict, Variable
+from llmos.spec.scheduling import After, ExpectedRuntime, Gang, OfTenant, Preemptible, Priority
 from llmos.spec.train_job import CheckpointPolicy, Workers, check_secret, env_or_secret
 from llmos.spec.watch import Watchdog
 
@@ -90,6 +91,12 @@ class TrainFunction(Strict):
     grace: Duration = Field(default=60.0, description="how long it may take to checkpoint and end when it is asked to")
     max_runtime: Duration | None = Field(default=None, description="stop the job after this time, such as 2h")
     retries: int = Field(default=2, ge=0, le=100, description="attempts beyond the first after failures")
+    tenant: OfTenant = None
+    priority: Priority = 0
+    after: After = ()
+    expected_runtime: ExpectedRuntime = None
+    preemptible: Preemptible = True
+    gang: Gang = Gang()
 
     @property
     def meshes(self) -> tuple[Mesh, ...]:

@@ -29,6 +29,7 @@ from llmos.spec.lora import Lora
 from llmos.spec.parallel import RULES, ActivationCheckpointing, Pipeline, Precision
 from llmos.spec.presets import PRESETS
 from llmos.spec.profile import Profile, profile_within_steps
+from llmos.spec.scheduling import After, ExpectedRuntime, Gang, OfTenant, Preemptible, Priority
 from llmos.spec.watch import Anomalies, Watchdog
 
 _AnyMesh = Annotated[
@@ -214,6 +215,12 @@ class TrainJob(Strict):
     grace: Duration = Field(default=60.0, description="how long it may take to checkpoint and end when it is asked to")
     max_runtime: Duration | None = Field(default=None, description="stop the job after this time, such as 2h")
     retries: int = Field(default=2, ge=0, le=100, description="attempts beyond the first after failures")
+    tenant: OfTenant = None
+    priority: Priority = 0
+    after: After = ()
+    expected_runtime: ExpectedRuntime = None
+    preemptible: Preemptible = True
+    gang: Gang = Gang()
     output: Output = Field(description="where the result goes")
 
     @property

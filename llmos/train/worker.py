@@ -34,7 +34,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from llmos.errors import ClusterError, LlmosError, OutOfMemoryError, WorkerLost
 from llmos.files import read_json
 from llmos.layout import AttemptDirs, JobDirs, Layout
-from llmos.spec import Job, Service, TrainJob, parse
+from llmos.spec import Job, TrainFunction, TrainJob, parse
 from llmos.train import cause
 from llmos.train.gang import Deaths, Gang, be_rank, have_gpus
 from llmos.train.limits import collective_timeout_s
@@ -54,7 +54,7 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
     layout = Layout(Path(state_dir))
     dirs = layout.job(job).attempt(number)
     spec = parse(read_json(layout.job(job).spec))
-    assert not isinstance(spec, Service)
+    assert isinstance(spec, TrainJob | TrainFunction)
     spec = spec.on(len(nodes))
     run = _run(spec, layout, layout.job(job), dirs)
     on_gpus = spec.resources.gpus > 0 and have_gpus(nodes)
@@ -125,6 +125,7 @@ class _Planned(ScalingPolicy):
 
 def _scaling(spec: Job, nodes: Sequence[str]) -> ScalingConfig:
     resources = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus, "memory": spec.resources.memory or 0}
+    resources |= spec.resources.custom or {}
     return ScalingConfig(
         num_workers=len(nodes),
         use_gpu=spec.resources.gpus > 0,

@@ -69,6 +69,7 @@ class FakeApi:
         self.services: dict[str, Row] = {}
         self.models: list[Row] = []
         self.keys: list[Row] = []
+        self.tenants: dict[str, Row] = {"default": tenant({"name": "default", "share": 1.0})}
         self.events: list[Row] = []
         self.status: Row = STATUS
         self.outlook: Row = {"nodes": [], "after": []}  # what a description adds to the view of a job
@@ -119,6 +120,9 @@ class FakeApi:
             f"GET /api/v1/models/{name}": self.model,
             f"POST /api/v1/models/{name}/export": lambda ref, body: ok({"ref": ref, **body}),
             f"DELETE /api/v1/models/{name}": self.remove_model,
+            "GET /api/v1/tenants": lambda: ok(list(self.tenants.values())),
+            f"GET /api/v1/tenants/{name}": self.look_at_tenant,
+            f"PUT /api/v1/tenants/{name}": self.put_tenant,
             "GET /api/v1/keys": lambda: ok(self.keys),
             "POST /api/v1/keys": self.create_key,
             f"DELETE /api/v1/keys/{name}": self.revoke_key,
@@ -277,6 +281,16 @@ class FakeApi:
         self.models = [model for model in self.models if model["ref"] != ref]
         return httpx.Response(204)
 
+    def look_at_tenant(self, name: str) -> httpx.Response:
+        found = self.tenants.get(name)
+        return ok(found) if found else error(404, "not_found", f"no tenant `{name}`", "see `llmos tenants`")
+
+    def put_tenant(self, name: str, body: Row) -> httpx.Response:
+        if body["new"] and name in self.tenants:
+            return error(409, "conflict", f"tenant `{name}` exists already")
+        self.tenants[name] = tenant(body["spec"])
+        return ok(self.tenants[name])
+
     def create_key(self, body: Row) -> httpx.Response:
         key = {"id": f"k{len(self.keys)}", "created_at": time.time(), "revoked_at": None, **body}
         self.keys.append(key)
@@ -285,6 +299,13 @@ class FakeApi:
     def revoke_key(self, key_id: str) -> httpx.Response:
         next(key for key in self.keys if key["id"] == key_id)["revoked_at"] = time.time()
         return httpx.Response(204)
+
+
+def tenant(spec: Row) -> Row:
+    return {
+        **{name: spec.get(name) for name in ("name", "parent", "share", "borrow_limit", "quota", "budget")},
+        **{"running": 1, "waiting": 2, "held": _amount(1, 4, 0), "used_gpu_hours": 12.5, "spec": spec},
+    }
 
 
 def row(step: int) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,13 @@ from sqlalchemy import Connection, Select, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from llmos.control.store.tables import metadata
+from llmos.control.store.migrations import MIGRATIONS
 from llmos.errors import ClusterError, ConflictError, DataError
 
 Row = dict[str, Any]
 
 BUSY_TIMEOUT_MS = 10_000
 """How long to wait for another process: the control module that this one replaces may still be dying."""
-
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all, metadata.create_all)
-"""Step ``n`` brings a database of version ``n`` to version ``n + 1``; version 0 is an empty file. The second adds the
-table ``drained``."""
 
 
 class Database:

@@ -9,7 +9,7 @@ from llmos.control.store.tables import events
 
 
 class Events:
-    """The events of all subjects. ``kind`` is job, service, model, key or node; ``subject`` its id or name."""
+    """The events of all subjects. ``kind`` is job, service, model, key, node or tenant; ``subject`` its id or name."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

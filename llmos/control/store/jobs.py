@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, or_, select, update
@@ -14,16 +11,15 @@ from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
 from llmos.control.store.models import require
 from llmos.control.store.tables import attempts, jobs
-from llmos.control.translate import job_gangs
+from llmos.control.store.tenants import require_tenant
+from llmos.control.store.unfinished import FIELDS, Unfinished, job_of, some
 from llmos.core.lifecycle import record
-from llmos.core.types import Action, Gang, Job, JobPhase, Verb
+from llmos.core.types import Action, Failure, Gang, Job, JobPhase, Verb
 from llmos.errors import ConflictError, NotFoundError
 from llmos.files import write_json
 from llmos.layout import Layout
+from llmos.spec import DEFAULT_TENANT, TrainJob, to_dict
 from llmos.spec import Job as JobSpec
-from llmos.spec import Service, TrainJob, parse, to_dict
-
-_FIELDS = ("attempt", "attempts", "failures", "cancelled", "opened_at", "not_before", "run_s", "placement")
 
 
 class Jobs:
@@ -32,36 +28,35 @@ class Jobs:
     def __init__(self, database: Database, layout: Layout) -> None:
         self._database = database
         self._layout = layout
+        self._unfinished = Unfinished(database)
+        self._ended: dict[str, JobPhase] = {}
 
     def submit(self, spec: JobSpec, digest: str, idempotency_key: str | None, now: float) -> Row:
         """Accept ``spec`` (``model.ref`` pinned; ``digest`` is that of what was submitted) and return its row.
 
-        Durable on return, together with the job's ``spec.json``. The same key again gives the same job. Raises
-        ConflictError if the key stands for another spec, NotFoundError if the model is gone.
+        Its ``after`` are pinned to the jobs that they mean now. Durable on return, together with the job's
+        ``spec.json``. The same key again gives the same job. Raises ConflictError if the key stands for another spec,
+        NotFoundError if the model, the tenant or a job that it comes after is not there.
         """
         with self._database.write() as connection:
             if idempotency_key is not None and (known := _by_key(connection, idempotency_key)):
                 return _same(known, digest, idempotency_key)
             if base := _base_model(spec):
                 require(connection, base)
+            spec = _pinned(connection, spec)
             number = self._next_number(connection, spec.name)
             row = _new(spec, number, now) | {"digest": digest, "idempotency_key": idempotency_key}
             write_json(self._layout.job(row["id"]).spec, row["spec"])
             connection.execute(insert(jobs).values(row))
             result = f", for model {spec.output.model}" if isinstance(spec, TrainJob) else ""
             append(connection, now, "job", row["id"], "submitted", f"{spec.steps} steps{result}")
+        self.changed([row["id"]])
         return row
 
     def find(self, ref: str) -> Row:
         """The job with this id, else the newest of this name. Raises NotFoundError."""
-        query = (
-            select(jobs)
-            .where(or_(jobs.c.id == ref, jobs.c.name == ref))
-            .order_by(jobs.c.id != ref, jobs.c.number.desc())
-            .limit(1)
-        )
         with self._database.read() as connection:
-            row = first(connection, query)
+            row = _meant(connection, ref)
         if row is None:
             raise NotFoundError(f"no job `{ref[:200]}`: expected a job's id or name", hint="see `llmos jobs`")
         return row
@@ -82,9 +77,20 @@ class Jobs:
 
     def unfinished(self) -> tuple[Job, ...]:
         """The jobs that ``plan`` decides on, first come first."""
-        query = select(jobs).where(jobs.c.ended_at.is_(None)).order_by(jobs.c.created_at, jobs.c.id)
-        with self._database.read() as connection:
-            return tuple(_job(row) for row in rows(connection, query))
+        return self._unfinished.read()
+
+    def changed(self, ids: Iterable[str]) -> None:
+        """Whoever has changed these jobs, and committed it, says so."""
+        self._unfinished.changed(ids)
+
+    def ended(self, ids: Iterable[str]) -> dict[str, JobPhase]:
+        """The phases of those of ``ids`` that have ended. What has ended stays so: it is read once."""
+        ids = set(ids)
+        for few in some(sorted(ids - self._ended.keys())):
+            query = select(jobs.c.id, jobs.c.phase).where(jobs.c.id.in_(few), jobs.c.ended_at.is_not(None))
+            with self._database.read() as connection:
+                self._ended |= {row["id"]: JobPhase(row["phase"]) for row in rows(connection, query)}
+        return {id: self._ended[id] for id in ids & self._ended.keys()}
 
     def cancel(self, ref: str, now: float) -> Row:
         """Ask for the end of a job and return its row. One that has ended stays as it is."""
@@ -93,7 +99,31 @@ class Jobs:
             wanted = (jobs.c.id == id) & jobs.c.ended_at.is_(None) & jobs.c.cancelled.is_(False)
             if connection.execute(update(jobs).where(wanted).values(cancelled=True)).rowcount:
                 append(connection, now, "job", id, "cancel_requested")
+        self.changed([id])
         return self.find(id)
+
+    def run_times(self, most: int) -> list[tuple[str, str, float]]:
+        """(tenant, name, seconds) of the jobs that succeeded last, at most so many, the oldest first."""
+        query = (
+            select(jobs.c.tenant, jobs.c.name, jobs.c.run_s)
+            .where(jobs.c.phase == JobPhase.SUCCEEDED)
+            .order_by(jobs.c.ended_at.desc())
+            .limit(most)
+        )
+        with self._database.read() as connection:
+            return [(row["tenant"], row["name"], row["run_s"]) for row in rows(connection, query)][::-1]
+
+    def failures(self, most: int) -> list[Failure]:
+        """The last attempts that failed and whose nodes may be to blame, at most so many; the oldest first."""
+        query = select(attempts).where(attempts.c.blamed).order_by(attempts.c.closed_at.desc()).limit(most)
+        with self._database.read() as connection:
+            found = rows(connection, query)[::-1]
+        return [Failure(row["closed_at"], row["job"], tuple(row["placement"])) for row in found]
+
+    def known(self, idempotency_key: str | None) -> bool:
+        """Whether a job was submitted with this key."""
+        with self._database.read() as connection:
+            return idempotency_key is not None and _by_key(connection, idempotency_key) is not None
 
     def _next_number(self, connection: Connection, name: str) -> int:
         """The next number of ``name`` whose directory is not taken: the database may be younger than the files."""
@@ -104,12 +134,15 @@ class Jobs:
         return number
 
 
-def carry_out(connection: Connection, action: Action, now: float, result: Mapping[str, Any]) -> None:
-    """Record START or CLOSE of a job's attempt. ``result`` holds columns that a CLOSE fills in besides."""
+def carry_out(
+    connection: Connection, action: Action, now: float, result: Mapping[str, Any], *, blamed: bool = False
+) -> None:
+    """Record START or CLOSE of a job's attempt. ``result`` holds columns that a CLOSE fills in besides; ``blamed``: its
+    nodes may be why it failed."""
     row = first(connection, select(jobs).where(jobs.c.id == action.id))
     assert row is not None, f"plan acts on {action.id}, which is not in the store"
-    job = record(_job(row), action, now)
-    values: dict[str, Any] = {name: getattr(job, name) for name in _FIELDS}
+    job = record(job_of(row), action, now)
+    values: dict[str, Any] = {name: getattr(job, name) for name in FIELDS}
     if action.verb is Verb.START:
         values |= {"phase": JobPhase.STARTING, "reason": "", "started_at": row["started_at"] or now}
         _open(connection, action, now)
@@ -118,7 +151,7 @@ def carry_out(connection: Connection, action: Action, now: float, result: Mappin
         ended_at = now if action.phase.final else None
         reason = "" if action.phase is JobPhase.SUCCEEDED else action.why
         values |= {"phase": action.phase, "reason": reason, "ended_at": ended_at, **result}
-        _close(connection, action, now)
+        _close(connection, action, now, blamed)
     connection.execute(update(jobs).where(jobs.c.id == action.id).values(values))
 
 
@@ -135,18 +168,20 @@ def _open(connection: Connection, action: Action, now: float) -> None:
         connection.execute(insert(attempts).values(job=action.id, number=action.attempt, **values))
 
 
-def _close(connection: Connection, action: Action, now: float) -> None:
+def _close(connection: Connection, action: Action, now: float, blamed: bool) -> None:
     this = (attempts.c.job == action.id) & (attempts.c.number == action.attempt)
-    connection.execute(update(attempts).where(this).values(closed_at=now, failed=action.failed, why=action.why))
+    values = {"closed_at": now, "failed": action.failed, "blamed": blamed, "why": action.why}
+    connection.execute(update(attempts).where(this).values(values))
 
 
 def _new(spec: JobSpec, number: int, now: float) -> dict[str, Any]:
     job = Job(f"{spec.name}-{number}", Gang(()), now)
     return {
         **{"id": job.id, "name": spec.name, "number": number, "spec": to_dict(spec), "base_model": _base_model(spec)},
+        **{"tenant": spec.tenant, "priority": spec.priority, "measured": {}},
         **{"phase": JobPhase.QUEUED, "reason": "", "metrics": {}, "model": None},
         **{"created_at": now, "started_at": None, "ended_at": None},
-        **{name: getattr(job, name) for name in _FIELDS},
+        **{name: getattr(job, name) for name in FIELDS},
     }
 
 
@@ -154,29 +189,26 @@ def _base_model(spec: JobSpec) -> str | None:
     return spec.model.ref if isinstance(spec, TrainJob) else None
 
 
-def _job(row: Row) -> Job:
-    fields = {name: row[name] for name in _FIELDS} | {"placement": tuple(row["placement"])}
-    return replace(
-        _asked(json.dumps(row["spec"], sort_keys=True)), id=row["id"], submitted_at=row["created_at"], **fields
-    )
+def _pinned(connection: Connection, spec: JobSpec) -> JobSpec:
+    """``spec`` of a tenant that there is, and after jobs by their ids. Raises NotFoundError.
+
+    No job can come after itself, also not through others: it has no id before those that it comes after have theirs.
+    """
+    tenant = require_tenant(connection, spec.tenant or DEFAULT_TENANT)["name"]
+    after: dict[str, None] = {}
+    for ref in spec.after:
+        found = _meant(connection, ref)
+        if found is None:
+            what = f"no job `{ref[:200]}` to come after: expected the id or name of one that was submitted before"
+            raise NotFoundError(what, hint="see `llmos jobs`", param="after")
+        after[found["id"]] = None
+    return spec.model_copy(update={"tenant": tenant, "after": tuple(after)})
 
 
-@lru_cache(maxsize=4096)
-def _asked(spec: str) -> Job:
-    """What the scheduler reads of a spec (JSON). Cached: each tick asks for every unfinished job."""
-    job = parse(json.loads(spec))
-    assert not isinstance(job, Service)
-    gang, *larger = job_gangs(job)
-    return Job(
-        job.name,
-        gang,
-        submitted_at=0.0,
-        retries=job.retries,
-        max_runtime_s=job.max_runtime,
-        larger=tuple(larger),
-        grace_s=job.grace,
-        grow_every_s=job.workers.grow_every,
-    )
+def _meant(connection: Connection, ref: str) -> Row | None:
+    """The job with this id, else the newest of this name."""
+    wanted = or_(jobs.c.id == ref, jobs.c.name == ref)
+    return first(connection, select(jobs).where(wanted).order_by(jobs.c.id != ref, jobs.c.number.desc()).limit(1))
 
 
 def _by_key(connection: Connection, key: str) -> Row | None:

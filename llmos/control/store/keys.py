@@ -9,7 +9,9 @@ from sqlalchemy import insert, select, update
 from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
 from llmos.control.store.tables import keys
+from llmos.control.store.tenants import require_tenant
 from llmos.errors import ConflictError, NotFoundError
+from llmos.spec import DEFAULT_TENANT
 
 
 class Keys:
@@ -18,11 +20,18 @@ class Keys:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, id: str, name: str, scopes: Sequence[str], secret_sha256: str, now: float) -> Row:
-        row = {"id": id, "name": name, "scopes": list(scopes), "secret_sha256": secret_sha256, "created_at": now}
+    def add(
+        self, id: str, name: str, scopes: Sequence[str], secret_sha256: str, now: float, tenant: str = DEFAULT_TENANT
+    ) -> Row:
+        """Raises NotFoundError if there is no such tenant."""
+        row = {
+            **{"id": id, "name": name, "scopes": list(scopes), "tenant": tenant},
+            **{"secret_sha256": secret_sha256, "created_at": now},
+        }
         with self._database.write() as connection:
+            require_tenant(connection, tenant)
             connection.execute(insert(keys).values(row))
-            append(connection, now, "key", id, "created", f"{name}: {', '.join(scopes)}")
+            append(connection, now, "key", id, "created", f"{name}: {', '.join(scopes)}; tenant {tenant}")
         return {**row, "revoked_at": None}
 
     def get(self, id: str) -> Row | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from llmos.control.store.database import Database
@@ -12,6 +12,7 @@ from llmos.control.store.jobs import Jobs, begin, carry_out
 from llmos.control.store.keys import Keys
 from llmos.control.store.models import Models
 from llmos.control.store.services import Services
+from llmos.control.store.tenants import Tenants
 from llmos.core.types import Action, Verb
 from llmos.layout import Layout
 
@@ -31,6 +32,7 @@ class Store:
         self.models = Models(self._database)
         self.keys = Keys(self._database)
         self.drains = Drains(self._database)
+        self.tenants = Tenants(self._database)
         self.events = Events(self._database)
 
     def close(self) -> None:
@@ -43,11 +45,14 @@ class Store:
         *,
         running: Iterable[str] = (),
         results: Mapping[str, Mapping[str, Any]] | None = None,
+        blamed: Collection[str] = (),
     ) -> None:
         """Write down what was decided, and that the jobs ``running`` run, with an event for each: all or nothing.
 
-        ``results`` gives, by job id, columns that a CLOSE fills in (``model``, ``metrics``).
+        ``results`` gives, by job id, columns that a CLOSE fills in (``model``, ``metrics``, ``measured``). ``blamed``
+        are the jobs whose attempt failed, and the nodes of it may be why.
         """
+        actions = list(actions)
         with self._database.write() as connection:
             for id in running:
                 if begin(connection, id):
@@ -55,5 +60,7 @@ class Store:
             for action in actions:
                 kind = "service" if action.verb in (Verb.DEPLOY, Verb.REMOVE) else "job"
                 if action.verb in (Verb.START, Verb.CLOSE):
-                    carry_out(connection, action, now, (results or {}).get(action.id, {}))
+                    result = (results or {}).get(action.id, {})
+                    carry_out(connection, action, now, result, blamed=action.id in blamed)
                 append(connection, now, kind, action.id, _WHAT.get(action.verb) or str(action.phase), action.why)
+        self.jobs.changed(action.id for action in actions if action.verb in (Verb.START, Verb.CLOSE))

@@ -29,6 +29,8 @@ jobs = Table(
     Column("digest", String, nullable=False),  # of the spec as submitted: what an idempotency key stands for
     Column("idempotency_key", String, unique=True),
     Column("base_model", String),  # `model.ref`, pinned
+    Column("tenant", String, nullable=False, server_default="default"),
+    Column("priority", Integer, nullable=False, server_default="0"),
     Column("phase", String, nullable=False),
     Column("reason", String, nullable=False),
     Column("created_at", Float, nullable=False),
@@ -45,6 +47,9 @@ jobs = Table(
     Column("not_before", Float, nullable=False),
     Column("run_s", Float, nullable=False),
     Column("placement", JSON, nullable=False),
+    Column("resumes", Boolean, nullable=False, server_default="0"),
+    # what was measured of an elastic job, for core.types.Job: {"goodput": {workers: tokens/s}, "resize_s": seconds}
+    Column("measured", JSON, nullable=False, server_default="{}"),
     UniqueConstraint("name", "number"),
     Index("jobs_unfinished", "created_at", sqlite_where=text("ended_at IS NULL")),
     Index("jobs_by_age", "created_at"),
@@ -59,6 +64,7 @@ attempts = Table(
     Column("opened_at", Float, nullable=False),
     Column("closed_at", Float),
     Column("failed", Boolean, nullable=False),
+    Column("blamed", Boolean, nullable=False, server_default="0"),  # it failed, and its nodes may be the cause
     Column("why", String, nullable=False),  # it ended, or began
 )
 
@@ -91,6 +97,7 @@ keys = Table(
     Column("id", String, primary_key=True),
     Column("name", String, nullable=False),
     Column("scopes", JSON, nullable=False),
+    Column("tenant", String, nullable=False, server_default="default"),
     Column("secret_sha256", String, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("revoked_at", Float),
@@ -109,9 +116,23 @@ events = Table(
     metadata,
     Column("number", Integer, primary_key=True, autoincrement=True),
     Column("at", Float, nullable=False),
-    Column("kind", String, nullable=False),  # job, service, model, key, node
+    Column("kind", String, nullable=False),  # job, service, model, key, node, tenant
     Column("subject", String, nullable=False),
     Column("what", String, nullable=False),
     Column("why", String, nullable=False),
     Index("events_of", "kind", "subject", "number"),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("spec", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    # what its own jobs used, without those of its descendants, as of `used_at`
+    Column(
+        "used", JSON, nullable=False, server_default="{}"
+    ),  # the decayed average: the fields of core.types.Resources
+    Column("spent_gpu_s", Float, nullable=False, server_default="0"),
+    Column("used_at", Float, nullable=False, server_default="0"),
 )

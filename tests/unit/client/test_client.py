@@ -273,3 +273,15 @@ def test_train_raises_what_went_wrong(cluster: Client, api: FakeApi, capsys: pyt
         cluster.train(JOB, on_progress=interrupt)
     assert "job coder-2 goes on: come back with `.wait('coder-2')`" in capsys.readouterr().out
     assert api.jobs[-1]["phase"] != "cancelled"
+
+
+def test_tenants_can_be_put_listed_and_looked_at(cluster: Client, api: FakeApi) -> None:
+    vision = cluster.put_tenant(llmos.Tenant(name="vision", share=2.0, quota=llmos.Quota(gpus=8.0)))
+    assert repr(vision) == "<tenant vision · share 2 · 1 running, 2 waiting>" and vision.quota == {"gpus": 8.0}
+    assert [tenant.name for tenant in cluster.tenants()] == ["default", "vision"]
+    assert cluster.tenant("vision").used_gpu_hours == 12.5
+    with pytest.raises(llmos.ConflictError, match="exists already"):
+        cluster.put_tenant({"kind": "Tenant", "name": "vision"}, new=True)
+    with pytest.raises(UsageError, match="exactly one Tenant, found TrainJob"):
+        cluster.put_tenant(JOB)
+    assert cluster.create_key("ci", ["submit"], "vision").tenant == "vision"

@@ -38,7 +38,7 @@ def test_what_a_tenant_holds_and_held_counts() -> None:
     mine, attempt = running("a9", "n", "n")
     jobs = [replace(mine, tenant="a"), *of("a", "a0"), *of("b", "b0", "b1", "b2")]
     assert order(ask([node("n", 5)], *jobs, attempts=(attempt,))) == ["b0", "b1", "a0"]
-    before = (Tenant("a", used=Resources(cpus=2)), Tenant("b"))
+    before = (Tenant("a", used=Resources(cpus=2, custom=(("TPU", 1.0),))), Tenant("b"))  # TPUs: there are none any more
     assert order(ask([node("n", 3)], *jobs[1:], tenants=before)) == ["b0", "b1", "a0"]
 
 
@@ -82,6 +82,10 @@ EIGHT = [Node("n", Resources(cpus=8, gpus=8))]
     ("tenant", "why"),
     [
         (Tenant("a", quota=Resources(gpus=2)), "tenant a holds 2 GPUs of its quota of 2 GPUs; this needs 1 GPU"),
+        (
+            Tenant("a", quota=Resources(gpus=2, custom=(("TPU", 4.0),))),  # which no node has
+            "tenant a holds 2 GPUs of its quota of 2 GPUs; this needs 1 GPU",
+        ),
         (
             Tenant("a", borrow_limit=0.0, share=1 / 3),
             "tenant a holds 2 GPUs; its share and what it may borrow are 2 GPUs; this needs 1 GPU",

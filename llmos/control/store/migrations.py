@@ -1,0 +1,39 @@
+"""How a database of an earlier llmos becomes one of this. What it holds stays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection, insert
+from sqlalchemy.schema import CreateColumn
+
+from llmos.control.store.tables import metadata, tenants
+from llmos.spec import DEFAULT_TENANT, Tenant, to_dict
+
+
+def add_missing(connection: Connection) -> None:
+    """Add the tables and columns that came later. Rows that are there get a column's default, so it must have one."""
+    metadata.create_all(connection)
+    for table in metadata.sorted_tables:
+        there = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table.name})")}
+        for column in table.columns:
+            if column.name not in there:
+                declared = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {declared}")
+
+
+def add_default_tenant(connection: Connection) -> None:
+    """Add the tenant whose everything is that belongs to nobody else."""
+    spec = to_dict(Tenant(name=DEFAULT_TENANT))
+    row = {"name": DEFAULT_TENANT, "spec": spec, "created_at": time.time()}
+    connection.execute(insert(tenants).prefix_with("OR IGNORE").values(row))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    metadata.create_all,
+    metadata.create_all,  # with the table of drained nodes
+    add_missing,
+    add_default_tenant,
+)
+"""Step ``n`` brings a database of version ``n`` to version ``n + 1``; version 0 is an empty file."""

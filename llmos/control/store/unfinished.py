@@ -1,0 +1,130 @@
+"""Rows of jobs as the values that ``plan`` decides on: the very same ones for as long as nothing about them changes,
+for ``plan`` finds out by identity what it need not look at again."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, String, select, type_coerce
+
+from llmos.control.store.database import Database, Row
+from llmos.control.store.tables import jobs
+from llmos.control.translate import asked
+from llmos.core.types import Job
+from llmos.spec import TrainFunction, TrainJob, parse
+
+FIELDS = ("attempt", "attempts", "failures", "cancelled", "opened_at", "not_before", "run_s", "placement", "resumes")
+"""The fields of ``core.types.Job`` that change, and are columns of their own."""
+_COLUMNS = [jobs.c.id, jobs.c.created_at, jobs.c.measured, *(jobs.c[name] for name in FIELDS)]
+IDS_AT_ONCE = 500
+"""So many are asked for in one query: SQLite bounds its parameters."""
+READ_ALL_EVERY_S = 60.0
+"""A control module that this one has replaced may have written last: that is seen after so long."""
+
+
+class Unfinished:
+    """The jobs that have not ended, first come first. Specs never change, so each is read once; of the rest only what
+    was :meth:`changed` is read again, and once in a while everything."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[Any, Job]] = {}
+        self._jobs: tuple[Job, ...] = ()
+        self._stale: set[str] = set()
+        self._all_read_at = -math.inf
+
+    def changed(self, ids: Iterable[str]) -> None:
+        """What is stored of these jobs has changed, and is committed."""
+        with self._lock:
+            self._stale.update(ids)
+
+    def read(self) -> tuple[Job, ...]:
+        """The same tuple as before, if nothing has changed."""
+        with self._lock:
+            if time.monotonic() - self._all_read_at >= READ_ALL_EVERY_S:
+                self._read_all()
+            elif self._stale:
+                self._read_some()
+            self._stale.clear()
+            return self._jobs
+
+    def _read_all(self) -> None:
+        query = select(*_COLUMNS).where(jobs.c.ended_at.is_(None)).order_by(jobs.c.created_at, jobs.c.id)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+            specs = _specs(connection, [row.id for row in rows if row.id not in self._known])
+        self._keep({row.id: self._entry(row, specs) for row in rows})
+        self._all_read_at = time.monotonic()
+
+    def _read_some(self) -> None:
+        rows: list[Any] = []
+        with self._database.read() as connection:
+            for ids in some(sorted(self._stale)):
+                query = select(*_COLUMNS).where(jobs.c.id.in_(ids), jobs.c.ended_at.is_(None))
+                rows += connection.execute(query).all()
+            specs = _specs(connection, [row.id for row in rows if row.id not in self._known])
+        entries = {row.id: self._entry(row, specs) for row in rows}
+        known = {
+            id: entries.get(id, entry) for id, entry in self._known.items() if id in entries or id not in self._stale
+        }
+        if more := entries.keys() - known.keys():
+            known |= {id: entries[id] for id in more}
+            known = dict(sorted(known.items(), key=lambda item: (item[1][1].submitted_at, item[0])))
+        self._keep(known)
+
+    def _entry(self, row: Any, specs: Mapping[str, str]) -> tuple[Any, Job]:
+        """A row and its job: the one that is known, if the row is still the same."""
+        known = self._known.get(row.id)
+        if known and known[0] == row:
+            return known
+        return row, _changed(known[1] if known else _asked(specs[row.id]), row._mapping)
+
+    def _keep(self, known: dict[str, tuple[Any, Job]]) -> None:
+        self._known = known
+        found = tuple(job for _, job in known.values())
+        if len(found) != len(self._jobs) or any(a is not b for a, b in zip(found, self._jobs, strict=True)):
+            self._jobs = found
+
+
+def job_of(row: Row) -> Job:
+    """The job of a row."""
+    return _changed(_asked(json.dumps(row["spec"])), row)
+
+
+def _changed(job: Job, row: Mapping[str, Any]) -> Job:
+    """``job`` as its ``row`` says it is now."""
+    measured = row["measured"]
+    goodput = tuple(sorted((int(size), value) for size, value in measured.get("goodput", {}).items()))
+    fields = {name: row[name] for name in FIELDS} | {"id": row["id"], "submitted_at": row["created_at"]}
+    fields |= {"placement": tuple(row["placement"]), "goodput": goodput, "resize_s": measured.get("resize_s", 0.0)}
+    return replace(job, **fields)
+
+
+def some(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """``ids`` in pieces that fit a query."""
+    return (ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE))
+
+
+def _specs(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    """The specs of jobs (JSON), by id."""
+    found: dict[str, str] = {}
+    for few in some(ids):
+        query = select(jobs.c.id, type_coerce(jobs.c.spec, String)).where(jobs.c.id.in_(few))
+        found |= {row[0]: row[1] for row in connection.execute(query)}
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _asked(spec: str) -> Job:
+    """What the scheduler reads of a spec (JSON). Cached: the same is often submitted many times."""
+    job = parse(json.loads(spec))
+    assert isinstance(job, TrainJob | TrainFunction)
+    return asked(job)

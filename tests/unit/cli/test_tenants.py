@@ -1,0 +1,91 @@
+"""`llmos tenants`, and what other commands have to do with tenants."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import JOB_YAML, Run
+from tests.unit.cli.test_jobs import table
+from tests.unit.fake_api import FakeApi
+
+
+def test_tenants_are_created_listed_and_changed(llmos: Run, api: FakeApi) -> None:
+    options = ("--share", "2", "--borrow-limit", "0.5", "--quota", "gpus=16,memory=1TiB", "--budget", "500")
+    result = llmos("tenants", "create", "vision", "--parent", "default", *options)
+    assert result.code == 0 and "llmos keys create NAME --tenant vision" in result.err
+    assert api.tenants["vision"]["spec"] == {
+        **{"kind": "Tenant", "name": "vision", "parent": "default", "share": 2.0, "borrow_limit": 0.5},
+        **{"quota": {"gpus": 16.0, "memory": 2**40}, "budget": 500.0},
+    }
+    for command in (["tenants"], ["tenants", "list"]):
+        default, vision = table(llmos(*command).out)
+        assert (default["NAME"], default["QUOTA"], default["GPU-HOURS"]) == ("default", "-", "12.5")
+        assert vision == {
+            **{
+                "NAME": "vision",
+                "PARENT": "default",
+                "SHARE": "2",
+                "BORROWS": "0.5",
+                "QUOTA": "gpus=16,memory=1024GiB",
+            },
+            **{"GPUS": "4", "RUNNING": "1", "WAITING": "2", "GPU-HOURS": "12.5 of 500"},
+        }
+    assert json.loads(llmos("tenants", "-o", "json").out)[1]["name"] == "vision"
+    (row,) = table(llmos("tenants", "set", "vision", "--budget", "none", "--quota", "gpus=8", "--share", "3").out)
+    assert (row["QUOTA"], row["GPU-HOURS"], row["SHARE"], row["BORROWS"]) == ("gpus=8", "12.5", "3", "0.5")
+    assert json.loads(llmos("tenants", "set", "vision", "--parent", "none", "-o", "json").out)["parent"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["create", "default"], 1, "tenant `default` exists already"),
+        (["set", "ghost", "--share", "2"], 1, "no tenant `ghost`"),
+        (["set", "default"], 2, "nothing to change: expected at least one option"),
+        (["create", "Vision!"], 2, "'Vision!' is not a name"),
+        (
+            ["create", "a", "--quota", "16"],
+            2,
+            "expected some of cpus=AMOUNT, gpus=AMOUNT, memory=AMOUNT, custom.NAME=AMOUNT",
+        ),
+        (["create", "a", "--quota", "gpus=many"], 2, "`--quota many`: expected a number"),
+        (["create", "a", "--budget", "much"], 2, "`--budget much`: expected a number, or `none`"),
+        (["create", "a", "--quota", "memory=1T"], 2, "not a size"),
+    ],
+)
+def test_what_is_wrong_is_said(llmos: Run, api: FakeApi, arguments: list[str], code: int, message: str) -> None:
+    result = llmos("tenants", *arguments)
+    assert result.code == code and message in result.err and list(api.tenants) == ["default"]
+
+
+def test_a_key_is_made_for_a_tenant(llmos: Run, api: FakeApi) -> None:
+    llmos("keys", "create", "ci", "--scope", "submit", "--tenant", "vision")
+    assert api.keys[0]["tenant"] == "vision" and table(llmos("keys").out)[0]["TENANT"] == "vision"
+    llmos("keys", "create", "other")
+    assert api.keys[1]["tenant"] == "default"
+
+
+def test_a_file_may_hold_tenants_and_their_jobs(llmos: Run, api: FakeApi, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(f"kind: Tenant\nname: vision\n---\n{JOB_YAML}tenant: vision\npriority: 3\n")
+    rows = table(llmos("submit", "all.yaml").out)
+    assert [(row["KIND"], row["ID"]) for row in rows] == [("Tenant", "vision"), ("TrainJob", "coder-1")]
+    assert "vision" in api.tenants and api.jobs[0]["spec"]["priority"] == 3
+    llmos("submit", "all.yaml", "--tenant", "audio")
+    assert api.jobs[1]["spec"]["tenant"] == "audio" and "audio" not in api.tenants
+
+
+@pytest.mark.parametrize("command", ["submit", "train"])
+def test_what_could_never_start_may_be_let_wait(llmos: Run, api: FakeApi, job_file: Path, command: str) -> None:
+    llmos(command, str(job_file))
+    llmos(command, str(job_file), "--allow-pending")
+    sent = [json.loads(request.content) for request in api.requests if request.url.path == "/api/v1/jobs"]
+    assert [body["allow_pending"] for body in sent] == [False, True]
+
+
+def test_train_takes_a_job_and_no_tenant(llmos: Run, tmp_path: Path) -> None:
+    (tmp_path / "tenant.yaml").write_text("kind: Tenant\nname: vision\n")
+    result = llmos("train", "tenant.yaml")
+    assert result.code == 2 and "holds Tenant: expected one job" in result.err
