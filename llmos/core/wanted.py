@@ -2,7 +2,7 @@
 
 Those that hold something, and those that the waiting jobs would start on, in order: idle nodes first, then new ones.
 What is above that may go: who removes a node drains it first. A kind whose launches fail gets no more until its pause
-is over.
+is over, and keeps those it has: the others of a gang may have come.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def wanted(
         starting = sorted({whole.nodes[column].kind for column in columns if whole.ids[column].startswith(_NEW)})
         waits[job.id] = f"; a node of kind {' and of '.join(starting)} is to be started for it" if starting else ""
     counts = Counter(whole.nodes[whole.columns[id]].kind for id in used)
-    nodes = {kind.name: min(max(counts[kind.name], kind.fewest), kind.most) for kind in kinds}
+    kept = {kind.name: _there(kind, grid) for kind in kinds if now < kind.not_before}
+    nodes = {kind.name: min(max(counts[kind.name], kind.fewest, kept.get(kind.name, 0)), kind.most) for kind in kinds}
     return nodes, {id: text for id, text in waits.items() if text}
 
 
@@ -60,9 +61,13 @@ def _startable(kind: NodeKind, grid: Grid, now: float) -> Iterator[Node]:
     """The nodes of ``kind`` that could be started now, beside those that are there."""
     if now < kind.not_before:
         return
-    there = sum(node.kind == kind.name for node in grid.nodes)
-    for i in range(min(kind.most - there, MOST_AT_ONCE)):
+    for i in range(min(kind.most - _there(kind, grid), MOST_AT_ONCE)):
         yield Node(f"{_NEW}{kind.name}-{i:06}", kind.total, labels=kind.labels, kind=kind.name)
+
+
+def _there(kind: NodeKind, grid: Grid) -> int:
+    """How many nodes of ``kind`` take work."""
+    return sum(node.kind == kind.name for node in grid.nodes)
 
 
 def _trouble(kinds: Iterable[NodeKind], now: float) -> str:

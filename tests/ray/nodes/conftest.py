@@ -40,6 +40,6 @@ def figure(pytestconfig: pytest.Config) -> Figure:
 def gang(cluster: llmos.Client, figure: Figure) -> Run:
     """A job of a worker on each of four nodes, which nobody disturbed; it came to a cluster of one node."""
     id = cluster.submit(job("gang", NODES)).id
-    figure("submit of a gang of four to four nodes", until(lambda: nodes(cluster) == NODES))
+    figure("submit of a gang of four to four nodes", until(lambda: nodes(cluster) == NODES, timeout_s=150))
     done = cluster.wait(id, timeout_s=120)
     return Run(done, [event.why for event in cluster.events(id) if event.what == "starting"])

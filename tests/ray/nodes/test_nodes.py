@@ -6,11 +6,15 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
 import llmos
 from llmos.layout import Layout
 from llmos.settings import state_dir
 from tests.ray.nodes.runs import NODES, STEPS, Figure, Run, job, kind, nodes, until
 from tests.support import LLMOS
+
+pytestmark = pytest.mark.timeout(360)  # nodes that start on a busy machine take their time
 
 
 def test_from_one_node_to_four_for_a_gang(gang: Run) -> None:
@@ -28,7 +32,7 @@ def test_nodes_that_nothing_needs_go(cluster: llmos.Client, gang: Run, figure: F
 def test_why_no_node_starts_is_told_and_tried_again_after_a_pause(cluster: llmos.Client, figure: Figure) -> None:
     until(lambda: nodes(cluster) == 1)
     directory = Layout(state_dir(None)).local_nodes
-    directory.rmdir()  # where the first words of a node would go: none can start
+    aside = directory.rename(directory.with_name("aside"))  # the first words of a node would go there: none can start
     id = cluster.submit(job("stranded", 2)).id
     until(lambda: kind(cluster)["trouble"])
     assert str(directory) in kind(cluster)["trouble"] and kind(cluster)["retry_s"] > 0
@@ -36,7 +40,7 @@ def test_why_no_node_starts_is_told_and_tried_again_after_a_pause(cluster: llmos
     shown = subprocess.run([LLMOS, "status"], capture_output=True, text=True, check=True).stdout
     assert "TROUBLE" in shown and "No such file or directory" in shown and "next try in" in shown
     assert nodes(cluster) == 1
-    directory.mkdir()
+    aside.rename(directory)
     figure("a directory that is back to a second node", until(lambda: nodes(cluster) == 2))
     until(lambda: kind(cluster)["trouble"] == "", timeout_s=10)
     cluster.cancel(id)

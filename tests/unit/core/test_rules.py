@@ -124,3 +124,7 @@ def test_a_kind_whose_launches_fail_pauses_and_says_why() -> None:
     made = ask(see([]), job("a"), kinds=(held,))
     assert made.wanted_nodes == {"big": 0}
     assert made.waiting["a"].endswith("; no node of kind big for 30 s: no capacity in eu-1")
+    some = [Node(f"n{i}", Resources(cpus=4), kind="big") for i in range(2)]
+    gang = job("a", Gang((Resources(cpus=4),) * 3))
+    assert ask(see(some), gang, kinds=(held,)).wanted_nodes == {"big": 2}  # the rest of the gang has come
+    assert ask(see(some), gang, kinds=(replace(held, not_before=NOW),)).wanted_nodes == {"big": 3}
