@@ -81,7 +81,8 @@ def test_sums_are_those_that_would_be_made_anew_whatever_came_and_went() -> None
     """Ten tenths and the like have no rounding error, in whatever order they are taken and given back."""
     rng = np.random.default_rng(0)
     nodes = [Node(f"n{i}", Resources(cpus=64.1, gpus=8)) for i in range(4)]
-    jobs, attempts = {}, {}
+    jobs: dict[str, Job] = {}
+    attempts: dict[str, Attempt] = {}
     memo: object = None
     for step in range(60):
         if step % 3 == 2:

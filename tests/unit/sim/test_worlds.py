@@ -48,7 +48,6 @@ def _anyone(running: Sequence[Running], claim: Any, *_: object) -> list[Running]
 
 def _one_pass(admission: Admission, reservations: int, tried: int) -> None:
     admission._pass(reservations, tried)
-    admission._explain()
 
 
 def _all_of_them(candidates: Sequence[Running], enough: Callable[[Sequence[Running]], bool]) -> list[Running]:
