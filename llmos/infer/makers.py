@@ -58,6 +58,7 @@ class Makers:
             context_length_of(options, config.max_position),
             device,
             dtype_of(options, directory, device),
+            launch,
         )
 
     def draft(self) -> Makers:
