@@ -120,7 +120,8 @@ def _earlier(client: Client, spec: TrainJob, steps: int | None) -> JobView | Non
     """The newest job like ``spec`` that goes on or left its model, with ``steps`` steps, or (None) with any number."""
     wanted = to_dict(spec)
     for job in client.jobs():
-        alike = job.spec == {**wanted, "steps": steps or job.steps}
+        given = {"tenant": job.spec["tenant"]} if "tenant" in job.spec else {}  # filled in when it was submitted
+        alike = job.spec == {**wanted, **given, "steps": steps or job.steps}
         if alike and (not job.final or (job.succeeded and _exists(client, job.model))):
             return job
     return None
