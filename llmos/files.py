@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write ``content`` to ``path`` in one step: a temporary file beside it, fsync, rename, fsync of the directory."""
+def write_atomic(path: Path, content: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Write ``content`` to ``path`` in one step: a temporary file beside it, fsync, rename, fsync of the directory.
+
+    Not ``durable``: without waiting for the disk. After a power cut the file may be empty, or not there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # created 0600
     try:
@@ -19,17 +22,19 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             file.write(content)
             os.fchmod(file.fileno(), mode)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
-def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
+def write_json(path: Path, value: object, *, mode: int = 0o644, durable: bool = True) -> None:
     """Write ``value`` as JSON to ``path`` in one step."""
-    write_atomic(path, json.dumps(value, indent=1).encode() + b"\n", mode=mode)
+    write_atomic(path, json.dumps(value, indent=1).encode() + b"\n", mode=mode, durable=durable)
 
 
 def read_json(path: Path) -> Any:

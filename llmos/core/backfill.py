@@ -53,8 +53,10 @@ class Horizon:
         self._usable = [free]  # what may be used beside the first 0, 1, 2, … of them
         self._failed: dict[Shape, float] = {}
 
-    def find(self, shape: Shape, until: float) -> Columns | None:
-        """Where ``shape`` can be from now ``until`` then without delaying any reservation."""
+    def find(self, shape: Shape, until: float, within: Matrix | None = None) -> Columns | None:
+        """Where ``shape`` can be from now ``until`` then without delaying any reservation, ``within`` that if given."""
+        if within is not None:
+            return shape.place(np.minimum(self.usable(until), within))
         if until >= self._failed.get(shape, math.nan):
             return None  # it had no room for so long, and since then there only came to be less
         placed = shape.place(self._usable[self._binding(until)])

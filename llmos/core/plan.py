@@ -56,6 +56,7 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     ledger = Ledger(desired.tenants, room.grid, {job.tenant for job in watched} | backlog.queues.keys())
     running, moves = _seated(watched, endings, room, ledger, snapshot)
     claim = room.reserve(desired.services, snapshot.services)
+    room.lending.lend(desired.services, room.unserved, running)
     queue, not_ready = _queue(backlog, watched, held_back, snapshot)
     admission = Admission(queue, room, ledger, running, claim, snapshot.now)
     admission.run(desired.reservations, desired.tried)
@@ -71,7 +72,7 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     nodes, waits = wanted(desired.kinds, room.grid, room.free, unplaced, snapshot.now)
     waiting = _waiting(admission, queue, held_back | not_ready, waits, backlog)
     estimates = _estimates(admission, room, snapshot.now)
-    return Plan(actions, waiting, Memo(backlog, room.memo()), estimates, nodes, closed)
+    return Plan(actions, waiting, Memo(backlog, room.memo()), estimates, nodes, closed, room.lending.lent)
 
 
 def _soon(not_ready: Mapping[str, str], watched: Iterable[Job], room: Room) -> bool:
@@ -227,7 +228,8 @@ def _growth(admission: Admission, room: Room, ledger: Ledger, now: float) -> lis
     """The STOP of the first attempt that could go on larger, if there is one."""
     for one, gang in grown(admission.running, room.free, now, room.shape):
         more = [a - b for a, b in zip(room.shape(gang).total, one.total, strict=True)]
-        if not ledger.refusal(one.job, more, more[GPU] * one.job.grace_s):
+        refused = ledger.refusal(one.job, more, more[GPU] * one.job.grace_s)
+        if not refused and room.lending.bears_growth(one, gang, room.free):
             return [grow(one, gang)]
     return []
 

@@ -91,9 +91,9 @@ class Fleet:
         return self.wanted.count != before
 
     def desired(self) -> Service:
-        """The service as the planner is to see it."""
+        """The service as the planner is to see it: it owns room for as many replicas as it may have."""
         gang = Gang((Resources(gpus=self.plans.gpus),))
-        return Service(self.plans.name, "1", gang, self.wanted.count)
+        return Service(self.plans.name, "1", gang, self.wanted.count, owned=self.plans.bounds[1])
 
     def status(self) -> ServiceStatus | None:
         """The deployment as the planner is to see it; None before the first."""

@@ -21,6 +21,7 @@ from llmos.sim.limits import (
     quotas_kept,
 )
 from llmos.sim.order import dependencies_kept, order_kept, work_conserved
+from llmos.sim.owners import owners_kept, owners_repaid, repays
 from llmos.sim.reading import doomed, overruled, resizes, starts, unmet, verdict
 
 Invariant = Callable[[Desired, Snapshot, Plan], Iterator[str]]
@@ -109,8 +110,8 @@ def ends_carried_out(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterat
 
 def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """An attempt that could go on is asked to end because its node goes, because its tenant's budget is used up,
-    because somebody waits who is of a higher priority or needs only what it has above its fewest workers, or,
-    patiently, because there is room for more and nobody waits."""
+    because somebody waits who is of a higher priority or needs only what it has above its fewest workers, because a
+    service wants back what it has lent, or, patiently, because there is room for more and nobody waits."""
     draining = {node.id for node in snapshot.nodes if node.draining}
     jobs = {job.id: job for job in desired.jobs}
     left, everything = free(desired, snapshot), unserved(desired, snapshot)
@@ -134,7 +135,8 @@ def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
         grows = roomy and not queue and snapshot.now - job.opened_at >= job.grow_every_s
         ranks = job.preemptible and any(other.priority > job.priority for other in able)
         broke = exhausted(desired, snapshot, job)
-        if seen.stopping_since is not None or not (moves or shrinks or grows or ranks or broke):
+        repaid = repays(desired, snapshot, job)
+        if seen.stopping_since is not None or not (moves or shrinks or grows or ranks or broke or repaid):
             yield f"{id}: attempt {number} on {size} nodes was asked to end for nothing"
 
 
@@ -183,6 +185,8 @@ INVARIANTS: tuple[Invariant, ...] = (
     preemptions_earned,
     growth_pays,
     quarantine_kept,
+    owners_kept,
+    owners_repaid,
 )
 
 

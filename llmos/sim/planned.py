@@ -23,7 +23,7 @@ from llmos.core.types import (
     Verb,
 )
 from llmos.sim.fleet import Fleet
-from llmos.sim.job_replay import Run, World
+from llmos.sim.job_replay import RESTART_S, Run, World
 from llmos.sim.pool import Pool
 
 Planner = Callable[[Desired, Snapshot, object], Plan]
@@ -31,6 +31,8 @@ TICK_S = 300.0
 """Seconds between two plans at least: four months are 34,560 of these."""
 QUIET_S = 3600.0
 """When nothing has happened, but somebody waits."""
+PATIENT_S = 300.0
+"""The same where services lend room: elastic jobs may have come to be patient enough to grow on it."""
 PASSES = 4
 """Plans of one tick: what one ends, the next gives to others."""
 
@@ -56,7 +58,7 @@ class Planned:
         self._jobs: dict[str, Job] = {}
         self._attempts: dict[str, Attempt] = {}
         self._memo: object = None
-        self._due_s = -inf
+        self._due_s = self._patient_s = -inf
         self._changed = False
 
     def arrived(self, run: Run) -> None:
@@ -71,6 +73,7 @@ class Planned:
             tenant=run.job.tenant,
             estimate_s=run.median_s,
             estimate_high_s=run.high_s,
+            resize_s=RESTART_S,
         )
         self._changed = True
 
@@ -85,8 +88,9 @@ class Planned:
             return self._due_s
         for fleet in self._fleets.values():
             fleet.serve(world.now)
-            self._changed |= fleet.rescale(world.now) or fleet.target is None
-        if self._changed or world.waiting:
+            self._changed |= fleet.rescale(world.now) or fleet.target != len(fleet.replicas)
+        if self._changed or (world.waiting and world.now >= self._patient_s):
+            self._patient_s = world.now + (PATIENT_S if self._fleets else 0.0)
             for _ in range(PASSES):
                 if not self._tick(world):
                     break

@@ -1,4 +1,8 @@
-"""control.db: an SQLite file in which what was committed survives a crash and a power cut."""
+"""control.db: an SQLite file in which what was committed survives a crash and a power cut.
+
+To be durable a commit waits for the disk. Threads that write at the same time wait for it together (group commit): each
+does its part in one transaction, undone alone if it fails, and the last of them commits for all.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,48 @@ Row = dict[str, Any]
 BUSY_TIMEOUT_MS = 10_000
 """How long to wait for another process: the control module that this one replaces may still be dying."""
 
+MOST_TOGETHER = 256
+"""So many parts of one transaction at most: others want to read them."""
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all, metadata.create_all)
 """Step ``n`` brings a database of version ``n`` to version ``n + 1``; version 0 is an empty file. The second adds the
 table ``drained``."""
+
+
+class _Batch:
+    """A transaction that several threads add to, one after the other.
+
+    Once it has ``ended`` it is durable, or ``error`` is why it is not.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.ended = threading.Event()
+        self.error: DatabaseError | None = None
+        self.parts = 0
+        try:
+            self._transaction = connection.begin()
+        except DatabaseError:
+            connection.close()
+            raise
+
+    @contextmanager
+    def part(self) -> Iterator[Connection]:
+        """What one thread adds: undone alone if it raises."""
+        self.parts += 1
+        with self.connection.begin_nested():
+            yield self.connection
+
+    def end(self) -> None:
+        """Commit."""
+        try:
+            self._transaction.commit()
+        except DatabaseError as error:
+            self.error = error
+            self.connection.invalidate()  # the transaction may still be open there
+        finally:
+            self.connection.close()
+            self.ended.set()
 
 
 class Database:
@@ -32,6 +75,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._writer = threading.Lock()  # SQLite has one writer; waiting here is fair, waiting there is polling
+        self._batch: _Batch | None = None
+        self._coming = 0  # threads that will add to it
+        self._counting = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds digests of keys
         self._engine = create_engine(URL.create("sqlite", database=str(path)))
@@ -58,17 +104,36 @@ class Database:
 
         Raises ClusterError when the file cannot be written.
         """
-        with self._writer, self._engine.connect().execution_options(write=True) as connection:
-            try:
-                with connection.begin():
-                    yield connection
-            except OperationalError as error:
-                raise ClusterError(
-                    f"the store {self._path} cannot be written: {error.orig}", hint="is its disk full or read-only?"
-                ) from error
+        with self._counting:
+            self._coming += 1
+        try:
+            with self._writer:
+                batch = self._joined()
+                try:
+                    with batch.part() as connection:
+                        yield connection
+                finally:
+                    if not self._coming or batch.parts >= MOST_TOGETHER:
+                        self._batch = None
+                        batch.end()
+            batch.ended.wait()
+            if batch.error:
+                raise batch.error
+        except OperationalError as error:
+            raise ClusterError(
+                f"the store {self._path} cannot be written: {error.orig}", hint="is its disk full or read-only?"
+            ) from error
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _joined(self) -> _Batch:
+        """The transaction that is open, or a new one."""
+        with self._counting:
+            self._coming -= 1
+        if self._batch is None:
+            self._batch = _Batch(self._engine.connect().execution_options(write=True))
+        return self._batch
 
     def _migrate(self, connection: Connection) -> None:
         found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()

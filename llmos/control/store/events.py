@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, insert, select
 
 from llmos.control.store.database import Database, Row, rows
@@ -37,6 +39,12 @@ class Events:
             last = connection.execute(newest).first()
             if last is None or tuple(last) != (what, why):
                 append(connection, at, kind, subject, what, why)
+
+
+def append_all(connection: Connection, told: Sequence[Row]) -> None:
+    """Append several, in order: rows of ``tables.events`` without their numbers."""
+    if told:
+        connection.execute(insert(events), told)
 
 
 def append(connection: Connection, at: float, kind: str, subject: str, what: str, why: str = "") -> None:

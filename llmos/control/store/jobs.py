@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
+from sqlalchemy.dialects import sqlite
 
 from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
@@ -18,12 +20,15 @@ from llmos.control.translate import job_gangs
 from llmos.core.lifecycle import record
 from llmos.core.types import Action, Gang, Job, JobPhase, Verb
 from llmos.errors import ConflictError, NotFoundError
-from llmos.files import write_json
+from llmos.files import read_json, write_json
 from llmos.layout import Layout
 from llmos.spec import Job as JobSpec
 from llmos.spec import Service, TrainJob, parse, to_dict
 
 _FIELDS = ("attempt", "attempts", "failures", "cancelled", "opened_at", "not_before", "run_s", "placement")
+_CHANGING = (*_FIELDS, "phase", "reason", "started_at", "ended_at", "model", "metrics")
+IDS_AT_ONCE = 500
+"""So many are asked for in one query: SQLite bounds its parameters."""
 
 
 class Jobs:
@@ -36,8 +41,9 @@ class Jobs:
     def submit(self, spec: JobSpec, digest: str, idempotency_key: str | None, now: float) -> Row:
         """Accept ``spec`` (``model.ref`` pinned; ``digest`` is that of what was submitted) and return its row.
 
-        Durable on return, together with the job's ``spec.json``. The same key again gives the same job. Raises
-        ConflictError if the key stands for another spec, NotFoundError if the model is gone.
+        Durable on return. The job's ``spec.json`` is there, too; after a power cut :meth:`mend` sees to it. The same
+        key again gives the same job. Raises ConflictError if the key stands for another spec, NotFoundError if the
+        model is gone.
         """
         with self._database.write() as connection:
             if idempotency_key is not None and (known := _by_key(connection, idempotency_key)):
@@ -46,11 +52,20 @@ class Jobs:
                 require(connection, base)
             number = self._next_number(connection, spec.name)
             row = _new(spec, number, now) | {"digest": digest, "idempotency_key": idempotency_key}
-            write_json(self._layout.job(row["id"]).spec, row["spec"])
+            write_json(self._layout.job(row["id"]).spec, row["spec"], durable=False)
             connection.execute(insert(jobs).values(row))
             result = f", for model {spec.output.model}" if isinstance(spec, TrainJob) else ""
             append(connection, now, "job", row["id"], "submitted", f"{spec.steps} steps{result}")
         return row
+
+    def mend(self) -> None:
+        """Write the ``spec.json`` of unfinished jobs that a power cut has left none of, or half of one."""
+        query = select(jobs.c.id, jobs.c.spec).where(jobs.c.ended_at.is_(None))
+        with self._database.read() as connection:
+            wanted = {row["id"]: row["spec"] for row in rows(connection, query)}
+        for id, spec in wanted.items():
+            if not _written(self._layout.job(id).spec, spec):
+                write_json(self._layout.job(id).spec, spec)
 
     def find(self, ref: str) -> Row:
         """The job with this id, else the newest of this name. Raises NotFoundError."""
@@ -104,40 +119,74 @@ class Jobs:
         return number
 
 
-def carry_out(connection: Connection, action: Action, now: float, result: Mapping[str, Any]) -> None:
-    """Record START or CLOSE of a job's attempt. ``result`` holds columns that a CLOSE fills in besides."""
-    row = first(connection, select(jobs).where(jobs.c.id == action.id))
-    assert row is not None, f"plan acts on {action.id}, which is not in the store"
+def carry_out(
+    connection: Connection, actions: Sequence[Action], now: float, results: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Record each START and CLOSE of jobs' attempts, in order. ``results`` holds, by job, columns that a CLOSE fills in
+    besides. A few statements for all of them: a plan may hold thousands."""
+    found = _by_id(connection, {action.id for action in actions})
+    for action in actions:
+        assert action.id in found, f"plan acts on {action.id}, which is not in the store"
+        found[action.id] |= _after(found[action.id], action, now, results.get(action.id, {}))
+    opens = [action for action in actions if action.verb is Verb.START]
+    closes = [action for action in actions if action.verb is Verb.CLOSE and action.attempt]
+    _open(connection, opens, now)
+    _close(connection, closes, now)
+    if found:
+        changed = [{"_id": id, **{name: row[name] for name in _CHANGING}} for id, row in found.items()]
+        connection.execute(update(jobs).where(jobs.c.id == bindparam("_id")), changed)
+
+
+def begin(connection: Connection, ids: Iterable[str]) -> list[str]:
+    """Record that those of ``ids`` that were starting run. Returns which were."""
+    found = _by_id(connection, set(ids))
+    starting = [id for id, row in found.items() if row["phase"] == JobPhase.STARTING]
+    if starting:
+        runs = update(jobs).where(jobs.c.id == bindparam("_id")).values(phase=JobPhase.RUNNING)
+        connection.execute(runs, [{"_id": id} for id in starting])
+    return sorted(starting)
+
+
+def _by_id(connection: Connection, ids: Collection[str]) -> dict[str, Row]:
+    """The rows of these jobs."""
+    wanted, found = sorted(ids), dict[str, Row]()
+    for start in range(0, len(wanted), IDS_AT_ONCE):
+        query = select(jobs).where(jobs.c.id.in_(wanted[start : start + IDS_AT_ONCE]))
+        found |= {row["id"]: row for row in rows(connection, query)}
+    return found
+
+
+def _after(row: Row, action: Action, now: float, result: Mapping[str, Any]) -> Row:
+    """The columns of ``row`` that ``action`` changes."""
     job = record(_job(row), action, now)
-    values: dict[str, Any] = {name: getattr(job, name) for name in _FIELDS}
+    fields: Row = {name: getattr(job, name) for name in _FIELDS}
     if action.verb is Verb.START:
-        values |= {"phase": JobPhase.STARTING, "reason": "", "started_at": row["started_at"] or now}
-        _open(connection, action, now)
-    else:
-        assert action.phase is not None
-        ended_at = now if action.phase.final else None
-        reason = "" if action.phase is JobPhase.SUCCEEDED else action.why
-        values |= {"phase": action.phase, "reason": reason, "ended_at": ended_at, **result}
-        _close(connection, action, now)
-    connection.execute(update(jobs).where(jobs.c.id == action.id).values(values))
+        return fields | {"phase": JobPhase.STARTING, "reason": "", "started_at": row["started_at"] or now}
+    assert action.phase is not None
+    ended_at = now if action.phase.final else None
+    reason = "" if action.phase is JobPhase.SUCCEEDED else action.why
+    return fields | {"phase": action.phase, "reason": reason, "ended_at": ended_at, **result}
 
 
-def begin(connection: Connection, id: str) -> bool:
-    """Record that a starting job runs. False if that was known."""
-    starting = (jobs.c.id == id) & (jobs.c.phase == JobPhase.STARTING)
-    return connection.execute(update(jobs).where(starting).values(phase=JobPhase.RUNNING)).rowcount == 1
+def _open(connection: Connection, actions: Sequence[Action], now: float) -> None:
+    """Write down attempts that begin; those that begin again under their old number have other nodes now."""
+    if actions:
+        begun = [
+            {"job": a.id, "number": a.attempt, "placement": list(a.nodes), "opened_at": now, "failed": False}
+            | {"why": a.why}
+            for a in actions
+        ]
+        new = sqlite.insert(attempts)
+        again = {name: new.excluded[name] for name in ("placement", "opened_at", "failed", "why")}
+        connection.execute(new.on_conflict_do_update(index_elements=["job", "number"], set_=again), begun)
 
 
-def _open(connection: Connection, action: Action, now: float) -> None:
-    this = (attempts.c.job == action.id) & (attempts.c.number == action.attempt)
-    values = {"placement": list(action.nodes), "opened_at": now, "failed": False, "why": action.why}
-    if not connection.execute(update(attempts).where(this).values(values)).rowcount:
-        connection.execute(insert(attempts).values(job=action.id, number=action.attempt, **values))
-
-
-def _close(connection: Connection, action: Action, now: float) -> None:
-    this = (attempts.c.job == action.id) & (attempts.c.number == action.attempt)
-    connection.execute(update(attempts).where(this).values(closed_at=now, failed=action.failed, why=action.why))
+def _close(connection: Connection, actions: Sequence[Action], now: float) -> None:
+    if actions:
+        this = (attempts.c.job == bindparam("_job")) & (attempts.c.number == bindparam("_number"))
+        ends = update(attempts).where(this).values(closed_at=now, failed=bindparam("_failed"), why=bindparam("_why"))
+        ended = [{"_job": a.id, "_number": a.attempt, "_failed": a.failed, "_why": a.why} for a in actions]
+        connection.execute(ends, ended)
 
 
 def _new(spec: JobSpec, number: int, now: float) -> dict[str, Any]:
@@ -191,6 +240,13 @@ def _same(row: Row, digest: str, key: str) -> Row:
             param="idempotency_key",
         )
     return row
+
+
+def _written(path: Path, spec: Any) -> bool:
+    try:
+        return bool(read_json(path) == spec)
+    except ValueError:
+        return False
 
 
 def _taken(layout: Layout, id: str) -> bool:

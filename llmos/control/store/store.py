@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llmos.control.store.database import Database
+from llmos.control.store.database import Database, Row
 from llmos.control.store.drains import Drains
-from llmos.control.store.events import Events, append
+from llmos.control.store.events import Events, append_all
 from llmos.control.store.jobs import Jobs, begin, carry_out
 from llmos.control.store.keys import Keys
 from llmos.control.store.models import Models
@@ -27,6 +27,7 @@ class Store:
     def __init__(self, layout: Layout) -> None:
         self._database = Database(layout.database)
         self.jobs = Jobs(self._database, layout)
+        self.jobs.mend()
         self.services = Services(self._database)
         self.models = Models(self._database)
         self.keys = Keys(self._database)
@@ -49,11 +50,16 @@ class Store:
         ``results`` gives, by job id, columns that a CLOSE fills in (``model``, ``metrics``).
         """
         with self._database.write() as connection:
-            for id in running:
-                if begin(connection, id):
-                    append(connection, now, "job", id, "running")
+            told = [_event(now, "job", id, "running") for id in begin(connection, running)]
+            actions = list(actions)
+            recorded = [action for action in actions if action.verb in (Verb.START, Verb.CLOSE)]
+            carry_out(connection, recorded, now, results or {})
             for action in actions:
                 kind = "service" if action.verb in (Verb.DEPLOY, Verb.REMOVE) else "job"
-                if action.verb in (Verb.START, Verb.CLOSE):
-                    carry_out(connection, action, now, (results or {}).get(action.id, {}))
-                append(connection, now, kind, action.id, _WHAT.get(action.verb) or str(action.phase), action.why)
+                what = _WHAT.get(action.verb) or str(action.phase)
+                told.append(_event(now, kind, action.id, what, action.why))
+            append_all(connection, told)
+
+
+def _event(at: float, kind: str, subject: str, what: str, why: str = "") -> Row:
+    return {"at": at, "kind": kind, "subject": subject, "what": what, "why": why}

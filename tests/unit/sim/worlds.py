@@ -21,6 +21,8 @@ from llmos.core.types import (
     Node,
     Plan,
     Resources,
+    Service,
+    ServiceStatus,
     Snapshot,
     Strategy,
     Tenant,
@@ -35,7 +37,10 @@ KINDS, RACKS, TENANTS = ("H100", "MI300"), ("r0", "r1"), ("a", "b", "b/c")
 
 @dataclass(frozen=True)
 class World:
-    """Jobs that run (their gangs lie where they fit, in this order) and jobs that wait."""
+    """Jobs that run (their gangs lie where they fit, in this order) and jobs that wait.
+
+    Of each of ``services``, so many replicas are there already, as far as they fit beside what runs.
+    """
 
     nodes: tuple[Node, ...]
     running: tuple[Job, ...]
@@ -45,6 +50,7 @@ class World:
     ended: tuple[JobPhase, ...]
     failures: tuple[Failure, ...]
     reservations: int
+    services: tuple[tuple[Service, int], ...] = ()
 
     def inputs(self) -> tuple[Desired, Snapshot]:
         """What ``plan`` is asked."""
@@ -59,8 +65,17 @@ class World:
                 attempts[id] = Attempt(id, 1, AttemptPhase.RUNNING, nodes=nodes, stopping_since=since)
         jobs += [replace(job, id=f"j{i}") for i, job in enumerate(self.waiting)]
         ended = {f"old{i}": phase for i, phase in enumerate(self.ended)}
-        desired = Desired(tuple(jobs), (), self.tenants, ended, self.reservations, failures=self.failures)
-        return desired, Snapshot(NOW, self.nodes, attempts)
+        services = tuple(replace(service, id=f"s{i}") for i, (service, _) in enumerate(self.services))
+        deployed = {}
+        for service, (_, there) in zip(services, self.services, strict=True):
+            placed = []
+            while len(placed) < there and (nodes := place(service.gang, free)):
+                occupy(free, service.gang, nodes)
+                placed.append(nodes)
+            at = tuple(node for nodes in placed for node in nodes)
+            deployed[service.id] = ServiceStatus(service.id, "1", there, len(placed), nodes=at)
+        desired = Desired(tuple(jobs), services, self.tenants, ended, self.reservations, failures=self.failures)
+        return desired, Snapshot(NOW, self.nodes, attempts, deployed)
 
 
 bundles = st.sampled_from(
@@ -113,6 +128,7 @@ waiting = st.builds(
     priority=st.sampled_from([0, 0, 0, 1, 2]),
     after=st.sampled_from([*[()] * 8, ("old0",), ("run0",), ("j0",), ("j1", "old0")]),
     resumes=st.sampled_from([False] * 5 + [True]),
+    preemptible=st.sampled_from([True, True, False]),
 )
 nodes = st.lists(
     st.builds(
@@ -171,6 +187,35 @@ worlds = st.builds(
     failures=st.one_of(st.just(()), failures),
     reservations=st.sampled_from([1, 4, 1000]),
 )
+services = st.tuples(
+    st.builds(
+        lambda bundle, replicas, owned: Service("", "1", Gang((bundle,)), replicas, owned=owned),
+        bundles,
+        st.integers(0, 3),
+        st.sampled_from([0, 2, 4]),
+    ),
+    st.integers(0, 3),
+)
+lending = st.builds(
+    lambda world, services: replace(world, services=tuple(services), failures=()),
+    worlds,
+    st.lists(services, min_size=1, max_size=2),
+)
+"""Where services own room, and some of them use less or more of it than they have."""
+of_one_owner = st.builds(
+    lambda world, service: replace(
+        world,
+        services=(service,),
+        failures=(),
+        tenants=(),
+        ending=(False,) * 4,
+        nodes=tuple(replace(node, draining=False) for node in world.nodes),
+        running=tuple(replace(job, larger=()) for job in world.running),
+    ),
+    worlds,
+    services,
+)
+"""Where all that is wrong with lending shows."""
 of_one_tenant = worlds.map(
     lambda world: replace(
         world,
@@ -223,7 +268,7 @@ def _welcomes_nodes(planner: Planner, desired: Desired, snapshot: Snapshot, made
 
     What it may do: let a job of a higher priority start at last, for which evictions had not been enough before.
     """
-    if len({job.tenant for job in desired.jobs}) != 1 or desired.tenants or desired.failures:
+    if len({job.tenant for job in desired.jobs}) != 1 or desired.tenants or desired.failures or desired.services:
         return
     node = replace(snapshot.nodes[0], id="new", foreign=Resources(), draining=False)
     more = planner(desired, replace(snapshot, nodes=(*snapshot.nodes, node)), None)
@@ -252,8 +297,11 @@ def carried_out(desired: Desired, snapshot: Snapshot, made: Plan) -> tuple[Desir
     """The inputs of the next plan, if all of ``made`` takes effect at once."""
     jobs = {job.id: job for job in desired.jobs}
     attempts = dict(snapshot.attempts)
-    ended = dict(desired.ended)
+    ended, services = dict(desired.ended), dict(snapshot.services)
     for action in made.actions:
+        if action.verb is Verb.DEPLOY:
+            services[action.id] = replace(services[action.id], target=action.replicas)
+            continue
         if action.phase and action.phase.final:
             ended[action.id] = action.phase
             del jobs[action.id]
@@ -263,4 +311,5 @@ def carried_out(desired: Desired, snapshot: Snapshot, made: Plan) -> tuple[Desir
             attempts[action.id] = Attempt(action.id, action.attempt, AttemptPhase.STARTING, nodes=action.nodes)
         elif action.verb is Verb.STOP:
             attempts[action.id] = replace(attempts[action.id], stopping_since=snapshot.now)
-    return replace(desired, jobs=tuple(jobs.values()), ended=ended), replace(snapshot, attempts=attempts)
+    after = replace(snapshot, attempts=attempts, services=services)
+    return replace(desired, jobs=tuple(jobs.values()), ended=ended), after
