@@ -10,7 +10,7 @@ is charged.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -31,9 +31,9 @@ MOST = 32
 HOURS, QUICK_HOURS = 48.0, 12.0
 SWING = 0.7
 """At midnight three of ten requests of the trace come, at noon all."""
-JOBS, LARGEST, FEWEST, JOB_S, TEAMS = 500, 8, (1, 2, 4), 7200.0, 4
-"""Elastic jobs of four teams: of up to eight GPUs and of so few at least, of two hours on eight."""
-PROMISES = Promises(first_token_s=2.0, token_s=0.1)
+JOBS, LARGEST, JOB_S, TEAMS = 500, 8, 7200.0, 4
+"""Elastic jobs of four teams: one to eight GPUs each, two hours on eight."""
+PROMISES = Promises(first_token_s=2.0, token_s=0.05)
 START_S = 75.0
 """Until a new replica answers: 15 s in which a job leaves its checkpoint, 60 s of a cold start."""
 SHARES = (25, 50, 75)
@@ -50,7 +50,7 @@ class Outcome:
 
 
 class Contest:
-    """The same requests and jobs on one cluster of ``gpus`` GPUs, and on two that share them in some way, for ``hours``.
+    """The same requests and jobs on one cluster of ``gpus`` GPUs, and on two that share them, for ``hours``.
 
     With half of them, a fixed service keeps its promises just so. Raises Unmeasured if that takes too many.
     """
@@ -65,7 +65,7 @@ class Contest:
 
     def together(self) -> tuple[Outcome, Result]:
         """On one cluster."""
-        found = twin(_jobs(), [self._fleet(1, self.gpus)], 2, self.fewest, self._until_s)
+        found = twin(_jobs(self.gpus), [self._fleet(1, self.gpus)], 2, self.fewest, self._until_s)
         return Outcome(_attained(found), self._goodput(found, self.gpus)), found
 
     def attained(self, replicas: int) -> float:
@@ -76,7 +76,7 @@ class Contest:
         """On two clusters, one of them with so many replicas."""
         if replicas not in self._apart:
             left = self.gpus - replicas
-            trained = twin(_jobs(), [], 1, left, self._until_s)
+            trained = twin(_jobs(left), [], 1, left, self._until_s)
             self._apart[replicas] = Outcome(self.attained(replicas), self._goodput(trained, left))
         return self._apart[replicas]
 
@@ -134,14 +134,13 @@ def _load(options: Options) -> tuple[list[Request], float]:
     return tiled(trace, 3600 * hours, SWING, np.random.default_rng(SEED)), hours
 
 
-def _jobs() -> list[TraceJob]:
-    return list(_generated())
-
-
-def _generated() -> Iterator[TraceJob]:
-    for number in range(JOBS):
-        fewest = FEWEST[number % len(FEWEST)]
-        yield TraceJob(f"job-{number}", 0.0, JOB_S, LARGEST, f"team-{number % TEAMS}", "train", fewest)
+def _jobs(most: int) -> list[TraceJob]:
+    """As much work as ever, for jobs that can have no more than ``most`` GPUs."""
+    gpus = min(LARGEST, most)
+    return [
+        TraceJob(f"job-{number}", 0.0, JOB_S * LARGEST / gpus, gpus, f"team-{number % TEAMS}", "train", 1)
+        for number in range(JOBS)
+    ]
 
 
 def _rates(requests: Sequence[Request]) -> Rates:

@@ -116,12 +116,14 @@ class Loop:
         first. Where it is not whole, the job fails; where the trouble may pass, such as a full disk, its CLOSE is left
         to the next tick."""
         attempts = {job.id: job.attempts for job in jobs}
+        actions = list(actions)
+        makers = self._store.jobs.makers([action.id for action in actions if action.phase is JobPhase.SUCCEEDED])
         final: list[Action] = []
         results: dict[str, dict[str, Any]] = {}
         for action in actions:
             if action.verb is Verb.CLOSE:
                 result = {"metrics": newest_metrics(self._layout.job(action.id), attempts[action.id])}
-                if action.phase is JobPhase.SUCCEEDED:
+                if action.id in makers:
                     try:
                         action, result["model"] = self._register(action)
                     except (ClusterError, OSError) as error:

@@ -52,11 +52,11 @@ class Registry:
 
         Raises ModelError when the export is missing, not whole, or has no lineage.
         """
+        if known := self._store.models.of_job(job):
+            return _ref(known)
         output = self._store.jobs.find(job)["spec"].get("output")
         if output is None:
             return None
-        if known := self._store.models.of_job(job):
-            return _ref(known)
         export = self._layout.job(job).export
         lineage = _lineage(export)
         if lineage is None:

@@ -132,12 +132,19 @@ def enough(promises: Promises, traffic: Traffic, rates: Rates, requests_per_s: f
 
 
 def scale(
-    bounds: tuple[int, int], promises: Promises, traffic: Traffic, rates: Rates, before: Scale, now: float
+    bounds: tuple[int, int],
+    promises: Promises,
+    traffic: Traffic,
+    rates: Rates,
+    before: Scale,
+    now: float,
+    hold_s: float = 0.0,
 ) -> Scale:
     """The count from ``now`` on, ``before`` being the last decision, or the count that there is.
 
     Never less than ``bounds[0]`` or more than ``bounds[1]``. It rises at once, and falls to the largest count that was
-    enough at any time of the last cold start.
+    enough at any time of the last cold start, or of the last ``hold_s`` seconds if that is longer: where bursts come
+    again and again, each would find too few.
     """
     low, high = bounds
     count = min(max(before.count, low), high)
@@ -145,9 +152,10 @@ def scale(
     up = enough(promises, traffic, rates, expected + _backlog(traffic, rates, promises, count, expected))
     steady = enough(promises, traffic, rates, expected * (1 + MARGIN))
     wanted = min(max(up, min(count, steady), low), high)
-    recent = _recent(before.recent or ((now, count),), now, rates.start_s, wanted)
+    window_s = max(rates.start_s, hold_s)
+    recent = _recent(before.recent or ((now, count),), now, window_s, wanted)
     after = max(wanted, min(count, max(one for _, one in recent)))
-    return Scale(after, _why(after, count, up, high, traffic, rates), recent)
+    return Scale(after, _why(after, count, up, high, traffic, window_s), recent)
 
 
 def _backlog(traffic: Traffic, rates: Rates, promises: Promises, count: int, expected: float) -> float:
@@ -167,11 +175,11 @@ def _recent(
     return (*kept, (now, wanted))
 
 
-def _why(after: int, count: int, up: int, high: int, traffic: Traffic, rates: Rates) -> str:
+def _why(after: int, count: int, up: int, high: int, traffic: Traffic, window_s: float) -> str:
     load = f"{traffic.requests_per_s:.3g} requests/s" + (f", {traffic.waiting} waiting" if traffic.waiting else "")
     load += f"; {up} replicas would be enough, {high} are allowed" if up > high else ""
     if after > count:
         return f"grows from {count} to {after} replicas: {load}"
     if after < count:
-        return f"shrinks from {count} to {after} replicas: {load}, and no more were needed for {rates.start_s:.0f} s"
+        return f"shrinks from {count} to {after} replicas: {load}, and no more were needed for {window_s:.0f} s"
     return load

@@ -33,6 +33,8 @@ QUIET_S = 3600.0
 """When nothing has happened, but somebody waits."""
 PATIENT_S = 300.0
 """The same where services lend room: elastic jobs may have come to be patient enough to grow on it."""
+TRIED = 64
+"""Where services come and go there are many plans; so many of the jobs that wait are looked at in each."""
 PASSES = 4
 """Plans of one tick: what one ends, the next gives to others."""
 
@@ -102,7 +104,8 @@ class Planned:
 
     def _tick(self, world: World) -> bool:
         """Plan once and do as it says. Returns whether something ended that others may be waiting for."""
-        desired = Desired(tuple(self._jobs.values()), tuple(fleet.desired() for fleet in self._fleets.values()))
+        services = tuple(fleet.desired() for fleet in self._fleets.values())
+        desired = Desired(tuple(self._jobs.values()), services, tried=TRIED if services else Desired().tried)
         deployed = {name: status for name, fleet in self._fleets.items() if (status := fleet.status())}
         made = self._plan(desired, Snapshot(world.now, self._nodes, self._attempts, deployed), self._memo)
         self._memo = made.memo

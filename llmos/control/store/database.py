@@ -54,8 +54,14 @@ class _Batch:
     def part(self) -> Iterator[Connection]:
         """What one thread adds: undone alone if it raises."""
         self.parts += 1
-        with self.connection.begin_nested():
+        self.connection.exec_driver_sql("SAVEPOINT part")
+        try:
             yield self.connection
+        except BaseException:
+            self.connection.exec_driver_sql("ROLLBACK TO part")
+            raise
+        finally:
+            self.connection.exec_driver_sql("RELEASE part")
 
     def end(self) -> None:
         """Commit."""
@@ -147,9 +153,9 @@ class Database:
         connection.exec_driver_sql(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
-def first(connection: Connection, query: Select[Any]) -> Row | None:
-    """The first row of ``query``, if it has one."""
-    row = connection.execute(query).mappings().first()
+def first(connection: Connection, query: Select[Any], given: Row | None = None) -> Row | None:
+    """The first row of ``query``, if it has one. ``given`` are the values of its parameters."""
+    row = connection.execute(query, given).mappings().first()
     return None if row is None else {str(name): value for name, value in row.items()}
 
 

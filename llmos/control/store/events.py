@@ -49,4 +49,4 @@ def append_all(connection: Connection, told: Sequence[Row]) -> None:
 
 def append(connection: Connection, at: float, kind: str, subject: str, what: str, why: str = "") -> None:
     """Append an event in the transaction of the change that it tells of."""
-    connection.execute(insert(events).values(at=at, kind=kind, subject=subject, what=what, why=why))
+    append_all(connection, [{"at": at, "kind": kind, "subject": subject, "what": what, "why": why}])

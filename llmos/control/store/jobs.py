@@ -27,6 +27,8 @@ from llmos.spec import Service, TrainJob, parse, to_dict
 
 _FIELDS = ("attempt", "attempts", "failures", "cancelled", "opened_at", "not_before", "run_s", "placement")
 _CHANGING = (*_FIELDS, "phase", "reason", "started_at", "ended_at", "model", "metrics")
+_NEWEST = select(func.max(jobs.c.number)).where(jobs.c.name == bindparam("of"))
+_OF_KEY = select(jobs).where(jobs.c.idempotency_key == bindparam("key"))
 IDS_AT_ONCE = 500
 """So many are asked for in one query: SQLite bounds its parameters."""
 
@@ -53,7 +55,7 @@ class Jobs:
             number = self._next_number(connection, spec.name)
             row = _new(spec, number, now) | {"digest": digest, "idempotency_key": idempotency_key}
             write_json(self._layout.job(row["id"]).spec, row["spec"], durable=False)
-            connection.execute(insert(jobs).values(row))
+            connection.execute(insert(jobs), row)
             result = f", for model {spec.output.model}" if isinstance(spec, TrainJob) else ""
             append(connection, now, "job", row["id"], "submitted", f"{spec.steps} steps{result}")
         return row
@@ -80,6 +82,15 @@ class Jobs:
         if row is None:
             raise NotFoundError(f"no job `{ref[:200]}`: expected a job's id or name", hint="see `llmos jobs`")
         return row
+
+    def makers(self, ids: Sequence[str]) -> set[str]:
+        """Those of the jobs ``ids`` that make a model."""
+        found, output = set[str](), func.json_extract(jobs.c.spec, "$.output")
+        for start in range(0, len(ids), IDS_AT_ONCE):
+            some = jobs.c.id.in_(ids[start : start + IDS_AT_ONCE])
+            with self._database.read() as connection:
+                found.update(connection.execute(select(jobs.c.id).where(some, output.is_not(None))).scalars())
+        return found
 
     def all(self, phase: str | None = None) -> list[Row]:
         """Every job, or those in ``phase``, newest first."""
@@ -112,7 +123,7 @@ class Jobs:
 
     def _next_number(self, connection: Connection, name: str) -> int:
         """The next number of ``name`` whose directory is not taken: the database may be younger than the files."""
-        newest = connection.execute(select(func.max(jobs.c.number)).where(jobs.c.name == name)).scalar()
+        newest = connection.execute(_NEWEST, {"of": name}).scalar()
         number = (newest or 0) + 1
         while _taken(self._layout, f"{name}-{number}"):
             number += 1
@@ -229,7 +240,7 @@ def _asked(spec: str) -> Job:
 
 
 def _by_key(connection: Connection, key: str) -> Row | None:
-    return first(connection, select(jobs).where(jobs.c.idempotency_key == key))
+    return first(connection, _OF_KEY, {"key": key})
 
 
 def _same(row: Row, digest: str, key: str) -> Row:
