@@ -69,11 +69,13 @@ class Rates:
 @dataclass(frozen=True, slots=True)
 class Scale:
     """The count of replicas, why, and what decides about the next: ``recent`` has (time, replicas that were enough
-    then), the newest last, without those that a later and larger one makes irrelevant."""
+    then), the newest last, without those that a later and larger one makes irrelevant; ``steady`` the same for what the
+    load needs that does not wait."""
 
     count: int
     why: str = ""
     recent: tuple[tuple[float, int], ...] = ()
+    steady: tuple[tuple[float, int], ...] = ()
 
 
 def needed(requests_per_s: float, slots: int, service_s: float, wait_s: float = math.inf) -> int:
@@ -143,8 +145,8 @@ def scale(
     """The count from ``now`` on, ``before`` being the last decision, or the count that there is.
 
     Never less than ``bounds[0]`` or more than ``bounds[1]``. It rises at once, and falls to the largest count that was
-    enough at any time of the last cold start, or of the last ``hold_s`` seconds if that is longer: where bursts come
-    again and again, each would find too few.
+    enough at any time of the last cold start. What the load alone, without what had piled up, needed in the last
+    ``hold_s`` seconds stays, too: where bursts come again and again, each would find too few.
     """
     low, high = bounds
     count = min(max(before.count, low), high)
@@ -152,10 +154,11 @@ def scale(
     up = enough(promises, traffic, rates, expected + _backlog(traffic, rates, promises, count, expected))
     steady = enough(promises, traffic, rates, expected * (1 + MARGIN))
     wanted = min(max(up, min(count, steady), low), high)
-    window_s = max(rates.start_s, hold_s)
-    recent = _recent(before.recent or ((now, count),), now, window_s, wanted)
-    after = max(wanted, min(count, max(one for _, one in recent)))
-    return Scale(after, _why(after, count, up, high, traffic, window_s), recent)
+    recent = _recent(before.recent or ((now, count),), now, rates.start_s, wanted)
+    base = min(max(enough(promises, traffic, rates, expected), low), high)
+    held = _recent(before.steady, now, hold_s, base)
+    after = max(wanted, min(count, max(one for _, one in (*recent, *held))))
+    return Scale(after, _why(after, count, up, high, traffic, rates), recent, held)
 
 
 def _backlog(traffic: Traffic, rates: Rates, promises: Promises, count: int, expected: float) -> float:
@@ -175,11 +178,11 @@ def _recent(
     return (*kept, (now, wanted))
 
 
-def _why(after: int, count: int, up: int, high: int, traffic: Traffic, window_s: float) -> str:
+def _why(after: int, count: int, up: int, high: int, traffic: Traffic, rates: Rates) -> str:
     load = f"{traffic.requests_per_s:.3g} requests/s" + (f", {traffic.waiting} waiting" if traffic.waiting else "")
     load += f"; {up} replicas would be enough, {high} are allowed" if up > high else ""
     if after > count:
         return f"grows from {count} to {after} replicas: {load}"
     if after < count:
-        return f"shrinks from {count} to {after} replicas: {load}, and no more were needed for {window_s:.0f} s"
+        return f"shrinks from {count} to {after} replicas: {load}, and no more were needed for {rates.start_s:.0f} s"
     return load
