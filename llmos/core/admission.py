@@ -21,6 +21,7 @@ from llmos.core.goodput import best_first
 from llmos.core.lifecycle import record
 from llmos.core.preempt import preempted
 from llmos.core.queues import Entry, entry, in_turn
+from llmos.core.reclaim import reclaimed
 from llmos.core.room import Claim, Room
 from llmos.core.running import Running, left_high_s, left_s
 from llmos.core.tenants import Ledger
@@ -102,8 +103,10 @@ class Admission:
         for id, one in self.placed.items():
             if one.job.larger:
                 one.held.give(self._room.free)
+                self._room.lending.give(one)
                 self.placed[id] = one = self._widened(one)
                 one.held.take(self._room.free)
+                self._room.lending.take(one)
 
     def _pass(self, reservations: int, tried: int) -> bool:
         """Go through the queue once. Whether anything started."""
@@ -115,6 +118,7 @@ class Admission:
         self.blocked, self.impossible, self._told = [], [], dict(self._yielded)
         self.first = self._claim
         self._refusals: Counter[str] = Counter()
+        room.lending.next_pass()
         lines = {tenant: self._open(tenant, line) for tenant, line in self._queue.by_tenant(out).items()}
         fresh = in_turn(lines, self._ledger, lambda job: room.shape(job.gang).total)
         again = (job for job in self._queue.reopened if job.id not in out)
@@ -137,7 +141,7 @@ class Admission:
         for gang in job.gangs:
             columns = self._recorded(job, gang, until)
             if columns is None:
-                columns = self._horizon.find(self._room.shape(gang), until)
+                columns = self._horizon.find(self._room.shape(gang), until, self._room.lending.within(job))
             if columns is not None and not self._refused(job, gang):
                 self._seat(job, gang, columns, until)
                 return True
@@ -148,7 +152,8 @@ class Admission:
         if not job.placement or len(job.placement) != len(gang.bundles):
             return None
         columns = self._room.grid.locate(job.placement)
-        return columns if self._room.shape(gang).fits(columns, self._horizon.usable(until)) else None
+        fits = self._room.shape(gang).fits(columns, self._horizon.usable(until))
+        return columns if fits and self._room.lending.bears(job, columns) else None
 
     def _refused(self, job: Job, gang: Gang) -> str:
         """Why the tenant of ``job`` may not have it run as ``gang``, or the empty string."""
@@ -163,6 +168,7 @@ class Admission:
         one = self._begun(job, gang, columns)
         self.placed[job.id] = one
         self.running.append(one)
+        self._room.lending.take(one)
         self._ledger.hold(job.tenant, shape.total, shape.gpus * promised_s(job, left_s(job)))
         self._horizon.take(one, until)
 
@@ -190,6 +196,8 @@ class Admission:
             gpu_s = (shape.gpus - has.gpus) * promised_s(job, left_s(job))
             if self._ledger.refusal(job, more, gpu_s) or (columns := shape.place(free)) is None:
                 continue
+            if not self._room.lending.bears(job, columns):
+                continue
             self._ledger.hold(job.tenant, more, gpu_s)
             return self._begun(job, gang, columns)
         return one
@@ -209,6 +217,9 @@ class Admission:
             self._refusals[job.tenant] += 1
             self._told[job.id] = why
             return
+        if not self._claim and (why := room.lending.refusal(job, room.free)):
+            self._told[job.id] = why
+            return
         self.first = self.first or Claim(job.id, job.gangs, job.priority, job.tenant, self._queue.order)
         self.blocked.append(job)
         self._horizon.wait(job.id, room.shape(able), job.submitted_at)
@@ -218,10 +229,13 @@ class Admission:
         if self.first is None:
             return False
         shapes, free = self._room.shape, self._room.free
-        elastic = any(one.job.larger for one in self.running)
-        stops = resize.shrunk(self.running, free, self.first, shapes) if elastic else []
-        stops = stops or gathered(self.running, free, self.first, shapes, self._now)
-        stops = stops or preempted(self.running, free, self.first, shapes, self._ledger, self._now)
+        if self.first.owned:
+            stops = reclaimed(self.running, free, self.first, shapes, self._now)
+        else:
+            elastic = any(one.job.larger for one in self.running)
+            stops = resize.shrunk(self.running, free, self.first, shapes) if elastic else []
+            stops = stops or gathered(self.running, free, self.first, shapes, self._now)
+            stops = stops or preempted(self.running, free, self.first, shapes, self._ledger, self._now)
         asked = {action.id for action in stops}
         for id in (unseated := asked & self.placed.keys()):
             self._unseat(id, self.first.who)
@@ -243,6 +257,7 @@ class Admission:
         one = self.placed.pop(id)
         self.running = [other for other in self.running if other.job.id != id]
         one.held.give(self._room.free)
+        self._room.lending.give(one)
         self._ledger.hold(one.job.tenant, one.total, one.gpus * promised_s(one.job, left_s(one.job)), -1)
         self._yielded[id] = f"leaves its room to {who}"
 

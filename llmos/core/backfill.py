@@ -101,8 +101,10 @@ class Horizon:
         self._reserve_all()
         return self._promised
 
-    def find(self, shape: Shape, until: float) -> Columns | None:
-        """Where ``shape`` can be from now ``until`` then without delaying any reservation."""
+    def find(self, shape: Shape, until: float, within: Matrix | None = None) -> Columns | None:
+        """Where ``shape`` can be from now ``until`` then without delaying any reservation, ``within`` that if given."""
+        if within is not None:
+            return shape.place(np.minimum(self.usable(until), within))
         if until >= self._failed.get(shape, math.nan):
             return None  # it had no room for so long, and since then there only came to be less
         if self._waiting:

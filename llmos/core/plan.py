@@ -65,6 +65,7 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     begun = [one for job in others if (one := _running(job, room, snapshot, old))]
     running, moves, seats = _seated(calm, begun, endings, room, ledger, snapshot.now)
     claim = room.reserve(desired.services, snapshot.services)
+    room.lending.lend(desired.services, room.unserved, running)
     queue, not_ready = _queue(backlog, others, held_back, rest, snapshot)
     admission = Admission(queue, room, ledger, running, claim, snapshot.now)
     admission.run(desired.reservations, desired.tried)
@@ -73,21 +74,20 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
         admission.widen()
         growth = [] if strays or not seats.elastic else _growth(admission, room, ledger, snapshot.now)
     stops = [stop(attempt, "no job has this attempt open", snapshot.now) for attempt in strays]
-    services = _services(desired.services, snapshot.services)
-    resizes = (*moves, *admission.stops, *growth)
-    actions = (*filter(None, stops), *endings, *resizes, *services, *_starts(admission, queue))
+    resizes = (*moves, *admission.stops, *growth, *_services(desired.services, snapshot.services))
+    actions = (*filter(None, stops), *endings, *resizes, *_starts(admission, queue))
     unplaced = [*admission.blocked, *admission.impossible]
     nodes, waits = wanted(desired.kinds, room.grid, room.free, unplaced, snapshot.now)
     waiting = Waiting(partial(_told, admission, queue, held_back | not_ready, waits), backlog.queues, admission.placed)
     estimates = Estimates(partial(_estimates, admission, room, snapshot.now, desired.caution))
-    return Plan(actions, waiting, Memo(backlog, room.memo(), seats, admission.placed), estimates, nodes, closed)
+    known = Memo(backlog, room.memo(), seats, admission.placed)
+    return Plan(actions, waiting, known, estimates, nodes, closed, room.lending.lent)
 
 
 def _closed(desired: Desired, snapshot: Snapshot) -> dict[str, str]:
     """The nodes in quarantine, and why."""
-    if not desired.failures:
-        return {}
-    return quarantined(desired.failures, [node.id for node in snapshot.nodes if not node.draining], snapshot.now)
+    nodes = [node.id for node in snapshot.nodes if not node.draining] if desired.failures else []
+    return quarantined(desired.failures, nodes, snapshot.now)
 
 
 def _soon(not_ready: Mapping[str, str], watched: Iterable[Job], room: Room) -> bool:
@@ -261,7 +261,8 @@ def _growth(admission: Admission, room: Room, ledger: Ledger, now: float) -> lis
     """The STOP of the first attempt that could go on larger, if there is one."""
     for one, gang in grown(admission.running, room.free, now, room.shape):
         more = [a - b for a, b in zip(room.shape(gang).total, one.total, strict=True)]
-        if not ledger.refusal(one.job, more, more[GPU] * one.job.grace_s):
+        refused = ledger.refusal(one.job, more, more[GPU] * one.job.grace_s)
+        if not refused and room.lending.bears_growth(one, gang, room.free):
             return [grow(one, gang)]
     return []
 

@@ -57,6 +57,12 @@ def beside_services(gang: Gang, left: Resources) -> str:
     return f"needs {gang_size(gang)}; cannot start while services hold their share: they leave {amount(left)}"
 
 
+def lent(gang: Gang, left: Resources) -> str:
+    """Why ``gang``, whose job may not be preempted, does not start on what services lend: ``left`` is not lent."""
+    why = f"cannot start on what services lend, for it may not be preempted: {amount(left)} left"
+    return f"needs {gang_size(gang)}; {why}"
+
+
 def quarantined(gang: Gang, nodes: list[str]) -> str:
     """Why ``gang`` cannot start while ``nodes`` take no work because jobs failed there."""
     return f"needs {gang_size(gang)}; cannot start while {', '.join(nodes[:4])} take no work: jobs failed there"

@@ -69,11 +69,13 @@ class Rates:
 @dataclass(frozen=True, slots=True)
 class Scale:
     """The count of replicas, why, and what decides about the next: ``recent`` has (time, replicas that were enough
-    then), the newest last, without those that a later and larger one makes irrelevant."""
+    then), the newest last, without those that a later and larger one makes irrelevant; ``steady`` the same for what the
+    load needs that does not wait."""
 
     count: int
     why: str = ""
     recent: tuple[tuple[float, int], ...] = ()
+    steady: tuple[tuple[float, int], ...] = ()
 
 
 def needed(requests_per_s: float, slots: int, service_s: float, wait_s: float = math.inf) -> int:
@@ -132,12 +134,19 @@ def enough(promises: Promises, traffic: Traffic, rates: Rates, requests_per_s: f
 
 
 def scale(
-    bounds: tuple[int, int], promises: Promises, traffic: Traffic, rates: Rates, before: Scale, now: float
+    bounds: tuple[int, int],
+    promises: Promises,
+    traffic: Traffic,
+    rates: Rates,
+    before: Scale,
+    now: float,
+    hold_s: float = 0.0,
 ) -> Scale:
     """The count from ``now`` on, ``before`` being the last decision, or the count that there is.
 
     Never less than ``bounds[0]`` or more than ``bounds[1]``. It rises at once, and falls to the largest count that was
-    enough at any time of the last cold start.
+    enough at any time of the last cold start. What the load alone, without what had piled up, needed in the last
+    ``hold_s`` seconds stays, too: where bursts come again and again, each would find too few.
     """
     low, high = bounds
     count = min(max(before.count, low), high)
@@ -146,8 +155,10 @@ def scale(
     steady = enough(promises, traffic, rates, expected * (1 + MARGIN))
     wanted = min(max(up, min(count, steady), low), high)
     recent = _recent(before.recent or ((now, count),), now, rates.start_s, wanted)
-    after = max(wanted, min(count, max(one for _, one in recent)))
-    return Scale(after, _why(after, count, up, high, traffic, rates), recent)
+    base = min(max(enough(promises, traffic, rates, expected), low), high)
+    held = _recent(before.steady, now, hold_s, base)
+    after = max(wanted, min(count, max(one for _, one in (*recent, *held))))
+    return Scale(after, _why(after, count, up, high, traffic, rates), recent, held)
 
 
 def _backlog(traffic: Traffic, rates: Rates, promises: Promises, count: int, expected: float) -> float:

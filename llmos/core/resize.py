@@ -109,12 +109,14 @@ def _none_spared(victims: list[Running], enough: Callable[[Sequence[Running]], b
 def after(running: Sequence[Running], free: Matrix, victims: Iterable[Running], claim: Claim, shapes: Shapes) -> Matrix:
     """What is free once the ``victims`` and what is ending already have ended.
 
-    Those that come before ``claim`` then go on, as small as they can; those of a lower priority go on after it.
+    Those that come before ``claim`` then go on, as small as they can; those of a lower priority go on after it, as do
+    all that may be preempted if it is for what is a service's own.
     """
     gone = {one.job.id: one for one in (*_ending(running), *victims)}
     left = added([one.held for one in gone.values()], free)
     for one in oldest_first(gone.values()):
-        later = claim.priority is not None and one.job.priority < claim.priority
+        lower = claim.priority is not None and one.job.priority < claim.priority
+        later = one.job.preemptible if claim.owned else lower
         if not one.job.cancelled and not later and (found := smallest(one.job, left, shapes)):
             shapes(found[0]).held(found[1]).take(left)
     return left

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmos.core import reasons
 from llmos.core.free import GPU, SHUT, Columns, Grid, Matrix
+from llmos.core.lending import Lending
 from llmos.core.resources import Gang, Node, Resources
 from llmos.core.shape import Shape, Shapes
 from llmos.core.types import Order, Service, ServiceStatus
@@ -29,8 +30,9 @@ class Memo:
 class Claim:
     """``who`` waits for room for one of ``gangs``, and goes before all that come later.
 
-    Only jobs of a lower ``priority`` may be ended for it: none for a service, whose priority is None. ``tenant`` is
-    whose job it is. If the ``order`` is shortest first, others may move for it.
+    Only jobs of a lower ``priority`` may be ended for it: none for a service, whose priority is None, unless the room
+    for ``owned`` of its replicas is its own. ``tenant`` is whose job it is. If the ``order`` is shortest first, others
+    may move for it.
     """
 
     who: str
@@ -38,13 +40,14 @@ class Claim:
     priority: int | None = None
     tenant: str = ""
     order: Order = Order.FIFO
+    owned: int = 0
 
 
 class Room:
     """What is free on each node while one plan hands it out: matrices as in ``free``.
 
     ``grid.total`` is what nodes have, ``unserved`` what they would have if only services ran, ``free`` what they have
-    now. Nodes of ``closed`` take nothing new, but keep what they have.
+    now. Nodes of ``closed`` take nothing new, but keep what they have. ``lending`` is what services lend.
     """
 
     def __init__(self, nodes: tuple[Node, ...], memo: Memo, closed: Collection[str] = ()) -> None:
@@ -57,6 +60,7 @@ class Room:
         for node in self._closed:
             self._shut(node, self.unserved)
             self._shut(node, self.free)
+        self.lending = Lending(self.grid, self.shape)
         self._memo = memo
         self._holds: dict[Shape, bool] = {}
         self._known_holds: Mapping[Shape, bool] | None = None
@@ -90,13 +94,16 @@ class Room:
             everything.held(self.grid.locate(placed)).take(self.free)
             kept = placed[: service.replicas * size]  # surplus ones are about to go
             everything.held(self.grid.locate(kept)).take(self.unserved)
-            for _ in range(service.replicas - len(placed) // size):
+            lacks = owned = 0
+            for number in range(len(placed) // size, service.replicas):
                 now, later = shape.place(self.free), shape.place(self.unserved)
                 for columns, matrix in ((now, self.free), (later if now is None else now, self.unserved)):
                     if columns is not None:
                         shape.held(columns).take(matrix)
                 if later is not None and now is None:
-                    blocker = blocker or Claim(f"service {service.id}", (service.gang,))
+                    lacks, owned = lacks + 1, owned + (number < service.owned)
+            if lacks:
+                blocker = blocker or Claim(f"service {service.id}", (service.gang,), owned=owned)
         return blocker
 
     def could_hold(self, gang: Gang) -> bool:

@@ -103,13 +103,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service as people want it. ``digest`` changes when its spec does. ``gang`` is what one replica holds."""
+    """A service as people want it. ``digest`` changes when its spec does. ``gang`` is what one replica holds.
+
+    It has room of its own for ``owned`` replicas. What it does not use of that is lent (:mod:`llmos.core.lending`).
+    """
 
     id: str
     digest: str
     gang: Gang
     replicas: int
     created_at: float = 0.0
+    owned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +280,7 @@ class Plan:
 
     ``estimates`` are when the first waiting jobs start: (median, with nine chances of ten), seconds since the epoch.
     ``wanted_nodes`` is how many nodes of each kind the autoscaler should keep. ``quarantined`` are the nodes that take
-    no new work, and why.
+    no new work, and why. ``lent`` is how many GPUs on each node belong to services and are used by jobs.
     """
 
     actions: tuple[Action, ...] = ()
@@ -285,3 +289,4 @@ class Plan:
     estimates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     wanted_nodes: Mapping[str, int] = field(default_factory=dict)
     quarantined: Mapping[str, str] = field(default_factory=dict)
+    lent: Mapping[str, float] = field(default_factory=dict)

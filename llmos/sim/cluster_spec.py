@@ -8,6 +8,7 @@ jobs:      {trace: jobs.csv}                # or {count: 20, gpus: 8, fewest: 1,
 services:
   - name: chat
     trace: azure_llm_conv.csv               # as long as it lasts, then again
+    swing: 0.7                              # at midnight so much less of it comes than at noon; 0: as much
     gpus: 1                                 # of a replica
     replicas: {min: 1, max: 12}
     promises: {first_token_s: 1, token_s: 0.05}
@@ -113,7 +114,7 @@ def read(value: object, directory: Path, *, skip_bad_rows: bool = False) -> Aske
     wanted = [_plans(entry, number, problems) for number, entry in enumerate(top.list("services"))]
     made = [] if "trace" in jobs else list(_equal(jobs))
     trace = jobs.text("trace") if "trace" in jobs else ""
-    names = [plans.name for plans, _ in wanted]
+    names = [plans.name for plans, _, _ in wanted]
     problems += [f"services: {name} is there twice" for name in sorted({n for n in names if names.count(n) > 1})]
     if problems:
         raise SpecError(problems)
@@ -123,7 +124,7 @@ def read(value: object, directory: Path, *, skip_bad_rows: bool = False) -> Aske
         made = list(table.rows)
         bad += [(directory / trace, row) for row in table.bad]
     rng = np.random.default_rng(seed)
-    fleets = [_fleet(plans, directory / path, until_s, rng, skip_bad_rows, bad) for plans, path in wanted]
+    fleets = [_fleet(*one, directory, until_s, rng, skip_bad_rows, bad) for one in wanted]
     return Asked(nodes, per_node, until_s, made, fleets, tuple(bad))
 
 
@@ -138,9 +139,9 @@ def _equal(jobs: _Section) -> Iterator[TraceJob]:
         yield TraceJob(f"job-{number}", 0.0, run_s, gpus, f"tenant-{number % TENANTS}", "equal", fewest)
 
 
-def _plans(entry: object, number: int, problems: list[str]) -> tuple[Plans, str]:
-    """What is asked of one service, and its trace."""
-    known = ("name", "trace", "gpus", "replicas", "promises", "rates")
+def _plans(entry: object, number: int, problems: list[str]) -> tuple[Plans, str, float]:
+    """What is asked of one service, its trace, and by how much that swings in the course of a day."""
+    known = ("name", "trace", "swing", "gpus", "replicas", "promises", "rates")
     service = _Section(entry, f"services[{number}]", known, problems)
     replicas = service.below("replicas", ("min", "max"))
     low = replicas.whole("min", 0, 1)
@@ -158,19 +159,25 @@ def _plans(entry: object, number: int, problems: list[str]) -> tuple[Plans, str]
         rates.number("start_s", 0),
     )
     plans = Plans(service.text("name"), service.whole("gpus", 1, 1), (low, high), Promises(**promises), measured)
-    return plans, service.text("trace")
+    swing = service.number("swing", 0, 0)
+    if swing > 1:
+        problems.append(f"{service.where}: swing is {swing:g}: expected at most 1")
+    return plans, service.text("trace"), swing
 
 
 def _fleet(
     plans: Plans,
-    path: Path,
+    trace: str,
+    swing: float,
+    directory: Path,
     until_s: float,
     rng: np.random.Generator,
     skip_bad_rows: bool,
     bad: list[tuple[Path, BadRow]],
 ) -> Fleet:
+    path = directory / trace
     table = read_requests(path, skip_bad_rows=skip_bad_rows)
     bad += [(path, row) for row in table.bad]
     if not table.rows:
         raise DataError(f"{path} has no requests: expected a trace of some")
-    return Fleet(plans, tiled(table.rows, until_s, 0.0, rng))
+    return Fleet(plans, tiled(table.rows, until_s, swing, rng))

@@ -21,6 +21,9 @@ from llmos.sim.request_traces import Request
 WINDOW_S = 120.0
 """The load is what arrived in so many seconds; how it grows is seen from the same before."""
 
+HOLD_S = 900.0
+"""Replicas that were needed in the last quarter of an hour stay: bursts of requests come again and again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plans:
@@ -87,13 +90,13 @@ class Fleet:
         """Ask how many replicas there should be. Whether that has changed."""
         before = self.wanted.count
         plans = self.plans
-        self.wanted = scale(plans.bounds, plans.promises, self._traffic(now), plans.rates, self.wanted, now)
+        self.wanted = scale(plans.bounds, plans.promises, self._traffic(now), plans.rates, self.wanted, now, HOLD_S)
         return self.wanted.count != before
 
     def desired(self) -> Service:
-        """The service as the planner is to see it."""
+        """The service as the planner is to see it: it owns room for as many replicas as it may have."""
         gang = Gang((Resources(gpus=self.plans.gpus),))
-        return Service(self.plans.name, "1", gang, self.wanted.count)
+        return Service(self.plans.name, "1", gang, self.wanted.count, owned=self.plans.bounds[1])
 
     def status(self) -> ServiceStatus | None:
         """The deployment as the planner is to see it; None before the first."""

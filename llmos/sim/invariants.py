@@ -21,6 +21,7 @@ from llmos.sim.limits import (
     quotas_kept,
 )
 from llmos.sim.order import dependencies_kept, order_kept, work_conserved
+from llmos.sim.owners import owners_kept, owners_repaid, repays
 from llmos.sim.reading import doomed, overruled, resizes, starts, unmet, verdict
 
 Invariant = Callable[[Desired, Snapshot, Plan], Iterator[str]]
@@ -109,9 +110,9 @@ def ends_carried_out(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterat
 
 def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """An attempt that could go on is asked to end because its node goes, because its tenant's budget is used up,
-    because somebody waits who is of a higher priority or needs only what it has above its fewest workers, or because
-    free room comes together for one, if that is enough; or, patiently, because there is room for more and nobody
-    waits."""
+    because somebody waits who is of a higher priority or needs only what it has above its fewest workers, because
+    free room comes together for one, if that is enough, or because a service wants back what it has lent; or,
+    patiently, because there is room for more and nobody waits."""
     draining = {node.id for node in snapshot.nodes if node.draining}
     jobs = {job.id: job for job in desired.jobs}
     left, everything = free(desired, snapshot), unserved(desired, snapshot)
@@ -137,7 +138,8 @@ def resizes_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
         ranks = job.preemptible and any(other.priority > job.priority for other in able)
         broke = exhausted(desired, snapshot, job)
         gathers = desired.order is Order.SHORTEST and job.preemptible and any(_enough(one, ending) for one in able)
-        if seen.stopping_since is not None or not (moves or shrinks or grows or ranks or broke or gathers):
+        ranks = ranks or gathers or repays(desired, snapshot, job)
+        if seen.stopping_since is not None or not (moves or shrinks or grows or ranks or broke):
             yield f"{id}: attempt {number} on {size} nodes was asked to end for nothing"
 
 
@@ -200,6 +202,8 @@ INVARIANTS: tuple[Invariant, ...] = (
     preemptions_earned,
     growth_pays,
     quarantine_kept,
+    owners_kept,
+    owners_repaid,
 )
 
 

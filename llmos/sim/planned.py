@@ -27,12 +27,16 @@ from llmos.core.types import (
     Verb,
 )
 from llmos.sim.fleet import Fleet
-from llmos.sim.job_replay import Run, World
+from llmos.sim.job_replay import RESTART_S, Run, World
 from llmos.sim.pool import Pool
 
 Planner = Callable[[Desired, Snapshot, object], Plan]
 QUIET_S = 3600.0
 """When nothing has happened, but somebody waits."""
+PATIENT_S = 300.0
+"""The same where services lend room: elastic jobs may have come to be patient enough to grow on it."""
+TRIED = 64
+"""Where services come and go there are many plans; so many of the jobs that wait are looked at in each."""
 PASSES = 4
 """Plans of one tick: what one ends, the next gives to others."""
 RETRIES = 20
@@ -73,7 +77,7 @@ class Planned:
         self._jobs: dict[str, Job] = {}
         self._attempts: dict[str, Attempt] = {}
         self._memo: object = None
-        self._due_s = -inf
+        self._due_s = self._patient_s = -inf
         self._came = self._ended = self._elastic = False
         self._untold: set[str] = set()
         self._failures: deque[Failure] = deque()
@@ -92,6 +96,7 @@ class Planned:
             estimate_s=run.median_s,
             estimate_high_s=run.high_s,
             retries=RETRIES,
+            resize_s=RESTART_S,
         )
         self._untold.add(run.job.id)
         self._came = True
@@ -119,11 +124,13 @@ class Planned:
         """See Policy."""
         if world.now < self._due_s:
             return self._due_s
-        news = self._came or world.waiting > 0 or (self._ended and self._elastic)
+        news = self._came or (self._ended and (self._elastic or bool(self._fleets)))
+        news = news or (world.waiting > 0 and world.now >= self._patient_s)
         for fleet in self._fleets.values():
             fleet.serve(world.now)
-            news |= fleet.rescale(world.now) or fleet.target is None or self._ended
+            news |= fleet.rescale(world.now) or fleet.target != len(fleet.replicas)
         if news:  # else what has ended is told with what comes next
+            self._patient_s = world.now + (PATIENT_S if self._fleets else 0.0)
             for _ in range(PASSES):
                 if not self._tick(world):
                     break
@@ -160,6 +167,7 @@ class Planned:
             services,
             failures=self._recent(world.now),
             reservations=RESERVATIONS,
+            tried=TRIED if services else Desired().tried,
             order=self._order,
             caution=self.promises.caution,
         )

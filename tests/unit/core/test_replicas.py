@@ -152,6 +152,18 @@ def test_the_count_rises_at_once_and_falls_after_a_cold_start() -> None:
     assert found[-1].count == few and "no more were needed for 60 s" in found[fell].why
 
 
+def test_what_bursts_need_stays_for_as_long_as_is_said() -> None:
+    burst = dataclasses.replace(TRAFFIC, requests_per_s=200)
+    many = scale((1, 99), PROMISES, burst, RATES, Scale(2), 0.0, 900.0)
+    for now, same in ((500.0, True), (899.0, True), (901.0, False)):
+        later = scale((1, 99), PROMISES, TRAFFIC, RATES, many, now, 900.0)
+        assert (later.count == needed_for(burst)) == same and later.count <= many.count
+    piled = scale((1, 99), PROMISES, dataclasses.replace(burst, waiting=50_000), RATES, Scale(2), 0.0, 900.0)
+    assert (
+        piled.count > scale((1, 99), PROMISES, burst, RATES, piled, 61.0, 900.0).count
+    )  # that is over when it is over
+
+
 def test_a_dip_that_is_shorter_than_a_cold_start_costs_none() -> None:
     def load(now: float) -> Traffic:
         return dataclasses.replace(TRAFFIC, requests_per_s=20 if 100 <= now < 150 else 200)

@@ -58,6 +58,16 @@ def test_a_service_grows_with_its_load_and_takes_the_gpus_from_elastic_jobs() ->
     assert max(_most_held(found.stays).values()) <= 8
 
 
+def test_a_service_gets_back_what_jobs_that_cannot_shrink_were_lent() -> None:
+    load = _steady(1, HOUR_S) + _steady(12, 2 * HOUR_S, HOUR_S)
+    jobs = [TraceJob(f"job-{i}", 0.0, 10 * HOUR_S, 7, f"t{i}", "k") for i in range(3)]
+    found = twin(jobs, [_fleet(load)], 2, 8, 2 * HOUR_S)
+    chat = found.services["chat"]
+    assert (chat["attained_pct"] or 0) > 95 and (chat["mean_replicas"] or 0) > 2
+    assert found.jobs["preemptions"] == 1  # of seven GPUs, which are enough
+    assert max(_most_held(found.stays).values()) <= 8
+
+
 def test_what_is_done_is_never_more_than_what_was_held() -> None:
     found = twin(_elastic(3), [_fleet(_steady(4, HOUR_S))], 2, 8, HOUR_S)
     held = sum((stay.end_s - stay.start_s) * gpus for stay in found.stays if stay.tenant != "chat"
@@ -137,6 +147,13 @@ def test_a_spec_is_what_it_says_and_can_be_repeated(traces: Path) -> None:
     assert _run(SPEC, traces) == _run(SPEC, traces)
 
 
+def test_fewer_requests_come_at_night(traces: Path) -> None:
+    swings = {**SPEC, "hours": 24, "services": [{**SPEC["services"][0], "swing": 0.8}]}
+    (fleet,) = read(swings, traces).fleets
+    hours = [request.at_s / HOUR_S for request in fleet.requests]
+    assert 3 < sum(11 <= hour < 13 for hour in hours) / sum(hour < 2 for hour in hours) < 7
+
+
 def test_a_spec_may_name_a_trace_of_jobs(traces: Path) -> None:
     (traces / "jobs.csv").write_text("timestamp,duration,num_gpus,gpu_time,cluster\n0,60,4,240,east\nx,1,1,1,east\n")
     value = {"nodes": 1, "hours": 1, "jobs": {"trace": "jobs.csv"}}
@@ -159,6 +176,7 @@ def test_a_spec_may_name_a_trace_of_jobs(traces: Path) -> None:
         ({**SPEC, "services": [{**SPEC["services"][0], "rates": {}}]}, "services[0].rates: most is None"),
         ({**SPEC, "services": SPEC["services"] * 2}, "services: chat is there twice"),
         ({**SPEC, "services": [{**SPEC["services"][0], "trace": ""}]}, "services[0]: trace is missing"),
+        ({**SPEC, "services": [{**SPEC["services"][0], "swing": 2}]}, "services[0]: swing is 2: expected at most 1"),
     ],
 )
 def test_all_that_is_wrong_with_a_spec_is_said(traces: Path, value: object, problem: str) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import strategies as st
 
 from llmos.core.admission import Admission
 from llmos.core.backlog import Backlog, sorted_out
+from llmos.core.plan import plan
 from llmos.core.preempt import _candidates
 from llmos.core.queues import entry
 from llmos.core.resize import stopped
@@ -18,7 +20,8 @@ from llmos.core.room import Room
 from llmos.core.running import Running, left_s
 from llmos.core.types import Action, Desired, Job, Order, Plan, Snapshot, Verb
 from llmos.sim.simulation import Planner
-from tests.unit.sim.worlds import World, contested, of_one_tenant, plan, worlds, wrong
+from tests.unit.sim.world_rules import wrong
+from tests.unit.sim.worlds import World, contested, lending, of_one_owner, of_one_tenant, worlds
 
 SEARCH = settings(max_examples=4000, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck))
 CASES = 2000 if settings.default is None or settings.default.max_examples <= 100 else 100_000
@@ -38,8 +41,15 @@ def test_every_rule_holds_where_all_jobs_are_one_tenants(world: World) -> None:
     assert not wrong(world)
 
 
+@pytest.mark.timeout(7200)
+@settings(max_examples=CASES // 2, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(lending, of_one_owner))
+def test_every_rule_holds_where_services_lend_what_they_own(world: World) -> None:
+    assert not wrong(world)
+
+
 def _costliest(*state: Any) -> Iterator[Running]:
-    return reversed(list(_candidates(*state)))  # type: ignore[return-value]
+    return reversed(list(_candidates(*state)))
 
 
 def _anyone(running: Sequence[Running], claim: Any, *_: object) -> list[Running]:
@@ -52,6 +62,10 @@ def _one_pass(admission: Admission, reservations: int, tried: int) -> None:
 
 def _all_of_them(candidates: Sequence[Running], enough: Callable[[Sequence[Running]], bool]) -> list[Running]:
     return list(candidates)
+
+
+def _greatest_loss(one: Running, now: float) -> tuple[bool, float, float, str]:
+    return not one.shrinkable, -one.gpus * one.lost_s(now), 0.0, one.job.id
 
 
 def _in_vain(running: Sequence[Running], free: Any, claim: Any, *_: object) -> list[Action]:
@@ -126,6 +140,10 @@ PLANTED: dict[str, tuple[str, str, Any]] = {
         "seats.Seats.undisturbed",
         lambda seats, gone, snapshot: seats,
     ),
+    "lends to whom nobody can end": ("owners_kept", "lending.Lending.lend", lambda lending, *_: None),
+    "keeps what was lent": ("owners_repaid", "admission.reclaimed", lambda *_: []),
+    "takes back more than it lent": ("owners_repaid", "reclaim.fewest", _all_of_them),
+    "takes back what costs most": ("owners_repaid", "reclaim._loss", _greatest_loss),
     "does not look twice": ("planning_twice_changes_nothing", "admission.Admission.run", _one_pass),
     "trusts an old queue": ("memo_changes_nothing", "plan.sorted_out", _old_queue),
 }
@@ -143,6 +161,7 @@ def test_a_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> N
     rule, target, broken = PLANTED[bug]
     monkeypatch.setattr(f"llmos.core.{target}", broken)
     where = contested if rule in ("order_kept", "preemptions_earned", "resizes_earned") else worlds
+    where = of_one_owner if rule.startswith("owners") else where
     find(where, lambda world: any(text.startswith(rule) for text in wrong(world)), settings=SEARCH)
 
 

@@ -33,6 +33,7 @@ class Work:
     estimate_s: float | None
     tenant: str
     priority: int
+    preemptible: bool
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ works = st.builds(
     estimate_s=st.sampled_from([None, None, 1.0, 10.0, 100.0]),
     tenant=st.sampled_from(["a", "a", "b"]),
     priority=st.sampled_from([0, 0, 0, 1]),
+    preemptible=st.sampled_from([True, True, True, False]),
 )
 nodes = st.builds(
     Node,
@@ -108,10 +110,11 @@ nodes = st.builds(
     draining=st.sampled_from([False] * 5 + [True]),
 )
 services = st.none() | st.builds(
-    lambda gang, version, replicas: Service("coder", f"{version} {gang}", gang, replicas),
+    lambda gang, version, replicas, owned: Service("coder", f"{version} {gang}", gang, replicas, owned=owned),
     gangs,
     st.sampled_from("ab"),
     st.integers(0, 2),
+    st.sampled_from([0, 0, 2]),
 )
 workloads = st.builds(
     Workload,
@@ -174,7 +177,7 @@ def _events(workload: Workload, simulation: Simulation) -> list[tuple[float, Cal
     for i, work in enumerate(workload.works):
         job = Job(f"j{i}", work.gang, work.at, retries=work.retries, max_runtime_s=work.max_runtime_s)
         job = replace(job, larger=work.larger, grace_s=5.0, grow_every_s=20.0, estimate_s=work.estimate_s)
-        job = replace(job, tenant=work.tenant, priority=work.priority)
+        job = replace(job, tenant=work.tenant, priority=work.priority, preemptible=work.preemptible)
         events.append((work.at, partial(simulation.submit, job)))
         if work.cancel_at is not None:
             events.append((max(work.at, work.cancel_at), partial(simulation.cancel, job.id)))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from llmos.core.lifecycle import record
 from llmos.core.placement import occupy, place
-from llmos.core.plan import plan
 from llmos.core.types import (
     Attempt,
     AttemptPhase,
@@ -20,16 +17,13 @@ from llmos.core.types import (
     JobPhase,
     Node,
     Order,
-    Plan,
     Resources,
+    Service,
+    ServiceStatus,
     Snapshot,
     Strategy,
     Tenant,
-    Verb,
 )
-from llmos.sim.invariants import violations
-from llmos.sim.reading import turn
-from llmos.sim.simulation import Planner
 
 NOW = 1000.0
 KINDS, RACKS, TENANTS = ("H100", "MI300"), ("r0", "r1"), ("a", "b", "b/c")
@@ -37,7 +31,10 @@ KINDS, RACKS, TENANTS = ("H100", "MI300"), ("r0", "r1"), ("a", "b", "b/c")
 
 @dataclass(frozen=True)
 class World:
-    """Jobs that run (their gangs lie where they fit, in this order) and jobs that wait."""
+    """Jobs that run (their gangs lie where they fit, in this order) and jobs that wait.
+
+    Of each of ``services``, so many replicas are there already, as far as they fit beside what runs.
+    """
 
     nodes: tuple[Node, ...]
     running: tuple[Job, ...]
@@ -48,6 +45,7 @@ class World:
     failures: tuple[Failure, ...]
     reservations: int
     order: Order
+    services: tuple[tuple[Service, int], ...] = ()
 
     def inputs(self) -> tuple[Desired, Snapshot]:
         """What ``plan`` is asked."""
@@ -62,10 +60,19 @@ class World:
                 attempts[id] = Attempt(id, 1, AttemptPhase.RUNNING, nodes=nodes, stopping_since=since)
         jobs += [replace(job, id=f"j{i}") for i, job in enumerate(self.waiting)]
         ended = {f"old{i}": phase for i, phase in enumerate(self.ended)}
+        services = tuple(replace(service, id=f"s{i}") for i, (service, _) in enumerate(self.services))
+        deployed = {}
+        for service, (_, there) in zip(services, self.services, strict=True):
+            placed: list[tuple[str, ...]] = []
+            while len(placed) < there and (nodes := place(service.gang, free)):
+                occupy(free, service.gang, nodes)
+                placed.append(nodes)
+            at = tuple(node for nodes in placed for node in nodes)
+            deployed[service.id] = ServiceStatus(service.id, "1", there, len(placed), nodes=at)
         desired = Desired(
-            tuple(jobs), (), self.tenants, ended, self.reservations, failures=self.failures, order=self.order
+            tuple(jobs), services, self.tenants, ended, self.reservations, failures=self.failures, order=self.order
         )
-        return desired, Snapshot(NOW, self.nodes, attempts)
+        return desired, Snapshot(NOW, self.nodes, attempts, deployed)
 
 
 bundles = st.sampled_from(
@@ -118,6 +125,7 @@ waiting = st.builds(
     priority=st.sampled_from([0, 0, 0, 1, 2]),
     after=st.sampled_from([*[()] * 8, ("old0",), ("run0",), ("j0",), ("j1", "old0")]),
     resumes=st.sampled_from([False] * 5 + [True]),
+    preemptible=st.sampled_from([True, True, False]),
 )
 nodes = st.lists(
     st.builds(
@@ -177,6 +185,35 @@ worlds = st.builds(
     reservations=st.sampled_from([1, 4, 1000]),
     order=st.sampled_from([Order.FIFO, Order.SHORTEST]),
 )
+services = st.tuples(
+    st.builds(
+        lambda bundle, replicas, owned: Service("", "1", Gang((bundle,)), replicas, owned=owned),
+        bundles,
+        st.integers(0, 3),
+        st.sampled_from([0, 2, 4]),
+    ),
+    st.integers(0, 3),
+)
+lending = st.builds(
+    lambda world, services: replace(world, services=tuple(services), failures=()),
+    worlds,
+    st.lists(services, min_size=1, max_size=2),
+)
+"""Where services own room, and some of them use less or more of it than they have."""
+of_one_owner = st.builds(
+    lambda world, service: replace(
+        world,
+        services=(service,),
+        failures=(),
+        tenants=(),
+        ending=(False,) * 4,
+        nodes=tuple(replace(node, draining=False) for node in world.nodes),
+        running=tuple(replace(job, larger=()) for job in world.running),
+    ),
+    worlds,
+    services,
+)
+"""Where all that is wrong with lending shows."""
 of_one_tenant = worlds.map(
     lambda world: replace(
         world,
@@ -194,87 +231,3 @@ contested = of_one_tenant.map(
     )
 )
 """Where nothing but room and priority decides: what is wrong with these shows most often."""
-
-
-def wrong(world: World, planner: Planner = plan) -> list[str]:
-    """What does not hold of the plan for ``world``, each sentence led by the name of what it breaks."""
-    desired, snapshot = world.inputs()
-    made = planner(desired, snapshot, None)
-    return [
-        *violations(desired, snapshot, made),
-        *_remembers(planner, desired, snapshot, made),
-        *_settles(planner, desired, snapshot, made),
-        *_welcomes_nodes(planner, desired, snapshot, made),
-    ]
-
-
-def _remembers(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
-    """With the memo of this plan, or that of another state of the cluster, the plan is the same."""
-    without = replace(desired, jobs=desired.jobs[1:])
-    idle = replace(snapshot, attempts=dict(list(snapshot.attempts.items())[1:]))
-    others = [(without, replace(snapshot, nodes=snapshot.nodes[1:])), (without, snapshot), (desired, idle)]
-    for memo in (made.memo, *(planner(*other, None).memo for other in others)):
-        yield from _the_same(planner(desired, snapshot, memo), made)
-    later = carried_out(desired, snapshot, made)
-    late = later[0], replace(later[1], now=NOW + 60.0)
-    yield from _the_same(planner(*late, made.memo), planner(*late, None))
-
-
-def _the_same(one: Plan, other: Plan) -> Iterator[str]:
-    if (one.actions, dict(one.waiting), one.estimates) != (other.actions, dict(other.waiting), other.estimates):
-        yield f"memo_changes_nothing: {one} with a memo, {other} without"
-
-
-def _settles(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
-    """Once the plan has taken effect, planning again changes nothing."""
-    again = planner(*carried_out(desired, snapshot, made), made.memo)
-    if again.actions:
-        yield f"planning_twice_changes_nothing: {again.actions} after {made.actions}"
-
-
-def _welcomes_nodes(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
-    """One more node evicts no running job, and does not delay the first job of the queue. (Told of one tenant.)
-
-    What it may do: let a job of a higher priority start at last, for which evictions had not been enough before.
-    """
-    if len({job.tenant for job in desired.jobs}) != 1 or desired.tenants or desired.failures:
-        return
-    node = replace(snapshot.nodes[0], id="new", foreign=Resources(), draining=False)
-    more = planner(desired, replace(snapshot, nodes=(*snapshot.nodes, node)), None)
-    before, after = ({a.id: a.why for a in one.actions if a.verb is Verb.STOP} for one in (made, more))
-    started = {action.id for action in made.actions if action.verb is Verb.START}
-    for id in after.keys() - before.keys():
-        helped = after[id].partition("room for ")[2].partition(" ")[0]
-        if after[id].startswith("grows"):
-            continue  # the room is used
-        if helped in started or (before and len(after) > len(before)) or not after[id].startswith("preempted"):
-            yield f"a_node_evicts_nobody: {id} ends because of a new node: {after[id]}"
-    queue = [job for job in desired.jobs if job.attempt == 0 and not job.after]
-    first = min(queue, key=lambda job: turn(job, desired.order), default=None)
-    if first and _start_of(first, made) < _start_of(first, more):
-        at, without = _start_of(first, more), _start_of(first, made)
-        yield f"a_node_delays_nobody: {first.id} starts at {at}, without the node at {without}"
-
-
-def _start_of(job: Job, made: Plan) -> float:
-    if any(action.verb is Verb.START and action.id == job.id for action in made.actions):
-        return NOW
-    return made.estimates.get(job.id, (float("inf"),))[0]
-
-
-def carried_out(desired: Desired, snapshot: Snapshot, made: Plan) -> tuple[Desired, Snapshot]:
-    """The inputs of the next plan, if all of ``made`` takes effect at once."""
-    jobs = {job.id: job for job in desired.jobs}
-    attempts = dict(snapshot.attempts)
-    ended = dict(desired.ended)
-    for action in made.actions:
-        if action.phase and action.phase.final:
-            ended[action.id] = action.phase
-            del jobs[action.id]
-            continue
-        jobs[action.id] = record(jobs[action.id], action, snapshot.now)
-        if action.verb is Verb.START:
-            attempts[action.id] = Attempt(action.id, action.attempt, AttemptPhase.STARTING, nodes=action.nodes)
-        elif action.verb is Verb.STOP:
-            attempts[action.id] = replace(attempts[action.id], stopping_since=snapshot.now)
-    return replace(desired, jobs=tuple(jobs.values()), ended=ended), replace(snapshot, attempts=attempts)
