@@ -64,7 +64,7 @@ def test_engines_are_compared_each_at_its_best_on_prompts_that_none_has_seen() -
 
 
 def test_a_setting_far_from_the_best_is_not_tried_with_the_next_workload() -> None:
-    paced = {Setting(1): Paced(10), Setting(2): Paced(30), Setting(2, "float32"): Paced(20)}
+    paced = {Setting(1): Paced(10), Setting(2): Paced(30), Setting(2, "float32"): Paced(25)}
     engines = {"a": Engine(lambda setting: paced[setting], list(paced))}
     table = compare(engines, [Workload("v", 1, 1), Workload("w", 1, 1)], turns=1, title="test")
     assert list(table["v"]["a"].tried) == list(paced)
