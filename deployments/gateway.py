@@ -19,6 +19,7 @@ from llmos.control.http import error_response
 from llmos.control.prometheus import exposition
 from llmos.control.ray.proxy import ControlProxy
 from llmos.errors import ClusterError, EngineError, ForbiddenError, LlmosError
+from llmos.openai.caller import Caller
 from llmos.openai.relay import unpack
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
@@ -53,10 +54,10 @@ class ServiceBackend:
         self._served = time.monotonic(), cards
         return cards
 
-    async def answer(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncGenerator[bytes, None]:
+    async def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """The replica's bytes, as they come. Closing this cancels the request there."""
         handle: Any = serve.get_app_handle(f"llmos-service-{request.model}").options(stream=True)
-        items = handle.answer.remote(request, tenant)
+        items = handle.answer.remote(request, caller)
         try:
             async for piece in unpack(items):
                 yield piece
@@ -77,8 +78,9 @@ class FrontDoor:
         control = ControlProxy()
         backend = ServiceBackend(control)
 
-        async def authorize(request: Request, scope: str) -> str:
-            return str((await control.authorize(request.headers.get("Authorization"), scope))["id"])
+        async def authorize(request: Request, scope: str) -> Caller:
+            key = await control.authorize(request.headers.get("Authorization"), scope)
+            return Caller(key["id"], key["tenant"])
 
         self._openai = create_app(backend, authorize)
         self._health = _health(control)

@@ -14,6 +14,7 @@ from llmos.control.translate import replica_gang, replica_groups
 from llmos.core.types import Resources
 from llmos.errors import EngineError, LlmosError
 from llmos.infer.local import LocalEngine
+from llmos.openai.caller import Caller
 from llmos.openai.relay import pack
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.serving import EngineBackend
@@ -54,10 +55,10 @@ class Replica:
         self._digest = config["digest"]
 
     async def answer(
-        self, request: CompletionRequest | ChatRequest, tenant: str
+        self, request: CompletionRequest | ChatRequest, caller: Caller
     ) -> AsyncGenerator[bytes | LlmosError, None]:
         """The answer in pieces that are ready to send; an error is the last piece."""
-        async for piece in pack(self._backend.answer(request, tenant)):
+        async for piece in pack(self._backend.answer(request, caller)):
             yield piece
 
     def check_health(self) -> None:

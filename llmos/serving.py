@@ -20,6 +20,7 @@ from llmos.infer.engine import Engine
 from llmos.infer.local import LocalEngine
 from llmos.infer.request import GenerationRequest, Grammar, SamplingParams, TokenEvent
 from llmos.models import Tokenizer
+from llmos.openai.caller import Caller
 from llmos.openai.replies import ModelCard, Piece, Token, model_card, reply_to, usage
 from llmos.openai.schema import SEED_BITS, ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
@@ -34,7 +35,7 @@ Indexed = tuple[int, TokenEvent]
 class EngineBackend:
     """Answers OpenAI requests (``openai.server.OpenAIBackend``) for one model, ``name``, with ``engine``.
 
-    ``weights`` are tenants' shares of the tokens while requests wait; others' are 1.
+    ``weights`` are keys' shares of the tokens while requests wait; others' are 1.
     """
 
     def __init__(
@@ -48,14 +49,14 @@ class EngineBackend:
         """The one model."""
         return [self._card]
 
-    async def answer(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncGenerator[bytes, None]:
+    async def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Server-sent events or one JSON document. Raises what the engine and the tokenizer raise."""
         reply = reply_to(request)
         prompts = await asyncio.to_thread(self.prompts, request)
         n = request.n or 1
         constraint = self._form.constraint(request)
         params = [sampling(request, index, constraint, self._form.stops(request)) for index in range(n)]
-        who = tenant, request.priority, self._weights.get(tenant, 1.0), request.deadline_s
+        who = caller.key, request.priority, self._weights.get(caller.key, 1.0), request.deadline_s
         asked = [
             GenerationRequest(f"{reply.id}-{i}-{j}", prompts[i], params[j], *who)
             for i in range(len(prompts))
@@ -193,10 +194,10 @@ def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
     """A server for one engine, which asks for ``key``. ``/healthz`` needs none. It closes the engine when it ends."""
     expected = f"Bearer {key}".encode()
 
-    async def authorize(request: Request, _scope: str) -> str:
+    async def authorize(request: Request, _scope: str) -> Caller:
         if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
             raise AuthError("the API key is missing or not valid", hint="Send `Authorization: Bearer KEY`.")
-        return ""
+        return Caller(key="")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from llmos.errors import LlmosError
 from llmos.openai import errors
+from llmos.openai.caller import Caller
 from llmos.openai.replies import ModelCard, ModelList
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.sse import MEDIA_TYPE, sse
@@ -24,7 +25,7 @@ from llmos.openai.sse import MEDIA_TYPE, sse
 MAX_BODY_BYTES = 4 * 2**20
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs do (nginx's convention)
 
-Authorize = Callable[[Request, str], Awaitable[str]]
+Authorize = Callable[[Request, str], Awaitable[Caller]]
 """``await authorize(request, scope)`` says who asks. Raises AuthError or ForbiddenError."""
 
 _log = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ class OpenAIBackend(Protocol):
         """What is served now."""
         ...
 
-    def answer(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncGenerator[bytes, None]:
+    def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """For ``stream``, server-sent events with the closing ``[DONE]``, in pieces; else one piece of JSON.
 
-        ``tenant`` is who asks: tenants share what there is, and nobody finds out about another's requests.
+        Callers share what there is, and nobody finds out about another's requests.
         Closing the generator cancels the request. Raises leaves of LlmosError.
         """
         ...
@@ -70,7 +71,7 @@ def _router(authorize: Authorize, max_body_bytes: int) -> APIRouter:
             handle = super().get_route_handler()
 
             async def guarded(request: Request) -> Response:
-                request.scope["llmos.tenant"] = await authorize(request, "infer")
+                request.scope["llmos.caller"] = await authorize(request, "infer")
                 return await handle(Request(request.scope, _limited(request.receive, max_body_bytes)))
 
             return guarded
@@ -115,7 +116,7 @@ async def _answer(backend: OpenAIBackend, request: Request, body: CompletionRequ
     served = [card["id"] for card in await backend.models()]
     if body.model not in served:
         raise errors.unknown_model(body.model, served)
-    pieces = backend.answer(body, request.scope["llmos.tenant"])
+    pieces = backend.answer(body, request.scope["llmos.caller"])
     try:
         first = await _unless_disconnected(request, anext(pieces))
     except BaseException:

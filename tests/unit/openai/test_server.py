@@ -23,6 +23,7 @@ from llmos.errors import (
     WorkerLost,
 )
 from llmos.openai import relay
+from llmos.openai.caller import Caller
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
@@ -43,8 +44,8 @@ class Scripted:
     async def models(self) -> Sequence[ModelCard]:
         return [model_card("m", 7), model_card("org/other", 8)]
 
-    async def answer(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncGenerator[bytes, None]:
-        self.tenant = tenant
+    async def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
+        self.caller = caller
         try:
             for item in self.script:
                 if isinstance(item, Exception):
@@ -57,13 +58,13 @@ class Scripted:
             self.closed.set()
 
 
-async def _allowed(request: Request, scope: str) -> str:
+async def _allowed(request: Request, scope: str) -> Caller:
     assert scope == "infer"
     if "Authorization" not in request.headers:
         raise AuthError("no key", hint="Send one.")
     if request.headers["Authorization"] == "Bearer submit-nothing":
         raise ForbiddenError("not with this key")
-    return "me"
+    return Caller("me")
 
 
 def _app(script: Script, **options: Any) -> FastAPI:
@@ -85,7 +86,7 @@ async def test_one_piece_is_the_answer() -> None:
 async def test_the_backend_learns_who_asks() -> None:
     backend = Scripted([b"{}"])
     await _ask(create_app(backend, _allowed))
-    assert backend.tenant == "me"
+    assert backend.caller.key == "me"
 
 
 async def test_pieces_are_streamed_as_they_are() -> None:
@@ -186,7 +187,7 @@ def test_who_leaves_closes_the_answer(script: Script) -> None:
 
 async def test_relays_carry_errors_as_values() -> None:
     backend = Scripted([b"a", CapacityError("full", retry_after_s=9)])
-    packed = [item async for item in relay.pack(backend.answer(CompletionRequest(**BODY), "me"))]
+    packed = [item async for item in relay.pack(backend.answer(CompletionRequest(**BODY), Caller("me")))]
     assert [type(item) for item in packed] == [bytes, CapacityError]
 
     async def crossed() -> AsyncGenerator[bytes | LlmosError, None]:
@@ -201,7 +202,7 @@ async def test_relays_carry_errors_as_values() -> None:
 
 async def test_closing_a_relay_closes_the_answer() -> None:
     backend = Scripted([b"a", b"b"])
-    relayed = relay.pack(backend.answer(CompletionRequest(**BODY), "me"))
+    relayed = relay.pack(backend.answer(CompletionRequest(**BODY), Caller("me")))
     assert await anext(relayed) == b"a"
     await relayed.aclose()
     assert backend.closed.is_set()

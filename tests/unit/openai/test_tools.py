@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from llmos.errors import UsageError
 from llmos.models import Tokenizer
+from llmos.openai.caller import Caller
 from llmos.openai.schema import ChatRequest
 from llmos.openai.tools import MAX_CALLS, Tool, ToolCall, ToolParser, calls
 from llmos.serving import EngineBackend
@@ -110,7 +111,7 @@ def _ask(backend: EngineBackend, **extra: Any) -> list[dict[str, Any]]:
     )
 
     async def collect() -> bytes:
-        return b"".join([piece async for piece in backend.answer(request, "")])
+        return b"".join([piece async for piece in backend.answer(request, Caller(""))])
 
     text = asyncio.run(collect()).decode()
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
