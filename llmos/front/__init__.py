@@ -1,1 +1,1 @@
-"""The front door's data path: which replica answers a request, and its bytes on their way back. Neither Ray nor torch."""
+"""The front door's data path: who answers a request, and how its bytes come back. Neither Ray nor torch."""
