@@ -20,6 +20,7 @@ from typing import Any
 
 import ray.exceptions
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -40,6 +41,7 @@ from llmos.train.gang import Deaths, Gang, be_rank, have_gpus
 from llmos.train.limits import collective_timeout_s
 from llmos.train.run import AnyRun, FunctionRun, Run
 
+_NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)
 WORKERS_START_TIMEOUT_S = 60
 HEALTH_CHECK_INTERVAL_S = 1.0
 """How often Ray Train looks after its workers; also how late it notices that they are done. Its default is 2 s."""
@@ -98,8 +100,10 @@ class _Trainer(DataParallelTrainer):
         return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
+        """Without those that start a process each: one looks after the controller, which is here, one splits datasets
+        of Ray Data, and a rank reads its own share of the shards."""
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [callback for callback in callbacks if not isinstance(callback, _NOT_NEEDED)]
 
 
 class _Planned(ScalingPolicy):
