@@ -47,7 +47,9 @@ def scraped(cluster: llmos.Client) -> str:
     return httpx.get(f"{cluster.connection.url}/metrics", headers=headers).raise_for_status().text
 
 
-@pytest.mark.parametrize(("victim", "attempts"), [("RayTrainWorker", 1), ("AttemptActor", 2)])
+@pytest.mark.parametrize(
+    ("victim", "attempts"), [("RayTrainWorker", 1), pytest.param("AttemptActor", 2, marks=pytest.mark.slow)]
+)
 def test_a_job_goes_on_from_its_checkpoint_when_a_process_of_it_is_killed(
     cluster: llmos.Client, victim: str, attempts: int
 ) -> None:

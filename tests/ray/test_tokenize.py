@@ -40,6 +40,7 @@ def test_a_corpus_made_by_the_cluster_is_the_same(cluster: llmos.Client, tmp_pat
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_what_a_task_refuses_is_told_as_it_is(cluster: llmos.Client, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
