@@ -166,7 +166,7 @@ PLANTED = {
 }
 RARE = [
     *("forgets services", "trusts an old memo", "retries at once", "splits what belongs together", "grows at once"),
-    *("never kills", "retries for ever"),
+    *("never kills", "retries for ever", "shrinks in vain", "kills at once", "stops strays again and again"),
 ]
 """Found only after many workloads: looked for in the full run."""
 
