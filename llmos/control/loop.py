@@ -137,6 +137,7 @@ class Loop:
         first. Where it is not whole, the job fails; where the trouble may pass, such as a full disk, its CLOSE is left
         to the next tick."""
         closed = {action.id for action in actions if action.verb is Verb.CLOSE}
+        makers = self._store.jobs.makers(closed)
         subjects = {job.id: job for job in jobs if job.id in closed}
         final: list[Action] = []
         results: dict[str, dict[str, Any]] = {}
@@ -146,7 +147,7 @@ class Loop:
                 result: dict[str, Any] = {"metrics": newest_metrics(self._layout.job(job.id), job.attempts)}
                 if action.phase is JobPhase.QUEUED and job.larger:
                     result["measured"] = self.knowledge.progress.measured(job, now)
-                if action.phase is JobPhase.SUCCEEDED:
+                if action.phase is JobPhase.SUCCEEDED and job.id in makers:
                     try:
                         action, result["model"] = self._register(action)
                     except (ClusterError, OSError) as error:

@@ -1,15 +1,20 @@
-"""control.db: an SQLite file in which what was committed survives a crash and a power cut."""
+"""control.db: an SQLite file in which what was committed survives a crash and a power cut.
+
+To be durable a commit waits for the disk. Threads that write at the same time wait for it together (group commit): each
+does its part in one transaction, undone alone if it fails, and the last of them commits for all.
+"""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Select, create_engine, event
+from sqlalchemy import Connection, Engine, Select, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, OperationalError
 
@@ -20,6 +25,66 @@ Row = dict[str, Any]
 
 BUSY_TIMEOUT_MS = 10_000
 """How long to wait for another process: the control module that this one replaces may still be dying."""
+MOST_TOGETHER = 256
+"""So many parts of one transaction at most: others want to read them."""
+PATIENCE_S = 0.2
+"""Who has done its part waits so long for those that were about to add theirs, then commits without them."""
+
+
+class _Batch:
+    """A transaction that several threads add to, one after the other, while they hold the writer's lock.
+
+    Once it has ``ended`` it is ``durable``, or all of it is undone and ``error`` is why, if that is known.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.ended = threading.Event()
+        self.durable = False
+        self.error: BaseException | None = None
+        self.parts = 0
+        self._connection = engine.connect()
+        try:
+            self._transaction = self._connection.begin()
+            # Who begins as a reader and then writes cannot wait for another process: SQLite fails at once (SQLITE_BUSY)
+            self._raw = _begin(self._connection, "BEGIN IMMEDIATE")
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @contextmanager
+    def part(self) -> Iterator[Connection]:
+        """What one thread adds: undone alone if it raises. Some errors, such as a full disk, undo all parts."""
+        self.parts += 1
+        self._raw.execute("SAVEPOINT part")
+        try:
+            yield self._connection
+        except BaseException as error:
+            if not self.whole:
+                self.error = error
+                raise
+            self._raw.execute("ROLLBACK TO part")
+            self._raw.execute("RELEASE part")
+            raise
+        self._raw.execute("RELEASE part")
+
+    @property
+    def whole(self) -> bool:
+        """Whether SQLite still has the transaction: it may have ended it by itself, and would commit nothing."""
+        return bool(self._raw.in_transaction)
+
+    def end(self) -> None:
+        """Commit. Nothing is acknowledged before ``durable`` is set."""
+        try:
+            if self.whole:
+                self._transaction.commit()
+                self.durable = True
+        except DatabaseError as error:
+            self.error = error
+        finally:
+            if not self.durable:
+                self._connection.invalidate()  # the transaction may still be open there
+            self._connection.close()
+            self.ended.set()
 
 
 class Database:
@@ -28,11 +93,13 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._writer = threading.Lock()  # SQLite has one writer; waiting here is fair, waiting there is polling
+        self._batch: _Batch | None = None  # the transaction that is open
+        self._coming = 0  # threads that wait for their turn
+        self._counting = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds digests of keys
         self._engine = create_engine(URL.create("sqlite", database=str(path)))
         event.listen(self._engine, "connect", _configure)
-        event.listen(self._engine, "begin", _begin)
         try:
             with self.write() as connection:
                 self._migrate(connection)
@@ -46,25 +113,64 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database throughout."""
         with self._engine.connect() as connection, connection.begin():
+            _begin(connection, "BEGIN")
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """The one transaction that may write; durable once the block has ended, undone if it raises.
+        """A part of the one transaction that may write; durable once the block has ended, undone if it raises.
 
         Raises ClusterError when the file cannot be written.
         """
-        with self._writer, self._engine.connect().execution_options(write=True) as connection:
-            try:
-                with connection.begin():
-                    yield connection
-            except OperationalError as error:
-                raise ClusterError(
-                    f"the store {self._path} cannot be written: {error.orig}", hint="is its disk full or read-only?"
-                ) from error
+        try:
+            with self._turn():
+                batch = self._joined()
+                try:
+                    with batch.part() as connection:
+                        yield connection
+                finally:
+                    if not (self._coming and batch.whole) or batch.parts >= MOST_TOGETHER:
+                        self._end()
+            while not batch.ended.wait(PATIENCE_S):  # who was coming was interrupted, or takes long
+                with self._turn():
+                    self._end()
+        except OperationalError as error:
+            raise self._unwritten(error.orig) from error
+        if not batch.durable:
+            raise self._unwritten(batch.error) from batch.error
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Be the one that writes."""
+        with self._counting:
+            self._coming += 1
+        try:
+            self._writer.acquire()
+        finally:
+            with self._counting:
+                self._coming -= 1
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    def _joined(self) -> _Batch:
+        """The transaction that is open, or a new one."""
+        if self._batch is None:
+            self._batch = _Batch(self._engine)
+        return self._batch
+
+    def _end(self) -> None:
+        """Commit what is open."""
+        batch, self._batch = self._batch, None
+        if batch:
+            batch.end()
+
+    def _unwritten(self, why: object) -> ClusterError:
+        return ClusterError(f"the store {self._path} cannot be written: {why}", hint="is its disk full or read-only?")
 
     def _migrate(self, connection: Connection) -> None:
         found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
@@ -78,9 +184,9 @@ class Database:
         connection.exec_driver_sql(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
-def first(connection: Connection, query: Select[Any]) -> Row | None:
-    """The first row of ``query``, if it has one."""
-    row = connection.execute(query).mappings().first()
+def first(connection: Connection, query: Select[Any], given: Row | None = None) -> Row | None:
+    """The first row of ``query``, if it has one. ``given`` are the values of its parameters."""
+    row = connection.execute(query, given).mappings().first()
     return None if row is None else {str(name): value for name, value in row.items()}
 
 
@@ -100,7 +206,11 @@ def _configure(connection: Any, _record: object) -> None:
         connection.execute(f"PRAGMA {setting}").close()
 
 
-def _begin(connection: Connection) -> None:
-    # Who begins as a reader and then writes cannot wait for another writer: SQLite fails at once (SQLITE_BUSY)
-    immediate = connection.get_execution_options().get("write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+def _begin(connection: Connection, how: str) -> Any:
+    """Begin a transaction; the driver's connection."""
+    raw: Any = connection.connection.driver_connection
+    try:
+        raw.execute(how)
+    except sqlite3.OperationalError as error:
+        raise OperationalError(how, None, error) from error
+    return raw

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, insert, select
 
 from llmos.control.store.database import Database, Row, rows
 from llmos.control.store.tables import events
+
+_APPEND = insert(events)
 
 
 class Events:
@@ -39,6 +43,12 @@ class Events:
                 append(connection, at, kind, subject, what, why)
 
 
+def append_all(connection: Connection, told: Sequence[Row]) -> None:
+    """Append several, in order: rows of ``tables.events`` without their numbers."""
+    if told:
+        connection.execute(_APPEND, told)
+
+
 def append(connection: Connection, at: float, kind: str, subject: str, what: str, why: str = "") -> None:
     """Append an event in the transaction of the change that it tells of."""
-    connection.execute(insert(events).values(at=at, kind=kind, subject=subject, what=what, why=why))
+    append_all(connection, [{"at": at, "kind": kind, "subject": subject, "what": what, "why": why}])

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
 from llmos.control.store.models import require
 from llmos.control.store.tables import attempts, jobs
 from llmos.control.store.tenants import require_tenant
-from llmos.control.store.unfinished import FIELDS, Unfinished, job_of, some
-from llmos.core.lifecycle import record
-from llmos.core.types import Action, Failure, Gang, Job, JobPhase, Verb
+from llmos.control.store.unfinished import FIELDS, Unfinished, some
+from llmos.core.types import Failure, Gang, Job, JobPhase
 from llmos.errors import ConflictError, NotFoundError
-from llmos.files import write_json
+from llmos.files import read_json, write_json
 from llmos.layout import Layout
 from llmos.spec import DEFAULT_TENANT, TrainJob, to_dict
 from llmos.spec import Job as JobSpec
+
+# Statements that are made once: making one takes longer than SQLite needs for it
+_ADD = insert(jobs)
+_NEWEST = select(func.max(jobs.c.number)).where(jobs.c.name == bindparam("wanted"))
+_OF_KEY = select(jobs).where(jobs.c.idempotency_key == bindparam("wanted"))
 
 
 class Jobs:
@@ -34,9 +40,10 @@ class Jobs:
     def submit(self, spec: JobSpec, digest: str, idempotency_key: str | None, now: float) -> Row:
         """Accept ``spec`` (``model.ref`` pinned; ``digest`` is that of what was submitted) and return its row.
 
-        Its ``after`` are pinned to the jobs that they mean now. Durable on return, together with the job's
-        ``spec.json``. The same key again gives the same job. Raises ConflictError if the key stands for another spec,
-        NotFoundError if the model, the tenant or a job that it comes after is not there.
+        Its ``after`` are pinned to the jobs that they mean now. Durable on return. The job's ``spec.json`` is there,
+        too; after a power cut :meth:`mend` sees to it. The same key again gives the same job. Raises ConflictError if
+        the key stands for another spec, NotFoundError if the model, the tenant or a job that it comes after is not
+        there.
         """
         with self._database.write() as connection:
             if idempotency_key is not None and (known := _by_key(connection, idempotency_key)):
@@ -46,12 +53,31 @@ class Jobs:
             spec = _pinned(connection, spec)
             number = self._next_number(connection, spec.name)
             row = _new(spec, number, now) | {"digest": digest, "idempotency_key": idempotency_key}
-            write_json(self._layout.job(row["id"]).spec, row["spec"])
-            connection.execute(insert(jobs).values(row))
+            _write(self._layout.job(row["id"]).spec, row["spec"])
+            connection.execute(_ADD, row)
             result = f", for model {spec.output.model}" if isinstance(spec, TrainJob) else ""
             append(connection, now, "job", row["id"], "submitted", f"{spec.steps} steps{result}")
-        self.changed([row["id"]])
+        self._unfinished.submitted(row["id"], spec)
         return row
+
+    def mend(self) -> None:
+        """Write the ``spec.json`` of unfinished jobs that a power cut has left none of, or half of one."""
+        query = select(jobs.c.id, jobs.c.spec).where(jobs.c.ended_at.is_(None))
+        with self._database.read() as connection:
+            wanted = {row["id"]: row["spec"] for row in rows(connection, query)}
+        for id, spec in wanted.items():
+            if not _written(self._layout.job(id).spec, spec):
+                write_json(self._layout.job(id).spec, spec)
+
+    def makers(self, ids: Collection[str]) -> set[str]:
+        """Those of the jobs ``ids`` that make a model."""
+        found: set[str] = set()
+        for few in some(sorted(ids)):
+            output = func.json_extract(jobs.c.spec, "$.output")
+            with self._database.read() as connection:
+                query = select(jobs.c.id).where(jobs.c.id.in_(few), output.is_not(None))
+                found.update(connection.execute(query).scalars())
+        return found
 
     def find(self, ref: str) -> Row:
         """The job with this id, else the newest of this name. Raises NotFoundError."""
@@ -127,51 +153,11 @@ class Jobs:
 
     def _next_number(self, connection: Connection, name: str) -> int:
         """The next number of ``name`` whose directory is not taken: the database may be younger than the files."""
-        newest = connection.execute(select(func.max(jobs.c.number)).where(jobs.c.name == name)).scalar()
+        newest = connection.execute(_NEWEST, {"wanted": name}).scalar()
         number = (newest or 0) + 1
         while _taken(self._layout, f"{name}-{number}"):
             number += 1
         return number
-
-
-def carry_out(
-    connection: Connection, action: Action, now: float, result: Mapping[str, Any], *, blamed: bool = False
-) -> None:
-    """Record START or CLOSE of a job's attempt. ``result`` holds columns that a CLOSE fills in besides; ``blamed``: its
-    nodes may be why it failed."""
-    row = first(connection, select(jobs).where(jobs.c.id == action.id))
-    assert row is not None, f"plan acts on {action.id}, which is not in the store"
-    job = record(job_of(row), action, now)
-    values: dict[str, Any] = {name: getattr(job, name) for name in FIELDS}
-    if action.verb is Verb.START:
-        values |= {"phase": JobPhase.STARTING, "reason": "", "started_at": row["started_at"] or now}
-        _open(connection, action, now)
-    else:
-        assert action.phase is not None
-        ended_at = now if action.phase.final else None
-        reason = "" if action.phase is JobPhase.SUCCEEDED else action.why
-        values |= {"phase": action.phase, "reason": reason, "ended_at": ended_at, **result}
-        _close(connection, action, now, blamed)
-    connection.execute(update(jobs).where(jobs.c.id == action.id).values(values))
-
-
-def begin(connection: Connection, id: str) -> bool:
-    """Record that a starting job runs. False if that was known."""
-    starting = (jobs.c.id == id) & (jobs.c.phase == JobPhase.STARTING)
-    return connection.execute(update(jobs).where(starting).values(phase=JobPhase.RUNNING)).rowcount == 1
-
-
-def _open(connection: Connection, action: Action, now: float) -> None:
-    this = (attempts.c.job == action.id) & (attempts.c.number == action.attempt)
-    values = {"placement": list(action.nodes), "opened_at": now, "failed": False, "why": action.why}
-    if not connection.execute(update(attempts).where(this).values(values)).rowcount:
-        connection.execute(insert(attempts).values(job=action.id, number=action.attempt, **values))
-
-
-def _close(connection: Connection, action: Action, now: float, blamed: bool) -> None:
-    this = (attempts.c.job == action.id) & (attempts.c.number == action.attempt)
-    values = {"closed_at": now, "failed": action.failed, "blamed": blamed, "why": action.why}
-    connection.execute(update(attempts).where(this).values(values))
 
 
 def _new(spec: JobSpec, number: int, now: float) -> dict[str, Any]:
@@ -212,7 +198,7 @@ def _meant(connection: Connection, ref: str) -> Row | None:
 
 
 def _by_key(connection: Connection, key: str) -> Row | None:
-    return first(connection, select(jobs).where(jobs.c.idempotency_key == key))
+    return first(connection, _OF_KEY, {"wanted": key})
 
 
 def _same(row: Row, digest: str, key: str) -> Row:
@@ -223,6 +209,19 @@ def _same(row: Row, digest: str, key: str) -> Row:
             param="idempotency_key",
         )
     return row
+
+
+def _write(path: Path, spec: Any) -> None:
+    """Not durable, nor in one step: nobody reads it before it is committed, and :meth:`Jobs.mend` knows what it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(spec) + "\n")
+
+
+def _written(path: Path, spec: Any) -> bool:
+    try:
+        return bool(read_json(path) == spec)
+    except ValueError:
+        return False
 
 
 def _taken(layout: Layout, id: str) -> bool:

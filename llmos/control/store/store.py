@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from llmos.control.store.database import Database
+from llmos.control.store.database import Database, Row
 from llmos.control.store.drains import Drains
-from llmos.control.store.events import Events, append
-from llmos.control.store.jobs import Jobs, begin, carry_out
+from llmos.control.store.events import Events, append_all
+from llmos.control.store.jobs import Jobs
 from llmos.control.store.keys import Keys
 from llmos.control.store.models import Models
+from llmos.control.store.progress import begin, carry_out
 from llmos.control.store.services import Services
 from llmos.control.store.tenants import Tenants
 from llmos.core.types import Action, Verb
@@ -28,6 +29,7 @@ class Store:
     def __init__(self, layout: Layout) -> None:
         self._database = Database(layout.database)
         self.jobs = Jobs(self._database, layout)
+        self.jobs.mend()
         self.services = Services(self._database)
         self.models = Models(self._database)
         self.keys = Keys(self._database)
@@ -53,14 +55,17 @@ class Store:
         are the jobs whose attempt failed, and the nodes of it may be why.
         """
         actions = list(actions)
+        recorded = [action for action in actions if action.verb in (Verb.START, Verb.CLOSE)]
         with self._database.write() as connection:
-            for id in running:
-                if begin(connection, id):
-                    append(connection, now, "job", id, "running")
+            told = [_event(now, "job", id, "running") for id in begin(connection, running)]
+            carry_out(connection, recorded, now, results or {}, blamed)
             for action in actions:
                 kind = "service" if action.verb in (Verb.DEPLOY, Verb.REMOVE) else "job"
-                if action.verb in (Verb.START, Verb.CLOSE):
-                    result = (results or {}).get(action.id, {})
-                    carry_out(connection, action, now, result, blamed=action.id in blamed)
-                append(connection, now, kind, action.id, _WHAT.get(action.verb) or str(action.phase), action.why)
-        self.jobs.changed(action.id for action in actions if action.verb in (Verb.START, Verb.CLOSE))
+                what = _WHAT.get(action.verb) or str(action.phase)
+                told.append(_event(now, kind, action.id, what, action.why))
+            append_all(connection, told)
+        self.jobs.changed(action.id for action in recorded)
+
+
+def _event(at: float, kind: str, subject: str, what: str, why: str = "") -> Row:
+    return {"at": at, "kind": kind, "subject": subject, "what": what, "why": why}

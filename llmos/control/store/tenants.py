@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
-from llmos.control.store.database import Database, Row, rows
+from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
 from llmos.control.store.tables import tenants
 from llmos.control.translate import tenant
@@ -15,6 +15,8 @@ from llmos.core.types import Resources, Tenant
 from llmos.errors import ConflictError, NotFoundError
 from llmos.spec import Tenant as TenantSpec
 from llmos.spec import parse, to_dict
+
+_NAMED = select(tenants).where(tenants.c.name == bindparam("wanted"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Tenants:
 
 def require_tenant(connection: Connection, name: str) -> Row:
     """The row of tenant ``name``. Raises NotFoundError."""
-    for row in rows(connection, select(tenants).where(tenants.c.name == name)):
+    if row := first(connection, _NAMED, {"wanted": name}):
         return row
     what = f"no tenant `{name[:200]}`: expected one of those that `llmos tenants` lists"
     raise NotFoundError(what, hint="an admin makes one with `llmos tenants create NAME`", param="tenant")

@@ -14,10 +14,11 @@ from typing import Any
 
 from sqlalchemy import Connection, String, select, type_coerce
 
-from llmos.control.store.database import Database, Row
+from llmos.control.store.database import Database
 from llmos.control.store.tables import jobs
 from llmos.control.translate import asked
 from llmos.core.types import Job
+from llmos.spec import Job as JobSpec
 from llmos.spec import TrainFunction, TrainJob, parse
 
 FIELDS = ("attempt", "attempts", "failures", "cancelled", "opened_at", "not_before", "run_s", "placement", "resumes")
@@ -39,12 +40,20 @@ class Unfinished:
         self._known: dict[str, tuple[Any, Job]] = {}
         self._jobs: tuple[Job, ...] = ()
         self._stale: set[str] = set()
+        self._fresh: dict[str, Job] = {}  # what was asked for: it need not be read and parsed
         self._all_read_at = -math.inf
 
     def changed(self, ids: Iterable[str]) -> None:
         """What is stored of these jobs has changed, and is committed."""
         with self._lock:
             self._stale.update(ids)
+
+    def submitted(self, id: str, spec: JobSpec) -> None:
+        """The job is stored, and that is committed."""
+        job = asked(spec)
+        with self._lock:
+            self._stale.add(id)
+            self._fresh[id] = job
 
     def read(self) -> tuple[Job, ...]:
         """The same tuple as before, if nothing has changed."""
@@ -54,14 +63,15 @@ class Unfinished:
             elif self._stale:
                 self._read_some()
             self._stale.clear()
+            self._fresh.clear()
             return self._jobs
 
     def _read_all(self) -> None:
         query = select(*_COLUMNS).where(jobs.c.ended_at.is_(None)).order_by(jobs.c.created_at, jobs.c.id)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-            specs = _specs(connection, [row.id for row in rows if row.id not in self._known])
-        self._keep({row.id: self._entry(row, specs) for row in rows})
+            asked_for = self._asked_for(connection, [row.id for row in rows])
+        self._keep({row.id: self._entry(row, asked_for) for row in rows})
         self._all_read_at = time.monotonic()
 
     def _read_some(self) -> None:
@@ -70,8 +80,8 @@ class Unfinished:
             for ids in some(sorted(self._stale)):
                 query = select(*_COLUMNS).where(jobs.c.id.in_(ids), jobs.c.ended_at.is_(None))
                 rows += connection.execute(query).all()
-            specs = _specs(connection, [row.id for row in rows if row.id not in self._known])
-        entries = {row.id: self._entry(row, specs) for row in rows}
+            asked_for = self._asked_for(connection, [row.id for row in rows])
+        entries = {row.id: self._entry(row, asked_for) for row in rows}
         known = {
             id: entries.get(id, entry) for id, entry in self._known.items() if id in entries or id not in self._stale
         }
@@ -80,23 +90,23 @@ class Unfinished:
             known = dict(sorted(known.items(), key=lambda item: (item[1][1].submitted_at, item[0])))
         self._keep(known)
 
-    def _entry(self, row: Any, specs: Mapping[str, str]) -> tuple[Any, Job]:
+    def _asked_for(self, connection: Connection, ids: Sequence[str]) -> dict[str, Job]:
+        """What was asked for in those of the jobs ``ids`` that were not known."""
+        unread = [id for id in ids if id not in self._known and id not in self._fresh]
+        return self._fresh | {id: _asked(spec) for id, spec in _specs(connection, unread).items()}
+
+    def _entry(self, row: Any, asked_for: Mapping[str, Job]) -> tuple[Any, Job]:
         """A row and its job: the one that is known, if the row is still the same."""
         known = self._known.get(row.id)
         if known and known[0] == row:
             return known
-        return row, _changed(known[1] if known else _asked(specs[row.id]), row._mapping)
+        return row, _changed(known[1] if known else asked_for[row.id], row._mapping)
 
     def _keep(self, known: dict[str, tuple[Any, Job]]) -> None:
         self._known = known
         found = tuple(job for _, job in known.values())
         if len(found) != len(self._jobs) or any(a is not b for a, b in zip(found, self._jobs, strict=True)):
             self._jobs = found
-
-
-def job_of(row: Row) -> Job:
-    """The job of a row."""
-    return _changed(_asked(json.dumps(row["spec"])), row)
 
 
 def _changed(job: Job, row: Mapping[str, Any]) -> Job:
