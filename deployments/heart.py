@@ -30,7 +30,8 @@ class Heart:
         self._control: Any = None
 
     def start(self) -> None:
-        """Say at once that the replica is there, and go on saying it. Does nothing the second time."""
+        """Say that the replica is there before this returns, and go on saying it."""
+        self.beat()
         if self._thread.ident is None:
             self._thread.start()
 
@@ -46,9 +47,8 @@ class Heart:
             self._tell("left", self._replica)
 
     def _run(self) -> None:
-        while not self._over.is_set():
+        while not self._over.wait(BEAT_S):
             self.beat()
-            self._over.wait(BEAT_S)
 
     def _tell(self, method: str, what: object) -> None:
         try:

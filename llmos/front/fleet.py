@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from llmos.heartbeat import Heartbeat
 from llmos.openai.errors import unknown_model
 
 REFRESH_S = 0.5
+ASK_S = 2.0
 SUSPECT_S = 3.0
 """For how long nothing new goes to a replica that could not be reached, if there is another."""
 SILENCE_S = 15.0
@@ -91,6 +93,7 @@ class Fleet:
         self._replicas: dict[str, Heartbeat] = {}
         self._suspects: dict[str, float] = {}
         self._draining: set[str] = set()
+        self._asking: asyncio.Future[News] | None = None
         self.known = False
         """Whether the control module has answered once."""
 
@@ -101,15 +104,24 @@ class Fleet:
             try:
                 await self.refresh()
                 every()
-            except LlmosError as error:
-                _log.info("the control module tells nothing about replicas: %s", error.message)
+            except (LlmosError, TimeoutError) as error:
+                _log.info("the control module tells nothing about replicas: %s", error)
             except Exception:
                 _log.exception("what the control module told about replicas cannot be used")
             await asyncio.sleep(REFRESH_S)
 
     async def refresh(self) -> None:
-        """Ask the control module. Raises what asking it raises."""
-        self.learn(await self._read())
+        """Ask the control module, once for all who want that at the same time. Raises what asking it raises, and
+        TimeoutError."""
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(asyncio.wait_for(self._read(), ASK_S))
+            self._asking.add_done_callback(self._asked)
+        await asyncio.shield(self._asking)
+
+    def _asked(self, asked: asyncio.Future[News]) -> None:
+        self._asking = None
+        if not asked.cancelled() and asked.exception() is None:
+            self.learn(asked.result())
 
     def learn(self, news: News) -> None:
         """Take over what the control module knows."""
@@ -125,6 +137,15 @@ class Fleet:
         self._draining.discard(replica)
         self._suspects.pop(replica, None)
         self.router.lost(replica)
+
+    async def find(self, service: str, tried: set[str], blocks: Sequence[bytes] = (), session: str = "") -> Heartbeat:
+        """As :meth:`choose`; before it says that there is nobody, it asks the control module once more."""
+        try:
+            return self.choose(service, tried, blocks, session)
+        except LlmosError:
+            with suppress(LlmosError, TimeoutError):
+                await self.refresh()
+        return self.choose(service, tried, blocks, session)
 
     def choose(self, service: str, tried: set[str], blocks: Sequence[bytes] = (), session: str = "") -> Heartbeat:
         """A replica of ``service`` that is not one of ``tried``.

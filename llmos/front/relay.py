@@ -104,7 +104,7 @@ class Relay:
         """An exchange whose first byte is there."""
         tried: set[str] = set()
         while True:
-            replica = self._fleet.choose(question.service, tried, question.blocks, question.session)
+            replica = await self._fleet.find(question.service, tried, question.blocks, question.session)
             tried.add(replica.replica)
             exchange = Exchange(self._client(), replica)
             self._exchanges.add(exchange)

@@ -123,8 +123,10 @@ async def door(*beats: Heartbeat, services: Sequence[str] = ("m",)) -> AsyncIter
     task = asyncio.create_task(server.serve([listener]))
     while not server.started:
         await asyncio.sleep(0.01)
-    async with httpx.AsyncClient(base_url=url, timeout=10) as client:
-        yield Door(fleet, relay, client, url, now)
-    server.should_exit = True
-    await task
-    await relay.close()
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            yield Door(fleet, relay, client, url, now)
+    finally:
+        server.should_exit = True
+        await task
+        await relay.close()
