@@ -74,6 +74,7 @@ class GatewayActor:
         while True:
             port.wait()
             log.error("the process that holds the port has ended: starting another")
+            port.close()
             port = self._ask_for_port(port.listener)
 
     def _build(self) -> tuple[FrontDoor, Fleet, Relay]:

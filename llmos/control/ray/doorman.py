@@ -119,7 +119,7 @@ class Doorman:
 
 
 class Port:
-    """The front door's side: ``listener`` is the port, for as long as this is kept."""
+    """The front door's side: ``listener`` is the port, until :meth:`close` or the end of this process."""
 
     def __init__(self, connection: socket.socket, listener: socket.socket) -> None:
         self._connection, self.listener = connection, listener
@@ -128,6 +128,10 @@ class Port:
         """Returns when the doorman has ended."""
         with contextlib.suppress(OSError):
             self._connection.recv(1)
+
+    def close(self) -> None:
+        """The doorman is to answer from now on."""
+        self._connection.close()
 
 
 def ask(host: str, port: int, meeting: Path, held: socket.socket | None = None) -> Port:
