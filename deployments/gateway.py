@@ -1,115 +1,97 @@
-"""The front door: ``/v1/*`` passed on to replicas, ``/api/v1/*`` to the control module, and how both are doing."""
+"""The front door as a detached actor: ``/v1/*`` passed on to replicas, ``/api/v1/*`` to the control module, and how
+both are doing. It answers at the port that a doorman holds, who says 503 while it is being restarted."""
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
+import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
-from ray import serve
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from deployments.handle_port import keep_on_loopback
 from llmos.control.api import create_api
 from llmos.control.http import error_response
 from llmos.control.prometheus import exposition
+from llmos.control.ray import doorman
 from llmos.control.ray.proxy import ControlProxy
-from llmos.errors import ClusterError, EngineError, ForbiddenError, LlmosError
+from llmos.errors import ClusterError, ForbiddenError, LlmosError
+from llmos.front.caller import read_secret
+from llmos.front.door import FrontDoor, ServiceBackend
+from llmos.front.fleet import Fleet, LeastBusy, News
+from llmos.front.listening import Server
+from llmos.front.relay import Relay
+from llmos.layout import Layout
 from llmos.openai.caller import Caller
-from llmos.openai.relay import unpack
-from llmos.openai.replies import ModelCard, model_card
-from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
 
-SERVED_FRESH_S = 1.0
-MAX_CONCURRENT = 1000
+RETRY_S = 1.0
 
-_REQUESTS = Counter("llmos_requests", "requests to the front door", ["part", "status"])
-_SECONDS = Histogram("llmos_request_seconds", "time until the answer was complete", ["part"])
+log = logging.getLogger("llmos.front")
 
 
-class ServiceBackend:
-    """Answers OpenAI requests (``openai.server.OpenAIBackend``) with the replicas of the service they name."""
+class GatewayActor:
+    """Serves from the moment it exists. It ends its process when it cannot go on: Ray starts it anew."""
 
-    def __init__(self, control: ControlProxy) -> None:
-        self._control = control
-        self._served: tuple[float, list[ModelCard]] = (float("-inf"), [])
+    def __init__(self, state_dir: str, host: str, port: int) -> None:
+        self._layout, self._host, self._port = Layout(Path(state_dir)), host, port
+        self._failure: str | None = None
+        threading.Thread(target=self._serve, name="llmos-gateway", daemon=True).start()
 
-    async def models(self) -> Sequence[ModelCard]:
-        """The services that can answer. While the control module is away, those that could before."""
-        asked_at, cards = self._served
-        if time.monotonic() - asked_at < SERVED_FRESH_S:
-            return cards
+    def failure(self) -> str | None:
+        """Why it does not answer, None while nothing is known to be wrong."""
+        return self._failure
+
+    def _serve(self) -> None:
+        app, fleet, relay = self._build()
+        port = self._ask_for_port()
+        threading.Thread(target=self._keep_doorman, args=[port], name="llmos-port", daemon=True).start()
         try:
-            services = await self._control.served()
-        except ClusterError:
-            if cards:
-                return cards
-            raise
-        cards = [model_card(one["name"], int(one.get("created_at") or 0)) for one in services if one["ready"]]
-        self._served = time.monotonic(), cards
-        return cards
-
-    async def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
-        """The replica's bytes, as they come. Closing this cancels the request there."""
-        handle: Any = serve.get_app_handle(f"llmos-service-{request.model}").options(stream=True)
-        items = handle.answer.remote(request, caller)
-        try:
-            async for piece in unpack(items):
-                yield piece
-        except LlmosError:
-            raise
-        except Exception as error:
-            raise EngineError(
-                f"the replica of `{request.model}` ended while it answered", hint="try again; Serve restarts it"
-            ) from error
+            server = Server(app, port.listener, beside=lambda: fleet.follow(relay.look))
+            server.start()
+            server.join()
         finally:
-            items.cancel()
+            os._exit(1)
 
+    def _ask_for_port(self, held: socket.socket | None = None) -> doorman.Port:
+        while True:
+            try:
+                port = doorman.ask(self._host, self._port, self._layout.front_socket, held)
+                self._failure = None
+                return port
+            except (LlmosError, OSError) as error:
+                self._failure = str(error)
+                log.error("%s", error)
+                time.sleep(RETRY_S)
 
-class FrontDoor:
-    """An ASGI application that chooses by path, and counts."""
+    def _keep_doorman(self, port: doorman.Port) -> None:
+        """Without a doorman, nobody would be at the port when this process dies."""
+        while True:
+            port.wait()
+            log.error("the process that holds the port has ended: starting another")
+            port.close()
+            port = self._ask_for_port(port.listener)
 
-    def __init__(self) -> None:
+    def _build(self) -> tuple[FrontDoor, Fleet, Relay]:
         control = ControlProxy()
-        backend = ServiceBackend(control)
+
+        async def read() -> News:
+            return News(**await control.fleet())
 
         async def authorize(request: Request, scope: str) -> Caller:
             key = await control.authorize(request.headers.get("Authorization"), scope)
             return Caller(key["id"], key["tenant"])
 
-        self._openai = create_app(backend, authorize)
-        self._health = _health(control)
-        self._api = create_api(control)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._api(scope, receive, send)
-        part, app = self._route(scope["path"])
-        status, began = 500, time.monotonic()
-
-        async def counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = int(str(message["status"]))
-            await send(message)
-
-        try:
-            await app(scope, receive, counted)
-        finally:
-            _REQUESTS.labels(part, str(status)).inc()
-            _SECONDS.labels(part).observe(time.monotonic() - began)
-
-    def _route(self, path: str) -> tuple[str, ASGIApp]:
-        if path == "/v1" or path.startswith("/v1/"):
-            return "openai", self._openai
-        if path in ("/healthz", "/readyz", "/metrics"):
-            return "health", self._health
-        return "control", self._api
+        fleet = Fleet(read, LeastBusy())
+        certificate = self._layout.certificate
+        relay = Relay(fleet, read_secret(self._layout), str(certificate) if certificate.exists() else None)
+        app = create_app(ServiceBackend(fleet, relay), authorize)
+        return FrontDoor(app, _health(control), create_api(control)), fleet, relay
 
 
 def _health(control: ControlProxy) -> FastAPI:
@@ -124,7 +106,7 @@ def _health(control: ControlProxy) -> FastAPI:
     async def readyz(request: Request) -> Response:
         """Whether the control module answers, too."""
         await control.authorize(request.headers.get("Authorization"), "infer")
-        await control.served()
+        await control.fleet()
         return JSONResponse({"ready": True})
 
     @app.get("/metrics")
@@ -144,27 +126,3 @@ def _health(control: ControlProxy) -> FastAPI:
         return error_response(error)
 
     return app
-
-
-def _front_door() -> ASGIApp:
-    """Serve calls this in the replica: the application itself holds locks and cannot travel."""
-    keep_on_loopback()
-    return FrontDoor()
-
-
-@serve.deployment(
-    name="gateway",
-    num_replicas=1,
-    max_ongoing_requests=MAX_CONCURRENT,
-    ray_actor_options={"num_cpus": 0},
-    graceful_shutdown_timeout_s=2,
-)
-@serve.ingress(_front_door)
-class Gateway:
-    """The front door as a Serve deployment."""
-
-
-def build() -> serve.Application:
-    """The gateway's application."""
-    deployment: Any = Gateway
-    return cast(serve.Application, deployment.bind())

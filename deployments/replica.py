@@ -1,35 +1,50 @@
-"""One copy of a model that answers: an engine inside a Ray Serve replica."""
+"""One copy of a model that answers: an engine inside a Ray Serve replica, on a port of its own.
+
+Ray Serve starts the replica, asks how it is and ends it; requests come from the front door, over HTTP, signed by it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import ray
 from ray import serve
 
 from deployments.handle_port import keep_on_loopback
+from deployments.heart import Heart, Progress
 from deployments.ranks import RayGang
 from llmos.control.translate import replica_gang, replica_groups
 from llmos.core.types import Resources
-from llmos.errors import EngineError, LlmosError
+from llmos.errors import ClusterError, EngineError
+from llmos.front.caller import authorizer, read_secret
+from llmos.front.listening import Drain, Server, listen
+from llmos.front.replica import create_replica_app
+from llmos.heartbeat import Heartbeat
 from llmos.infer.local import LocalEngine
-from llmos.openai.caller import Caller
-from llmos.openai.relay import pack
-from llmos.openai.schema import ChatRequest, CompletionRequest
+from llmos.layout import Layout
 from llmos.serving import EngineBackend
 from llmos.settings import FAKE_GPUS
 from llmos.spec import Service
 
-SHUTDOWN_GRACE_S = 5
-HEALTH_CHECK_S = 2
+SHUTDOWN_GRACE_S = 30.0
+"""What requests that run have when their replica is to end."""
+CLOSE_S = 3.0
+"""What the engine has after that."""
+HEALTH_CHECK_S = 2.0
+HEALTH_TIMEOUT_S = 5.0
+"""Serve replaces a replica that does not answer within this time three times in a row."""
 
 
 class Replica:
     """Runs one engine. ``reconfigure`` only remembers which spec it belongs to: a new engine is a new replica."""
 
-    def __init__(self, service: Service, model_dir: str) -> None:
+    def __init__(self, layout: Layout, service: Service, model_dir: str, front_host: str) -> None:
         keep_on_loopback()
+        self._service = service
+        host, tls = _place_to_listen(layout, front_host)
         self._engine = _engine_class(service)(
             model_dir,
             process=True,
@@ -48,27 +63,73 @@ class Replica:
             pp=service.mesh.pp,
             speculative=service.speculative,
         )
-        self._backend = EngineBackend(self._engine, self._engine.tokenizer, service.name, service.weights)
-        self._digest = ""
+        backend = EngineBackend(self._engine, self._engine.tokenizer, service.name, service.weights)
+        self._door = Drain(create_replica_app(backend, authorizer(read_secret(layout))))
+        listener = listen(host)
+        self._url = f"{'https' if tls else 'http'}://{host}:{listener.getsockname()[1]}"
+        self._server = Server(self._door, listener, tls=tls)
+        self._server.start()
+        self._id = serve.get_replica_context().replica_id.unique_id
+        self._progress, self._digest = Progress(), ""
+        self._ending = threading.Lock()
+        self._heart = Heart(self._id, self._beat)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Serve calls this before the replica counts as running: from now on the front door knows of it."""
         self._digest = config["digest"]
-
-    async def answer(
-        self, request: CompletionRequest | ChatRequest, caller: Caller
-    ) -> AsyncGenerator[bytes | LlmosError, None]:
-        """The answer in pieces that are ready to send; an error is the last piece."""
-        async for piece in pack(self._backend.answer(request, caller)):
-            yield piece
+        self._heart.start()
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose engine has failed."""
+        """Serve replaces a replica whose engine has failed, or does nothing although it is asked."""
         if not self._engine.stats()["healthy"]:
             raise EngineError("the engine has failed", hint="Serve replaces this replica")
+        if self._beat().stalled:
+            raise EngineError("the engine has made no step for too long", hint="Serve replaces this replica")
+
+    def _beat(self) -> Heartbeat:
+        stats = self._engine.stats()
+        return Heartbeat(
+            self._service.name,
+            self._digest,
+            self._id,
+            self._url,
+            running=stats["running"],
+            waiting=stats["waiting"],
+            blocks=stats.get("blocks", 0),
+            blocks_free=stats.get("blocks_free", 0),
+            tokens=stats.get("tokens", stats["completion_tokens"]),
+            draining=self._door.closing,
+            stalled=not stats["healthy"] or self._progress.stalled(stats),
+        )
 
     def __del__(self) -> None:
+        """Serve calls this to end the replica: requests that run may end, nothing new is let in."""
+        ending: threading.Lock | None = getattr(self, "_ending", None)
+        if ending is not None and ending.acquire(blocking=False):
+            self._door.closing = True
+            self._heart.beat()
+            self._door.wait(SHUTDOWN_GRACE_S - CLOSE_S)
+            self._heart.end()
+            self._server.end()
         if engine := getattr(self, "_engine", None):
             engine.close()
+
+
+def _place_to_listen(layout: Layout, front_host: str) -> tuple[str, tuple[Path, Path] | None]:
+    """The host to listen on, and the files of TLS. On the front door's machine that is loopback, and plain.
+
+    Raises ClusterError on another machine without TLS: whoever reaches the port could read along.
+    """
+    here = ray.util.get_node_ip_address()
+    if here == front_host:
+        return "127.0.0.1", None
+    tls = layout.certificate, layout.certificate_key
+    if not all(path.exists() for path in tls):
+        raise ClusterError(
+            f"this replica is on {here}, the front door on {front_host}: expected TLS between machines",
+            hint=f"put a certificate and its key there (PEM): {tls[0]}, {tls[1]}; see docs/serving.md",
+        )
+    return here, tls
 
 
 def _fake_gpus() -> bool:
@@ -84,20 +145,22 @@ def _engine_class(service: Service) -> type[LocalEngine]:
     return VllmEngine
 
 
-def build(service: Service, model_dir: str, digest: str, replicas: int) -> serve.Application:
-    """The application of ``replicas`` copies of the model in ``model_dir``, as ``service`` wants them."""
+def build(layout: Layout, service: Service, model_dir: Path, digest: str, replicas: int) -> serve.Application:
+    """The application of ``replicas`` copies of the model in ``model_dir``, as ``service`` wants them. To be called on
+    the front door's node."""
     gang, groups = replica_gang(service), replica_groups(service)
     make: Any = serve.deployment(Replica)
     deployment = make.options(
         name="replica",
         num_replicas=replicas,
-        max_ongoing_requests=service.max_batch + service.max_queue + 1,  # the engine's queue refuses, with a reason
         user_config={"digest": digest, "groups": len(groups), "together": gang.together},
         health_check_period_s=HEALTH_CHECK_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=SHUTDOWN_GRACE_S,
+        graceful_shutdown_wait_loop_s=0.05,  # Serve itself has sent it no requests that it would have to wait for
         **_place(groups),
     )
-    return cast(serve.Application, deployment.bind(service, model_dir))
+    return cast(serve.Application, deployment.bind(layout, service, str(model_dir), ray.util.get_node_ip_address()))
 
 
 def _place(groups: Sequence[Resources]) -> dict[str, Any]:

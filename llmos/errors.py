@@ -19,6 +19,7 @@
     │   └── DivergenceError        422  exit 1   the loss is no longer a number, or spikes; it would do so again
     ├── OutOfMemoryError           422  exit 1   a rank that needs more memory than there is: it says what would fit
     ├── EngineError                503  exit 1   the inference engine cannot answer
+    │   └── UnavailableError       503  exit 1   nobody can answer just now; ``retry_after_s`` says when to ask again
     └── DeadlineError              504  exit 1   what was waited for did not happen in time
 
 A message has three parts: what was wrong, what was expected, what to do. ``hint`` carries the last.
@@ -27,6 +28,7 @@ A message has three parts: what was wrong, what was expected, what to do. ``hint
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class LlmosError(Exception):
@@ -56,16 +58,19 @@ class LlmosError(Exception):
         name = type(self).__name__.removesuffix("Error")
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
-    def to_json(self) -> dict[str, str | None]:
+    def to_json(self) -> dict[str, Any]:
         """For another process, which makes an error of it again with :func:`from_json`."""
-        return {"type": type(self).__name__, "message": self.message, "hint": self.hint, "param": self.param}
+        told = {"type": type(self).__name__, "message": self.message, "hint": self.hint, "param": self.param}
+        return told | ({"retry_after_s": self.retry_after_s} if hasattr(self, "retry_after_s") else {})
 
 
-def from_json(error: Mapping[str, str | None]) -> LlmosError:
+def from_json(error: Mapping[str, Any]) -> LlmosError:
     """The leaf that :meth:`LlmosError.to_json` described."""
     leaf: type[LlmosError] = globals()[str(error["type"])]
     copy = leaf.__new__(leaf)  # a leaf may take other arguments than these three
     LlmosError.__init__(copy, str(error["message"]), hint=error["hint"] or "", param=error["param"])
+    if "retry_after_s" in error:
+        copy.retry_after_s = float(error["retry_after_s"])  # type: ignore[attr-defined]
     return copy
 
 
@@ -150,6 +155,14 @@ class OutOfMemoryError(LlmosError):
 
 class EngineError(LlmosError):
     http_status = 503
+
+
+class UnavailableError(EngineError):
+    """Nobody can answer just now. ``retry_after_s`` (seconds) goes into the ``Retry-After`` header."""
+
+    def __init__(self, message: str, *, hint: str = "", param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, hint=hint, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineError(LlmosError):

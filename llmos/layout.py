@@ -134,6 +134,26 @@ class Layout:
         return self.root / "ray_token"
 
     @property
+    def caller_secret(self) -> Path:
+        """What the front door signs with, for replicas (0600)."""
+        return self.root / "caller_secret"
+
+    @property
+    def certificate(self) -> Path:
+        """The TLS certificate of replicas on other machines than the front door's (PEM), if there is one."""
+        return self.root / "tls" / "certificate.pem"
+
+    @property
+    def certificate_key(self) -> Path:
+        """The key of :attr:`certificate` (PEM, 0600)."""
+        return self.root / "tls" / "key.pem"
+
+    @property
+    def front_socket(self) -> Path:
+        """Where the front door asks for its port (a Unix socket)."""
+        return self.root / "front.sock"
+
+    @property
     def database(self) -> Path:
         """The control module's store."""
         return self.root / "control.db"

@@ -21,6 +21,7 @@ from llmos.infer.local import LocalEngine
 from llmos.infer.request import GenerationRequest, Grammar, SamplingParams, TokenEvent
 from llmos.models import Tokenizer
 from llmos.openai.caller import Caller
+from llmos.openai.errors import unknown_model
 from llmos.openai.replies import ModelCard, Piece, Token, model_card, reply_to, usage
 from llmos.openai.schema import SEED_BITS, ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
@@ -51,6 +52,8 @@ class EngineBackend:
 
     async def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Server-sent events or one JSON document. Raises what the engine and the tokenizer raise."""
+        if request.model != self._card["id"]:
+            raise unknown_model(request.model, [self._card["id"]])
         reply = reply_to(request)
         prompts = await asyncio.to_thread(self.prompts, request)
         n = request.n or 1

@@ -144,8 +144,8 @@ class EngineCore:
         return {
             "running": len(self._batching.running),
             "waiting": len(self._live) + len(self._compiling) - len(self._batching.running),
-            "blocks": self._blocks.count,
-            "blocks_free": self._blocks.free,
+            **{"blocks": self._blocks.count, "blocks_free": self._blocks.free},
+            "step_limit_s": self._patience.limit_s(self._limits.token_budget),
             **self._meter.stats(),
             **({} if self._speculation is None else self._speculation.stats()),
             **self._about,

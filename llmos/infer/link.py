@@ -76,8 +76,10 @@ class Link(Protocol):
 def serve(core: EngineCore, receive: Callable[[bool], list[Message] | None], send: Callable[[Report], None]) -> None:
     """Step while there is something to do, and every IDLE_S.
 
-    ``receive(wait)`` gives what has come, None to end; it may have to wait so long.
+    ``receive(wait)`` gives what has come, None to end; it may have to wait so long. A long prompt has no outcome for
+    many steps: that it is being read is said every BEAT_S.
     """
+    said_s = time.monotonic()
     while (messages := receive(not core.busy)) is not None:
         for message in messages:
             if isinstance(message, CoreRequest):
@@ -85,8 +87,9 @@ def serve(core: EngineCore, receive: Callable[[bool], list[Message] | None], sen
             else:
                 core.cancel(message)
         outcomes = core.step()
-        if outcomes or messages:
+        if outcomes or messages or (core.busy and time.monotonic() - said_s > BEAT_S):
             send(Report(outcomes, core.stats()))
+            said_s = time.monotonic()
 
 
 class ThreadLink:

@@ -44,6 +44,7 @@ class Meter:
         """JSON-able. ``prefix_hit_rate`` is of all tokens of prompts; None before the first."""
         return {
             "steps": self._steps,
+            "tokens": self._tokens,
             "tokens_per_s": round(self._rate(), 1),
             "preemptions": self._preemptions,
             "prefix_tokens": self._prefix_tokens,

@@ -16,6 +16,7 @@ from llmos.errors import (
     ForbiddenError,
     LlmosError,
     NotFoundError,
+    UnavailableError,
     UsageError,
 )
 
@@ -45,7 +46,7 @@ def describe(error: LlmosError) -> dict[str, Any]:
 
 def headers(error: LlmosError) -> dict[str, str]:
     """What HTTP has headers for."""
-    if isinstance(error, CapacityError):
+    if isinstance(error, CapacityError | UnavailableError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return {"WWW-Authenticate": "Bearer"} if isinstance(error, AuthError) else {}
 

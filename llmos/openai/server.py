@@ -113,9 +113,6 @@ def _generation(backend: OpenAIBackend, authorize: Authorize, max_body_bytes: in
 
 async def _answer(backend: OpenAIBackend, request: Request, body: CompletionRequest | ChatRequest) -> Response:
     """Waits for the first piece before it answers: what goes wrong until then has a status of its own."""
-    served = [card["id"] for card in await backend.models()]
-    if body.model not in served:
-        raise errors.unknown_model(body.model, served)
     pieces = backend.answer(body, request.scope["llmos.caller"])
     try:
         first = await _unless_disconnected(request, anext(pieces))

@@ -1,14 +1,18 @@
-"""Services on a real cluster: they answer, survive the death of a replica, change and go."""
+"""Services on a real cluster: they answer, survive the death of a replica and of the front door, change and go."""
 
 from __future__ import annotations
 
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 import llmos
+import llmos.settings
 from llmos.errors import ConflictError
 from tests.ray.test_jobs import LOOPBACK, named, nothing_is_held, until
 from tests.support import LLMOS, listening, nano
@@ -28,6 +32,7 @@ def test_life_of_a_service(cluster: llmos.Client, model: str) -> None:
     assert listening(Path.home()) <= LOOPBACK
     before = cluster.complete("text", "def f(", max_tokens=5, temperature=0)
     (replica,) = named("ServeReplica:llmos-service-text")
+    nobody_else_is_let_in(replica)
     time.sleep(3)  # some ticks of the control loop: what runs as wanted is left alone
     assert [process.pid for process in named("ServeReplica:llmos-service-text")] == [replica.pid]
     with pytest.raises(ConflictError, match="text"):
@@ -48,6 +53,35 @@ def test_life_of_a_service(cluster: llmos.Client, model: str) -> None:
     until(lambda: nothing_is_held(cluster))
     assert cluster.services() == []
     cluster.remove_model(model)
+
+
+def nobody_else_is_let_in(replica: psutil.Process) -> None:
+    """A key of the cluster opens the front door only; a replica's own port wants what the front door has signed."""
+    ports = {c.laddr.port for c in replica.net_connections() if c.status == psutil.CONN_LISTEN and c.laddr}
+    key = {"Authorization": f"Bearer {llmos.settings.connection().key}"}
+    statuses = set()
+    for port in ports:
+        with suppress(httpx.HTTPError):  # Ray's own ports speak gRPC
+            statuses.add(httpx.get(f"http://127.0.0.1:{port}/v1/models", headers=key, timeout=5).status_code)
+    assert statuses == {401}
+
+
+def test_a_front_door_that_is_killed_says_when_to_ask_again(cluster: llmos.Client) -> None:
+    url, seen = cluster.connection.url, list[tuple[int, str | None]]()
+    (before,) = named("GatewayActor")
+    before.kill()
+    until(lambda: not before.is_running() or before.status() == psutil.STATUS_ZOMBIE)
+
+    def answered() -> bool:
+        found = httpx.get(f"{url}/healthz", timeout=10)
+        seen.append((found.status_code, found.headers.get("retry-after")))
+        return found.status_code == 200
+
+    until(answered)
+    assert set(seen) == {(503, "1"), (200, None)}
+    (after,) = named("GatewayActor")
+    assert after.pid != before.pid
+    assert cluster.status()["control"]["pid"]  # the client itself has asked again, if it had to
 
 
 def test_the_command_line_serves_and_says_no_in_one_line(cluster: llmos.Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from pathlib import Path
@@ -13,17 +14,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from llmos.control.control import Control
 from llmos.control.loop import Loop
-from llmos.control.ray import services
+from llmos.control.ray import gateway
 from llmos.control.ray.cluster import RayCluster
 from llmos.control.ray.fleet import RayFleet
 from llmos.control.ray.session import CONTROL, NAMESPACE, logs
 from llmos.control.registry import Registry
+from llmos.control.replica_table import ReplicaTable
 from llmos.control.store import Store
 from llmos.errors import ConflictError, LlmosError
+from llmos.files import write_atomic
+from llmos.heartbeat import Heartbeat
 from llmos.layout import Layout
 
 CONCURRENT_CALLS = 32
-GATEWAY_RETRY_S = 2.0
+GATEWAY_LOOK_S = 2.0
 MONITOR_LOG = "monitor.log"
 """Where Ray's autoscaler, which runs on this node, too, says what it does."""
 
@@ -36,6 +40,9 @@ class ControlActor:
     def __init__(self, state_dir: str, host: str, port: int, autoscaling: str | None) -> None:
         self._layout = Layout(Path(state_dir))
         self._place = {"state_dir": state_dir, "host": host, "port": port}
+        self._replicas = ReplicaTable()
+        if not self._layout.caller_secret.exists():
+            write_atomic(self._layout.caller_secret, secrets.token_hex(32).encode(), mode=0o600)
         store = Store(self._layout)
         registry = Registry(self._layout, store, time.time)
         cluster = RayCluster(self._layout, store.services.spec)
@@ -43,7 +50,9 @@ class ControlActor:
         self._loop = Loop(store, registry, cluster, self._layout, fleet)
         self._control = Control(store, registry, self._loop, self._layout)
         threading.Thread(target=self._loop.run, name="llmos-loop", daemon=True).start()
-        threading.Thread(target=_open_front_door, args=(host, port), name="llmos-gateway", daemon=True).start()
+        threading.Thread(
+            target=_keep_front_door, args=(self._layout, host, port), name="llmos-gateway", daemon=True
+        ).start()
 
     def call(self, verb: str, authorization: str | None, arguments: dict[str, Any]) -> Any:
         """The answer of :meth:`Control.call`, or the error it raised."""
@@ -63,9 +72,18 @@ class ControlActor:
         """Where the state lies and the front door listens: ``{state_dir, host, port}``."""
         return self._place
 
-    def served(self) -> list[dict[str, Any]]:
-        """The services, for the gateway's list of models."""
-        return self._control.list_services()
+    def heartbeat(self, beat: Heartbeat) -> None:
+        """A replica says how it is doing."""
+        self._replicas.heard(beat)
+
+    def left(self, replica: str) -> None:
+        """A replica says that it ends."""
+        self._replicas.left(replica)
+
+    def fleet(self) -> dict[str, Any]:
+        """What the front door wants to know: the fields of :class:`llmos.front.fleet.News`."""
+        services = {one["name"]: int(one.get("created_at") or 0) for one in self._control.list_services()}
+        return {"services": services, "replicas": self._replicas.all(), "complete": self._replicas.complete}
 
     def training(self) -> list[dict[str, Any]]:
         """The newest metrics of running jobs, for the gateway's own."""
@@ -117,11 +135,11 @@ def start(layout: Layout, host: str, port: int, autoscaling: str | None = None) 
     return handle
 
 
-def _open_front_door(host: str, port: int) -> None:
-    """Keep trying: Serve may be starting, or ending."""
+def _keep_front_door(layout: Layout, host: str, port: int) -> None:
+    """Start the front door, and again should it ever be gone for good. Ray restarts one that dies."""
     while True:
         try:
-            return services.start_gateway(host, port)
+            gateway.start(layout, host, port)
         except Exception:
-            log.exception("the gateway could not be deployed; trying again")
-            time.sleep(GATEWAY_RETRY_S)
+            log.exception("the front door could not be started; trying again")
+        time.sleep(GATEWAY_LOOK_S)

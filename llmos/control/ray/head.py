@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 
 from llmos import settings
 from llmos.control import attempt, node_kinds
-from llmos.control.ray import actor, attempts, local_ray, services
+from llmos.control.ray import actor, attempts, doorman, gateway, local_ray, services
 from llmos.control.ray.fleet import ask_for
 from llmos.control.ray.processes import Process, end, listener, port_is_free
 from llmos.control.ray.session import CONTROL, NAMESPACE, authenticate, connect, logs
@@ -99,7 +99,7 @@ def down(state_dir: Path, report: Report) -> None:
             report(f"could not ask running jobs to checkpoint: {str(error).splitlines()[0]}")
         try:
             if not running.get("process"):
-                _leave(running)
+                _leave(layout, running)
         finally:
             ray.shutdown()
         _end(layout, running)
@@ -110,6 +110,7 @@ def _begin(
     layout: Layout, address: str | None, port: int, report: Report, nodes: int | None, config: Path | None
 ) -> dict[str, Any]:
     """Start or join a cluster and write down which."""
+    doorman.dismiss(layout.front_socket)  # of a cluster that ended without `down`
     if not port_is_free(port):
         who = listener(port)
         raise ConflictError(
@@ -157,7 +158,7 @@ def _give_up(layout: Layout, running: dict[str, Any], theirs: bool, report: Repo
     report("giving up; ending what was started")
     if not (running.get("process") or theirs):
         with suppress(ClusterError):
-            _leave(running)
+            _leave(layout, running)
     _end(layout, running)
 
 
@@ -194,7 +195,7 @@ def _wait_until_ready(layout: Layout, url: str, control: Any) -> None:
                 return
             if answer is not None and answer.status_code == 401:
                 key = _first_key(layout, url, control)
-            if failure := services.gateway_failure():
+            if failure := gateway.failure():
                 raise ClusterError(f"the front door at {url} does not start: {failure}", hint=_look_at_logs())
             if time.monotonic() > deadline:
                 what = f"it answered {answer.status_code}" if answer is not None else "nobody answers there"
@@ -238,15 +239,16 @@ def _drain(layout: Layout, report: Report) -> None:
         report(f"{len(left)} did not in time; they will go on from their last checkpoint")
 
 
-def _leave(running: dict[str, Any]) -> None:
+def _leave(layout: Layout, running: dict[str, Any]) -> None:
     """Remove llmos from a cluster that others started: its applications and its actors, and the nodes that it asked
     for. Raises ClusterError."""
     try:
+        with suppress(ValueError):  # first of all: it would start the others anew
+            ray.kill(ray.get_actor(CONTROL, NAMESPACE), no_restart=True)
+        gateway.remove(layout)
         services.remove_everything()
         for job, number in list(attempts.alive()):
             attempts.kill(job, number)
-        with suppress(ValueError):
-            ray.kill(ray.get_actor(CONTROL, NAMESPACE), no_restart=True)
         if running.get("autoscaling"):
             ask_for([])
     except (RayError, RayServeException) as error:

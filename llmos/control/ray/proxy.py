@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -31,6 +32,7 @@ class ControlProxy:
 
     def __init__(self) -> None:
         self._keys: dict[tuple[str | None, str], tuple[float, dict[str, Any]]] = {}
+        self._asking: dict[tuple[str | None, str], asyncio.Task[None]] = {}
 
     async def call(self, verb: str, authorization: str | None, **arguments: Any) -> Any:
         """The answer of ``verb``. Repeated while the control module restarts, unless doing it twice would differ."""
@@ -42,24 +44,43 @@ class ControlProxy:
         found = self._keys.get((authorization, scope))
         age_s = time.monotonic() - found[0] if found else float("inf")
         if found and age_s < KEY_FRESH_S:
+            if age_s > KEY_FRESH_S / 2 and (authorization, scope) not in self._asking:
+                self._ask_beside(authorization, scope)
             return found[1]
         try:
             patience_s = 0.0 if age_s < KEY_GRACE_S else PATIENCE_S
-            key = await self._ask("authorize", authorization, scope, patience_s=patience_s)
+            return await self._check(authorization, scope, patience_s)
         except ClusterError:
             if found and age_s < KEY_GRACE_S:
                 return found[1]
+            raise
+
+    async def _check(self, authorization: str | None, scope: str, patience_s: float) -> dict[str, Any]:
+        asked_s = time.monotonic()
+        try:
+            key = await self._ask("authorize", authorization, scope, patience_s=patience_s)
+        except ClusterError:
             raise
         except LlmosError:
             self._keys.pop((authorization, scope), None)
             raise
         self._forget_old()
-        self._keys[authorization, scope] = time.monotonic(), key
+        self._keys[authorization, scope] = asked_s, key
         return dict(key)
 
-    async def served(self) -> list[dict[str, Any]]:
-        """The services as the control module lists them."""
-        return list(await self._ask("served"))
+    def _ask_beside(self, authorization: str | None, scope: str) -> None:
+        """Ask again while the key counts, so that nobody who uses it all the time has to wait for that."""
+
+        async def ask() -> None:
+            with suppress(LlmosError):  # whoever shows the key next is told
+                await self._check(authorization, scope, 0.0)
+
+        task = self._asking[authorization, scope] = asyncio.create_task(ask())
+        task.add_done_callback(lambda _: self._asking.pop((authorization, scope)))
+
+    async def fleet(self) -> dict[str, Any]:
+        """The services and the replicas that answer, as :meth:`llmos.control.ray.actor.ControlActor.fleet` says."""
+        return dict(await self._ask("fleet", patience_s=0.0))
 
     async def training(self) -> list[dict[str, Any]]:
         """The newest metrics of running jobs: ``{id, metrics}`` each."""

@@ -1,6 +1,7 @@
-"""Services as Ray Serve applications, one each, and the gateway in front of them.
+"""Services as Ray Serve applications, one each.
 
-Serve starts replicas, restarts those that die and routes requests; how many there are is ``plan``'s decision.
+Serve starts replicas, looks after them and restarts those that die; how many there are is ``plan``'s decision. Requests
+do not pass through Serve: replicas listen themselves, and the front door knows where (``deployments/replica.py``).
 """
 
 from __future__ import annotations
@@ -11,52 +12,30 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
 from llmos.core.types import ServiceStatus
-from llmos.errors import ClusterError
 from llmos.layout import Layout
 from llmos.spec import Service
 
-GATEWAY = "llmos-gateway"
 _PREFIX = "llmos-service-"
 _REPLICA = "deployments.replica:build"
-_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
-_GATEWAY = "deployments.gateway:build"
-
-
-def start_gateway(host: str, port: int) -> None:
-    """Deploy the front door on ``host:port`` unless it is there. Returns before it answers.
-
-    Raises ClusterError if Serve runs with another front door already: its address cannot be changed while it runs.
-    """
-    details = _details()
-    if GATEWAY in _applications(details):
-        return
-    if details and (running := details["http_options"]) and (running["host"], running["port"]) != (host, port):
-        raise ClusterError(
-            f"Ray Serve already runs on this cluster at {running['host']}:{running['port']}, not at {host}:{port}",
-            hint=f"join with `--port {running['port']}`, or shut that Serve instance down first",
-        )
-    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
-    _run(GATEWAY, _load(_GATEWAY)(), "/")
-
-
-def gateway_failure() -> str | None:
-    """Why Serve gave up starting the front door, in one line; None while it has not."""
-    app = _applications(_details()).get(GATEWAY)
-    if app is None or app["status"] not in _FAILED:
-        return None
-    return next((_message(app, deployment) for deployment in app["deployments"].values()), "") or app["message"]
 
 
 def deploy(layout: Layout, service: Service, digest: str, replicas: int) -> None:
     """Bring ``service`` to ``replicas`` replicas of the spec with ``digest``. Returns before they answer."""
     name, _, version = service.model.partition("@")
-    app = _load(_REPLICA)(service, str(layout.model(name, int(version))), digest, replicas)
-    _run(_PREFIX + service.name, app, None)
+    app = _load(_REPLICA)(layout, service, layout.model(name, int(version)), digest, replicas)
+    if not _details():
+        serve.start(proxy_location=ProxyLocation.Disabled)
+    # without waiting: the control loop must not stand still while a replica loads its model
+    serve.run_many(
+        [serve.RunTarget(app, name=_PREFIX + service.name, route_prefix=None)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
 
 
 def remove(service: str) -> None:
@@ -65,12 +44,12 @@ def remove(service: str) -> None:
 
 
 def remove_everything() -> None:
-    """Delete every application of llmos, and wait until they are gone. Serve itself ends if nothing else uses it."""
-    apps = _applications(_details())
-    for name in apps:
-        if name == GATEWAY or name.startswith(_PREFIX):
+    """Delete every application of llmos, and wait until they are gone. Serve ends if it was started for them."""
+    details = _details()
+    for name in _applications(details):
+        if name.startswith(_PREFIX):
             serve.delete(name)
-    if apps and not _applications(_details()):
+    if details and details["proxy_location"] == ProxyLocation.Disabled and not _applications(_details()):
         serve.shutdown()
 
 
@@ -138,15 +117,6 @@ def _details() -> dict[str, Any]:
 
 def _applications(details: Mapping[str, Any]) -> dict[str, Any]:
     return dict(details.get("applications", {}))
-
-
-def _run(name: str, app: serve.Application, route: str | None) -> None:
-    # without waiting: the control loop must not stand still while a replica loads its model
-    serve.run_many(
-        [serve.RunTarget(app, name=name, route_prefix=route)],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
 
 
 def _load(reference: str) -> Any:

@@ -19,10 +19,8 @@ from llmos.errors import (
     DeadlineError,
     EngineError,
     ForbiddenError,
-    LlmosError,
     WorkerLost,
 )
-from llmos.openai import relay
 from llmos.openai.caller import Caller
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
@@ -183,26 +181,3 @@ def test_who_leaves_closes_the_answer(script: Script) -> None:
             response.read()
         assert backend.waiting.is_set()
         assert backend.closed.wait(5)
-
-
-async def test_relays_carry_errors_as_values() -> None:
-    backend = Scripted([b"a", CapacityError("full", retry_after_s=9)])
-    packed = [item async for item in relay.pack(backend.answer(CompletionRequest(**BODY), Caller("me")))]
-    assert [type(item) for item in packed] == [bytes, CapacityError]
-
-    async def crossed() -> AsyncGenerator[bytes | LlmosError, None]:
-        for item in packed:
-            yield item
-
-    received = relay.unpack(crossed())
-    assert await anext(received) == b"a"
-    with pytest.raises(CapacityError, match="full"):
-        await anext(received)
-
-
-async def test_closing_a_relay_closes_the_answer() -> None:
-    backend = Scripted([b"a", b"b"])
-    relayed = relay.pack(backend.answer(CompletionRequest(**BODY), Caller("me")))
-    assert await anext(relayed) == b"a"
-    await relayed.aclose()
-    assert backend.closed.is_set()

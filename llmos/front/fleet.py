@@ -1,0 +1,187 @@
+"""Which replicas there are, as the front door knows them: what the control module told last, and what it saw itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmos.errors import LlmosError, UnavailableError
+from llmos.heartbeat import Heartbeat
+from llmos.openai.errors import unknown_model
+
+REFRESH_S = 0.5
+ASK_S = 2.0
+SUSPECT_S = 3.0
+"""For how long nothing new goes to a replica that could not be reached, if there is another."""
+SILENCE_S = 15.0
+"""A replica that says nothing for so long, neither bytes nor heartbeats, is dead to those who wait for it."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the control module knows. ``services`` are all that there should be, with their creation in seconds since
+    1970. Unless ``complete``, it has just started: replicas that it does not name may be there all the same."""
+
+    services: Mapping[str, int] = field(default_factory=dict)
+    replicas: Sequence[Heartbeat] = ()
+    complete: bool = True
+
+
+class Router(Protocol):
+    """Chooses replicas. A replica is known by ``Heartbeat.replica``; ``blocks`` are hashes of the prompt's blocks."""
+
+    def choose(self, candidates: Sequence[Heartbeat], blocks: Sequence[bytes], session: str) -> Heartbeat:
+        """One of ``candidates``, of which there is at least one. Requests of one ``session`` (if it is not empty) had
+        better stay together."""
+        ...
+
+    def begun(self, replica: str, blocks: Sequence[bytes]) -> None:
+        """A request goes to ``replica`` now."""
+        ...
+
+    def ended(self, replica: str, blocks: Sequence[bytes]) -> None:
+        """It is over, however it ended."""
+        ...
+
+    def lost(self, replica: str) -> None:
+        """The replica is gone, with its cache."""
+        ...
+
+
+class LeastBusy:
+    """A router that looks at nothing but how many requests it has sent where."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def choose(self, candidates: Sequence[Heartbeat], blocks: Sequence[bytes], session: str) -> Heartbeat:
+        """See :class:`Router`: where the fewest are open, then where the fewest wait."""
+        return min(candidates, key=lambda one: (self._open[one.replica], one.waiting, one.running))
+
+    def begun(self, replica: str, blocks: Sequence[bytes]) -> None:
+        """See :class:`Router`."""
+        self._open[replica] += 1
+
+    def ended(self, replica: str, blocks: Sequence[bytes]) -> None:
+        """See :class:`Router`."""
+        self._open[replica] -= 1
+        if self._open[replica] <= 0:
+            del self._open[replica]
+
+    def lost(self, replica: str) -> None:
+        """See :class:`Router`."""
+        self._open.pop(replica, None)
+
+
+class Fleet:
+    """The services and their replicas. ``read`` asks the control module; ``clock`` gives seconds."""
+
+    def __init__(
+        self, read: Callable[[], Awaitable[News]], router: Router, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._read, self._clock = read, clock
+        self.router = router
+        self.services: Mapping[str, int] = {}
+        self._replicas: dict[str, Heartbeat] = {}
+        self._suspects: dict[str, float] = {}
+        self._draining: set[str] = set()
+        self._asking: asyncio.Future[News] | None = None
+        self.known = False
+        """Whether the control module has answered once."""
+
+    async def follow(self, every: Callable[[], None]) -> None:
+        """Ask the control module every REFRESH_S, for ever, and call ``every`` afterwards. What it said last stays true
+        while it is away."""
+        while True:
+            try:
+                await self.refresh()
+                every()
+            except (LlmosError, TimeoutError) as error:
+                _log.info("the control module tells nothing about replicas: %s", error)
+            except Exception:
+                _log.exception("what the control module told about replicas cannot be used")
+            await asyncio.sleep(REFRESH_S)
+
+    async def refresh(self) -> None:
+        """Ask the control module, once for all who want that at the same time. Raises what asking it raises, and
+        TimeoutError."""
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(asyncio.wait_for(self._read(), ASK_S))
+            self._asking.add_done_callback(self._asked)
+        await asyncio.shield(self._asking)
+
+    def _asked(self, asked: asyncio.Future[News]) -> None:
+        self._asking = None
+        if not asked.cancelled() and asked.exception() is None:
+            self.learn(asked.result())
+
+    def learn(self, news: News) -> None:
+        """Take over what the control module knows."""
+        told = {beat.replica: beat for beat in news.replicas}
+        if news.complete:
+            for replica in self._replicas.keys() - told.keys():
+                self._forget(replica)
+        self.services, self.known = news.services, True
+        self._replicas |= told
+
+    def _forget(self, replica: str) -> None:
+        del self._replicas[replica]
+        self._draining.discard(replica)
+        self._suspects.pop(replica, None)
+        self.router.lost(replica)
+
+    async def find(self, service: str, tried: set[str], blocks: Sequence[bytes] = (), session: str = "") -> Heartbeat:
+        """As :meth:`choose`; before it says that there is nobody, it asks the control module once more."""
+        try:
+            return self.choose(service, tried, blocks, session)
+        except LlmosError:
+            with suppress(LlmosError, TimeoutError):
+                await self.refresh()
+        return self.choose(service, tried, blocks, session)
+
+    def choose(self, service: str, tried: set[str], blocks: Sequence[bytes] = (), session: str = "") -> Heartbeat:
+        """A replica of ``service`` that is not one of ``tried``.
+
+        Raises NotFoundError for a service that does not exist, UnavailableError when no replica is left.
+        """
+        there = [one for one in self._replicas.values() if one.service == service]
+        fit = [one for one in there if not (one.draining or one.replica in self._draining or one.replica in tried)]
+        if not fit:
+            self._none(service, tried)
+        trusted = [one for one in fit if not (one.stalled or self._suspected(one.replica))]
+        return self.router.choose(trusted or fit, blocks, session)
+
+    def _none(self, service: str, tried: set[str]) -> None:
+        if not self.known:
+            raise UnavailableError("the front door has just started", hint="Ask again in a moment.")
+        if service not in self.services:
+            raise unknown_model(service, self.services)
+        if tried:
+            what = f"`{service}` lost {len(tried)} of its replicas while it was asked, and has no other"
+            raise UnavailableError(what, hint="Ask again: they are started anew.", retry_after_s=2.0)
+        hint = "It is starting, or not wanted: `llmos services` says which."
+        raise UnavailableError(f"no replica of `{service}` is ready", hint=hint, retry_after_s=2.0)
+
+    def _suspected(self, replica: str) -> bool:
+        return self._clock() - self._suspects.get(replica, float("-inf")) < SUSPECT_S
+
+    def suspect(self, replica: str) -> None:
+        """It could not be reached, or broke off: nothing new goes there for SUSPECT_S if there is another."""
+        self._suspects[replica] = self._clock()
+
+    def drained(self, replica: str) -> None:
+        """It has said that it takes nothing new."""
+        self._draining.add(replica)
+
+    def dead(self, replica: str, silent_s: float) -> bool:
+        """Whether nothing more is to be expected of a replica from which no byte has come for ``silent_s``."""
+        found = self._replicas.get(replica)
+        return silent_s > SILENCE_S if found is None else found.stalled

@@ -1,0 +1,226 @@
+"""A replica's answer, byte by byte: asked for at one replica after the other until one has begun, then passed on.
+
+Nothing is asked twice once a byte of its answer is on its way to the client: an answer that breaks off then ends with
+an error. Nothing is parsed: the one thing looked at is where server-sent events end, so that none is passed on in part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+from llmos.errors import EngineError, UsageError, from_json
+from llmos.front.caller import HEADER, sign
+from llmos.front.fleet import Fleet
+from llmos.heartbeat import Heartbeat
+from llmos.openai.caller import Caller
+
+DRAINING = "llmos-draining"
+"""The header of a replica's 503 that means: ask another one."""
+ERROR = "llmos-error"
+"""The header of an answer that is a :meth:`llmos.errors.LlmosError.to_json`."""
+CONNECT_S = 2.0
+IDLE_S = 60.0
+"""How long a connection to a replica is kept for the next request; replicas keep theirs longer."""
+_END = b"\n\n"
+_SKIPPED = ("Accept", "Accept-Encoding", "User-Agent")
+
+_log = logging.getLogger(__name__)
+
+
+class Broken(Exception):
+    """The replica has not answered, or not to the end: it is gone, or was given up."""
+
+
+class Draining(Exception):
+    """The replica takes nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a replica of ``service``: ``body`` (JSON) at ``path``, for ``caller``.
+
+    ``streamed`` answers come in pieces. ``blocks`` and ``session`` are for the router.
+    """
+
+    service: str
+    path: str
+    body: bytes
+    caller: Caller
+    streamed: bool
+    blocks: Sequence[bytes] = ()
+    session: str = ""
+
+
+class Relay:
+    """Asks the replicas of ``fleet``, in the event loop that :meth:`pieces` is called from.
+
+    ``secret`` is the cluster's; ``certificate`` what replicas on other machines show.
+    """
+
+    def __init__(self, fleet: Fleet, secret: bytes, certificate: str | None = None) -> None:
+        self._fleet, self._secret, self._certificate = fleet, secret, certificate
+        self._exchanges: set[Exchange] = set()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def pieces(self, question: Question) -> AsyncGenerator[bytes, None]:
+        """The answer's bytes as they come, whole events each; all at once unless ``streamed``.
+
+        Closing this ends the request at the replica. Raises what the replica raised, UnavailableError when there is
+        none, EngineError when an answer that has begun breaks off.
+        """
+        exchange = await self._begin(question)
+        try:
+            yield exchange.first
+            if question.streamed:
+                async for piece in exchange.rest():
+                    yield piece
+        except Broken as error:
+            self._fleet.suspect(exchange.replica.replica)
+            what = f"the replica of `{question.service}` ended while it answered"
+            raise EngineError(what, hint="Ask again: others answer, or it is started anew.") from error
+        finally:
+            self._end(exchange, question)
+
+    def look(self) -> None:
+        """Give up exchanges with replicas that nothing is to be expected of. To be called about twice a second."""
+        now = time.monotonic()
+        for exchange in list(self._exchanges):
+            if self._fleet.dead(exchange.replica.replica, now - exchange.heard_s):
+                exchange.give_up()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _begin(self, question: Question) -> Exchange:
+        """An exchange whose first byte is there."""
+        tried: set[str] = set()
+        while True:
+            replica = await self._fleet.find(question.service, tried, question.blocks, question.session)
+            tried.add(replica.replica)
+            exchange = Exchange(self._client(), replica)
+            self._exchanges.add(exchange)
+            self._fleet.router.begun(replica.replica, question.blocks)
+            try:
+                await exchange.begin(question, sign(question.caller, self._secret))
+                return exchange
+            except Draining:
+                self._fleet.drained(replica.replica)
+                self._end(exchange, question)
+            except Broken as error:
+                _log.warning("replica %s of %s is passed over: %s", replica.replica, replica.service, error)
+                self._fleet.suspect(replica.replica)
+                self._end(exchange, question)
+            except BaseException:
+                self._end(exchange, question)
+                raise
+
+    def _end(self, exchange: Exchange, question: Question) -> None:
+        exchange.close()
+        self._exchanges.discard(exchange)
+        self._fleet.router.ended(exchange.replica.replica, question.blocks)
+
+    def _client(self) -> aiohttp.ClientSession:
+        """Made where it is used: it belongs to an event loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=_trust(self._certificate)),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=_SKIPPED,
+                auto_decompress=False,
+            )
+        return self._session
+
+
+class Exchange:
+    """One request at one replica. ``first`` is the beginning of its answer, ``heard_s`` when its last byte came."""
+
+    def __init__(self, client: aiohttp.ClientSession, replica: Heartbeat) -> None:
+        self._client, self.replica = client, replica
+        self.first, self._half = b"", b""
+        self.heard_s = time.monotonic()
+        self._patience = asyncio.timeout(None)
+        self._response: aiohttp.ClientResponse | None = None
+
+    async def begin(self, question: Question, caller: str) -> None:
+        """Ask, and wait for the first bytes, for all of them unless ``streamed``. Raises Draining, Broken, and what the
+        replica answered if that is an error."""
+        headers = {HEADER: caller, "Content-Type": "application/json"}
+        try:
+            async with self._patience:
+                self._response = await self._client.post(
+                    self.replica.url + question.path, data=question.body, headers=headers, allow_redirects=False
+                )
+                if self._response.status != 200:
+                    raise await _told(self._response)
+                self.first = await self._some() if question.streamed else await self._response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Broken(f"{type(error).__name__}: {error}") from error
+        if not self.first:
+            raise Broken("it answered nothing")
+
+    async def rest(self) -> AsyncGenerator[bytes, None]:
+        """What comes after ``first``, in whole events. Raises Broken."""
+        try:
+            while piece := await self._some():
+                yield piece
+        except (aiohttp.ClientError, OSError) as error:
+            raise Broken(f"{type(error).__name__}: {error}") from error
+        if self._half:
+            raise Broken("its last event was not whole")
+
+    async def _some(self) -> bytes:
+        """The whole events that have come, at least one; nothing at the end."""
+        assert self._response is not None
+        while data := await self._response.content.readany():
+            self.heard_s = time.monotonic()
+            if not self._half and data.endswith(_END):
+                return data
+            data = self._half + data
+            end = data.rfind(_END) + len(_END)
+            if end >= len(_END):
+                self._half = data[end:]
+                return data[:end]
+            self._half = data
+        return b""
+
+    def give_up(self) -> None:
+        """Whoever waits for it gets Broken."""
+        if self._response is not None:
+            self._response.close()
+        elif self._patience.when() is None:
+            self._patience.reschedule(0.0)
+
+    def close(self) -> None:
+        """Let go of the connection: it is kept for the next request if the answer is complete, else closed."""
+        if self._response is not None:
+            self._response.close() if not self._response.content.at_eof() else self._response.release()
+
+
+async def _told(response: aiohttp.ClientResponse) -> Exception:
+    """What an answer other than 200 means."""
+    if response.status == 503 and DRAINING in response.headers:
+        return Draining()
+    if ERROR in response.headers:
+        return from_json(await response.json())
+    text = (await response.text())[:500]
+    what = f"the replica answered {response.status}: {text}"
+    return UsageError(what) if 400 <= response.status < 500 else EngineError(what)
+
+
+def _trust(certificate: str | None) -> ssl.SSLContext | bool:
+    """Whoever has the key of this one certificate is a replica, whatever its address."""
+    if certificate is None:
+        return True
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    return context

@@ -1,0 +1,132 @@
+"""Replicas that do as they are told, each on a port of its own, and a front door before them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+from fastapi import Request
+
+from llmos.front.caller import authorizer
+from llmos.front.door import FrontDoor, ServiceBackend
+from llmos.front.fleet import Fleet, LeastBusy, News
+from llmos.front.listening import Drain, Server, listen
+from llmos.front.relay import Relay
+from llmos.front.replica import create_replica_app
+from llmos.heartbeat import Heartbeat
+from llmos.openai.caller import Caller
+from llmos.openai.replies import ModelCard, model_card
+from llmos.openai.schema import ChatRequest, CompletionRequest
+from llmos.openai.server import create_app
+
+SECRET = b"a secret of this test"
+BODY = {"model": "m", "prompt": "x"}
+HANG = object()
+"""In a script: say nothing more."""
+
+
+class Replica:
+    """Answers with its ``script``: bytes, errors, HANG. Counts who asked, and whose generator was closed."""
+
+    def __init__(self, name: str, script: Iterable[object]) -> None:
+        self.name, self.script = name, list(script)
+        self.callers: list[Caller] = []
+        self.prompts: list[object] = []
+        self.closed, self.hanging = threading.Event(), threading.Event()
+        self.drain = Drain(create_replica_app(self, authorizer(SECRET)))
+        listener = listen("127.0.0.1")
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.server = Server(self.drain, listener)
+
+    @property
+    def beat(self) -> Heartbeat:
+        return Heartbeat("m", "1", self.name, self.url)
+
+    async def models(self) -> Sequence[ModelCard]:
+        return [model_card("m", 7)]
+
+    async def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
+        self.loop = asyncio.get_running_loop()
+        self.callers.append(caller)
+        self.prompts.append(request.model_dump(exclude_unset=True))
+        try:
+            for item in self.script:
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, bytes):
+                    yield item
+                else:
+                    self.hanging.set()
+                    await asyncio.Event().wait()
+        finally:
+            self.closed.set()
+
+    def cut(self) -> None:
+        """Break every connection, and listen no more: what is seen of a process that is killed. Once it was asked."""
+        self.loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
+        for server in self.server.servers:
+            server.close()
+        for connection in list(self.server.server_state.connections):
+            transport = connection.transport  # type: ignore[union-attr]
+            assert transport is not None
+            transport.abort()
+
+
+@contextmanager
+def replicas(*scripts: Iterable[object]) -> Iterator[list[Replica]]:
+    """One for each of ``scripts``, named ``r0``, ``r1`` …"""
+    made = [Replica(f"r{index}", script) for index, script in enumerate(scripts)]
+    for one in made:
+        one.server.start()
+    try:
+        yield made
+    finally:
+        for one in made:
+            one.server.end()
+
+
+@dataclass
+class Door:
+    """A front door in this event loop, and a client of it. ``now`` is its fleet's time in seconds."""
+
+    fleet: Fleet
+    relay: Relay
+    client: httpx.AsyncClient
+    url: str
+    now: list[float] = field(default_factory=lambda: [0.0])
+
+
+@asynccontextmanager
+async def door(*beats: Heartbeat, services: Sequence[str] = ("m",)) -> AsyncIterator[Door]:
+    """A front door on a port of its own that knows replicas by ``beats``."""
+    now = [0.0]
+
+    async def read() -> News:
+        return News(dict.fromkeys(services, 7), beats)
+
+    async def authorize(request: Request, _scope: str) -> Caller:
+        return Caller("key-1", "tenant-1", request.headers.get("x-request-id", "req"))
+
+    fleet = Fleet(read, LeastBusy(), lambda: now[0])
+    await fleet.refresh()
+    relay = Relay(fleet, SECRET)
+    app = create_app(ServiceBackend(fleet, relay), authorize)
+    listener = listen("127.0.0.1")
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = Server(FrontDoor(app, app, app), listener)
+    task = asyncio.create_task(server.serve([listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            yield Door(fleet, relay, client, url, now)
+    finally:
+        server.should_exit = True
+        await task
+        await relay.close()
