@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmos.spec.base import LARGEST, Amount, Conflict, CustomResources, Name, Size, Strict
+from llmos.spec.limits import Limits
 
 
 class Quota(Strict):
@@ -43,5 +44,6 @@ class Tenant(Strict):
     budget: float | None = Field(
         default=None, ge=0, le=LARGEST, description="GPU-hours that it may use in all; no bound if absent"
     )
+    limits: Limits | None = Field(default=None, description="what its own keys together may ask of `/v1`")
 
     rules = (_own_parent,)
