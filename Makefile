@@ -56,6 +56,10 @@ bench-train: $(VENV)/.installed-dev ## every figure of training beside its peer 
 bench-serve: $(VENV)/.installed-dev ## every figure of serving beside its peer (QUICK=--quick: at most 8 minutes)
 	$(BIN)/python -m benchmarks.serve $(QUICK)
 
+.PHONY: bench-frontdoor
+bench-frontdoor: $(VENV)/.installed-dev ## every figure of the front door beside its peers (QUICK=--quick: at most 8 minutes)
+	$(BIN)/python -m benchmarks.frontdoor $(QUICK)
+
 .PHONY: bench-sched
 bench-sched: $(VENV)/.installed-dev ## every figure of the scheduler beside the references (QUICK=--quick: smaller)
 	$(BIN)/python -m benchmarks.sched $(QUICK)

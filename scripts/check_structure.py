@@ -56,7 +56,7 @@ LEGAL_ONLY_IN = {
             "deployments/",
         ),
         *("tests/ray/", "tests/e2e/", "tests/chaos/"),
-        "benchmarks/ray_train_peer.py",
+        *("benchmarks/ray_train_peer.py", "benchmarks/frontdoor/serve_peer.py"),
     ),
     "torch": (
         *("llmos/models/", "llmos/parallel/", "llmos/train/", "llmos/infer/", "llmos/compress/"),
