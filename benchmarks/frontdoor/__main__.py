@@ -42,7 +42,7 @@ ROWS = (
         "share of blocks hit",
         "one cache of 16,000 blocks",
         Target("ratio", least=0.95),
-        Target("over_round_robin", least=2.5),
+        Target("of_round_robin", least=2.5),
     ),
     _row("route_imbalance", "route", "most / mean tokens", "round robin", Target("value", most=1.1)),
     _row("wake_s", "wake_row", "s", "none", Target("value", most=10.0, note="goal 5")),
