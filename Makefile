@@ -44,6 +44,10 @@ test-vllm: $(VENV)/.installed-dev ## the tests of vLLM as an engine, in its envi
 	$(BIN)/python -m benchmarks.peers vllm
 	.bench/vllm/venv/bin/python -m pytest tests/vllm -W default
 
+.PHONY: conformance
+conformance: $(VENV)/.installed-dev ## OpenAI's own tests, clients and schemathesis against our server (LLMOS_DATA, LLMOS_OPENAI_PYTHON: see there)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance --log docs/evidence/conformance.log
+
 .PHONY: bench-peers
 bench-peers: $(VENV)/.installed-dev ## .bench/: what we are compared with, each in an environment of its own
 	$(BIN)/python -m benchmarks.peers

@@ -87,10 +87,13 @@ class GatewayActor:
             key = await control.authorize(request.headers.get("Authorization"), scope)
             return Caller(key["id"], key["tenant"])
 
+        async def remove(service: str, authorization: str | None) -> None:
+            await control.call("delete_service", authorization, name=service)
+
         fleet = Fleet(read, LeastBusy())
         certificate = self._layout.certificate
         relay = Relay(fleet, read_secret(self._layout), str(certificate) if certificate.exists() else None)
-        app = create_app(ServiceBackend(fleet, relay), authorize)
+        app = create_app(ServiceBackend(fleet, relay, remove), authorize, stored=control)
         return FrontDoor(app, _health(control), create_api(control)), fleet, relay
 
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         ModelError,
         NotFoundError,
         OutOfMemoryError,
-        RateLimitError,
         SpecError,
         TrainingError,
         UnsupportedModelError,
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
         Data,
         Function,
         Gang,
-        Limits,
         Lora,
         Mesh,
         ModelSource,
@@ -59,7 +57,7 @@ if TYPE_CHECKING:
         TrainJob,
         Workers,
     )
-    from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, TenantView, UsageView
+    from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, TenantView
 
 __version__ = "0.1.0"
 
@@ -85,7 +83,6 @@ __all__ = [
     "Gang",
     "JobView",
     "KeyView",
-    "Limits",
     "LlmosError",
     "Lora",
     "Mesh",
@@ -99,7 +96,6 @@ __all__ = [
     "Output",
     "Packing",
     "Quota",
-    "RateLimitError",
     "Replicas",
     "Resources",
     "Service",
@@ -113,7 +109,6 @@ __all__ = [
     "TrainingError",
     "UnsupportedModelError",
     "UsageError",
-    "UsageView",
     "WorkerLost",
     "Workers",
     "__version__",

@@ -10,25 +10,29 @@ import hmac
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from llmos.errors import AuthError, UsageError
+from llmos.errors import AuthError, ConflictError, UsageError
 from llmos.infer.engine import Engine
 from llmos.infer.local import LocalEngine
-from llmos.infer.request import GenerationRequest, Grammar, SamplingParams, TokenEvent
+from llmos.infer.request import GenerationRequest, TokenEvent
 from llmos.models import Tokenizer
 from llmos.openai.caller import Caller
+from llmos.openai.calls import ToolParser
+from llmos.openai.embeddings import EmbeddingRequest
 from llmos.openai.errors import unknown_model
-from llmos.openai.replies import ModelCard, Piece, Token, model_card, reply_to, usage
-from llmos.openai.schema import SEED_BITS, ChatRequest, CompletionRequest
+from llmos.openai.replies import ModelCard, Piece, Token, Usage, model_card, reply_to, usage
+from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
-from llmos.openai.structure import Constraint
-from llmos.openai.tools import BEGIN, END, ToolParser, calls
+from llmos.openai.tokens import DetokenizeRequest, TokenizeRequest, text_reply, tokens_reply
+from llmos.sampling import sampling
+from llmos.tool_forms import ToolCalling, form_of
 
-DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default; chats may fill the context
+if TYPE_CHECKING:
+    from llmos.control.store.completions import Completions
 
 Indexed = tuple[int, TokenEvent]
 
@@ -43,7 +47,7 @@ class EngineBackend:
         self, engine: Engine, tokenizer: Tokenizer, name: str, weights: Mapping[str, float] | None = None
     ) -> None:
         self._engine, self._tokenizer, self._weights = engine, tokenizer, weights or {}
-        self._form = _ToolForm(tokenizer)
+        self._tools = ToolCalling(form_of(tokenizer))
         self._card = model_card(name, int(time.time()))
 
     async def models(self) -> Sequence[ModelCard]:
@@ -52,24 +56,15 @@ class EngineBackend:
 
     async def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Server-sent events or one JSON document. Raises what the engine and the tokenizer raise."""
-        if request.model != self._card["id"]:
-            raise unknown_model(request.model, [self._card["id"]])
+        self._check(request.model)
         reply = reply_to(request)
         prompts = await asyncio.to_thread(self.prompts, request)
-        n = request.n or 1
-        constraint = self._form.constraint(request)
-        params = [sampling(request, index, constraint, self._form.stops(request)) for index in range(n)]
-        who = caller.key, request.priority, self._weights.get(caller.key, 1.0), request.deadline_s
-        asked = [
-            GenerationRequest(f"{reply.id}-{i}-{j}", prompts[i], params[j], *who)
-            for i in range(len(prompts))
-            for j in range(n)
-        ]
-        echoes = self._echoes(request, prompts, n)
-        parsers = [self._form.parser(request) for _ in asked]
+        asked = self._asked(request, caller, reply.id, prompts)
+        echoes = self._echoes(request, prompts, request.n or 1)
+        parsers = [self._tools.parser(request) for _ in asked]
         latest: dict[int, TokenEvent] = {}
         try:
-            async with aclosing(_together([self._engine.generate(one) for one in asked])) as events:
+            async with aclosing(_together([self._events(request, one) for one in asked])) as events:
                 async for index, event in events:
                     before = latest.get(index)
                     latest[index] = event if before is None or request.stream else before.then(event)
@@ -77,15 +72,46 @@ class EngineBackend:
                     if request.stream and (chunk := reply.chunk(index, self._piece(event, echo, parsers[index]))):
                         yield chunk
         except UsageError as error:
-            if constraint is not None and error.param == "grammar":
+            if (constraint := self._tools.constraint(request)) is not None and error.param == "grammar":
                 raise UsageError(error.message, hint=error.hint, param=constraint.field) from error
             raise
-        counts = usage(sum(map(len, prompts)), sum(event.completion_tokens for event in latest.values()))
+        counts = _counts(prompts, latest)
         if request.stream:
             yield reply.end(counts)
         else:
             pieces = [self._piece(latest[i], echo, parsers[i]) for i, echo in enumerate(echoes)]
             yield reply.whole(pieces, counts)
+
+    async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
+        """Raises UsageError: a model that generates text has no vectors of texts."""
+        self._check(request.model)
+        what = f"`{request.model}` generates text: it makes no embeddings"
+        raise UsageError(what, hint="Serve an encoder, such as a model of the BERT family.", param="model")
+
+    async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
+        """The tokens of a text or a chat, as the model gets them."""
+        self._check(request.model)
+        tokens = await asyncio.to_thread(self._tokens_of, request)
+        spelled = [self._spelling(token).decode(errors="replace") for token in tokens]
+        length = self._engine.stats()["context_length"]
+        return tokens_reply(tokens, length, spelled if request.return_token_strs else None)
+
+    async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
+        """The text of tokens; control tokens are spelled out. Raises UsageError for what is no token."""
+        self._check(request.model)
+        size = self._tokenizer.vocab_size
+        if wrong := next((token for token in request.tokens if token >= size), None):
+            raise UsageError(f"`tokens` has {wrong}: expected 0 to {size - 1}", param="tokens")
+        spelled = b"".join(map(self._spelling, request.tokens))
+        return text_reply(spelled.decode(errors="replace"))
+
+    async def remove(self, model: str, authorization: str | None) -> None:
+        """Raises ConflictError: the model is what this server is there for."""
+        raise ConflictError(f"`{model}` is the one model of this server", hint="End the server instead.", param="model")
+
+    def _check(self, model: str) -> None:
+        if model != self._card["id"]:
+            raise unknown_model(model, [self._card["id"]])
 
     def prompts(self, request: CompletionRequest | ChatRequest) -> list[tuple[int, ...]]:
         """The tokens of each prompt. Raises what the tokenizer raises."""
@@ -96,6 +122,37 @@ class EngineBackend:
         nothing = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]  # a new document begins
         given = [tokenizer.encode(p, add_special_tokens=True) if isinstance(p, str) else p for p in request.prompts]
         return [tuple(tokens or nothing) for tokens in given]
+
+    def _asked(
+        self, request: CompletionRequest | ChatRequest, caller: Caller, id: str, prompts: list[tuple[int, ...]]
+    ) -> list[GenerationRequest]:
+        """What the engine is asked: ``n`` answers to each prompt."""
+        tools = self._tools
+        constraint, stops, shown = tools.constraint(request), tools.stops(request), tools.shown(request)
+        return [
+            GenerationRequest(
+                f"{id}-{i}-{j}",
+                prompt,
+                sampling(request, j, constraint, stops, shown),
+                tenant=caller.key,
+                user=request.user or "",
+                priority=request.level,
+                weight=self._weights.get(caller.key, 1.0),
+                deadline_s=request.deadline_s,
+            )
+            for i, prompt in enumerate(prompts)
+            for j in range(request.n or 1)
+        ]
+
+    def _events(self, request: CompletionRequest | ChatRequest, asked: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        """The engine's answer; without it, if no tokens are wanted."""
+        return _nothing(asked) if request.limit == 0 else self._engine.generate(asked)
+
+    def _tokens_of(self, request: TokenizeRequest) -> list[int]:
+        if request.messages is None:
+            return self._tokenizer.encode(request.prompt or "", add_special_tokens=request.add_special_tokens)
+        messages, tools = [message.plain for message in request.messages], [tool.plain for tool in request.tools or []]
+        return self._tokenizer.encode_chat(messages, request.add_generation_prompt, tools)
 
     def _echoes(self, request: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], n: int) -> list[str]:
         """What each answer begins with: its prompt, if that was asked for."""
@@ -111,7 +168,7 @@ class EngineBackend:
             for token in event.logprobs
         )
         if parser is None:
-            return Piece(echo + event.text, tokens or None, event.finish_reason)
+            return Piece(echo + event.text, tokens or None, event.finish_reason, echoed=len(echo))
         text, found = parser.push(event.text)
         if event.finish_reason is None:
             return Piece(text, tokens or None, None, tuple(found))
@@ -123,78 +180,22 @@ class EngineBackend:
         return self._tokenizer.spelling(token)
 
 
-class _ToolForm:
-    """How the model of ``tokenizer`` writes calls of tools, as its chat template says."""
+class StoredHere:
+    """Completions in a store of this process (``openai.stored.CompletionPort``)."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        template = tokenizer.chat_template
-        controls = {tokenizer.spelling(token).decode() for token in tokenizer.control_ids}
-        self._tagged = BEGIN in template and not controls & {BEGIN, END}  # control tokens have no text to look at
-        self._arguments = "parameters" if '"parameters"' in template else "arguments"
+    def __init__(self, completions: Completions) -> None:
+        self._completions = completions
 
-    def constraint(self, request: CompletionRequest | ChatRequest) -> Constraint | None:
-        """The grammar of the answers to ``request``: that of calls, if one is required."""
-        if isinstance(request, ChatRequest) and request.required:
-            parallel = request.parallel_tool_calls is not False
-            return calls(request.required, tagged=self._tagged, parallel=parallel, arguments=self._arguments)
-        return request.constraint
-
-    def parser(self, request: CompletionRequest | ChatRequest) -> ToolParser | None:
-        """What finds the calls in an answer, if there may be some."""
-        if not isinstance(request, ChatRequest) or not request.offered:
-            return None
-        if not (self._tagged or request.required):
-            what = (
-                f"`tool_choice` is auto, and calls are only told from text by {BEGIN}, which this model does not write"
-            )
-            raise UsageError(what, hint="Set it to none, required or a function.", param="tool_choice")
-        return ToolParser(tagged=self._tagged)
-
-    def stops(self, request: CompletionRequest | ChatRequest) -> tuple[str, ...]:
-        """Where the text of an answer ends: after one call, if that is all there may be."""
-        if not isinstance(request, ChatRequest) or request.parallel_tool_calls is not False or request.required:
-            return request.stops
-        return (*request.stops, END) if request.offered and self._tagged else request.stops
+    async def completions(self, verb: str, tenant: str, **arguments: Any) -> Any:
+        """See :class:`llmos.openai.stored.CompletionPort`."""
+        return await asyncio.to_thread(self._completions.call, verb, tenant, arguments)
 
 
-def sampling(
-    request: CompletionRequest | ChatRequest, index: int, constraint: Constraint | None, stops: tuple[str, ...]
-) -> SamplingParams:
-    """The engine's parameters for answer ``index`` of ``request``; with a seed, each answer has one of its own."""
-    if isinstance(request, ChatRequest):
-        max_tokens = request.max_completion_tokens or request.max_tokens
-        logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    else:
-        max_tokens, logprobs = request.max_tokens or DEFAULT_COMPLETION_TOKENS, request.logprobs
-    given = {name: value for name in _PASSED_ON if (value := getattr(request, name)) is not None}
-    seed = None if request.seed is None else request.seed % 2**SEED_BITS + (index << SEED_BITS)
-    return SamplingParams(
-        max_tokens=max_tokens,
-        seed=seed,
-        stop=stops,
-        logprobs=logprobs,
-        logit_bias=request.biases,
-        stop_token_ids=frozenset(request.stop_token_ids or ()),
-        grammar=None if constraint is None else Grammar(constraint.kind, constraint.text),
-        **given,
-    )
+def standalone(engine: LocalEngine, name: str, key: str, completions: Completions | None = None) -> FastAPI:
+    """A server for one engine, which asks for ``key``. ``/healthz`` needs none. It closes the engine when it ends.
 
-
-_PASSED_ON = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "ignore_eos",
-    "min_tokens",
-)
-
-
-def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
-    """A server for one engine, which asks for ``key``. ``/healthz`` needs none. It closes the engine when it ends."""
+    ``completions`` keep chats for ``store: true``; without, nothing is stored.
+    """
     expected = f"Bearer {key}".encode()
 
     async def authorize(request: Request, _scope: str) -> Caller:
@@ -207,7 +208,8 @@ def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
         yield
         await asyncio.to_thread(engine.close)
 
-    app = create_app(EngineBackend(engine, engine.tokenizer, name), authorize)
+    stored = None if completions is None else StoredHere(completions)
+    app = create_app(EngineBackend(engine, engine.tokenizer, name), authorize, stored=stored)
     app.router.lifespan_context = lifespan
 
     @app.get("/healthz")
@@ -216,6 +218,19 @@ def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
         return JSONResponse({"healthy": found["healthy"]}, 200 if found["healthy"] else 503)
 
     return app
+
+
+def _counts(prompts: list[tuple[int, ...]], latest: Mapping[int, TokenEvent]) -> Usage:
+    """A prompt counts once, and what its first answer found in the cache."""
+    each = len(latest) // len(prompts)
+    cached = sum(latest[number * each].cached_tokens for number in range(len(prompts)))
+    made = sum(event.completion_tokens for event in latest.values())
+    return usage(sum(map(len, prompts)), made, cached)
+
+
+async def _nothing(asked: GenerationRequest) -> AsyncIterator[TokenEvent]:
+    """The answer of no tokens."""
+    yield TokenEvent(asked.id, (), "", finish_reason="length", prompt_tokens=len(asked.prompt_tokens))
 
 
 async def _together(streams: Sequence[AsyncIterator[TokenEvent]]) -> AsyncGenerator[Indexed, None]:

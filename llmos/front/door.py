@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,8 +11,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llmos.front.fleet import Fleet
 from llmos.front.relay import Question, Relay
 from llmos.openai.caller import Caller
+from llmos.openai.embeddings import EmbeddingRequest
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
+from llmos.openai.tokens import DetokenizeRequest, TokenizeRequest
+
+Remove = Callable[[str, str | None], Awaitable[None]]
+"""Removes a service for whoever sent this ``Authorization`` header, an admin."""
 
 _REQUESTS = Counter("llmos_requests", "requests to the front door", ["part", "status"])
 _SECONDS = Histogram("llmos_request_seconds", "time until the answer was complete", ["part"])
@@ -21,8 +26,8 @@ _SECONDS = Histogram("llmos_request_seconds", "time until the answer was complet
 class ServiceBackend:
     """Answers OpenAI requests (``openai.server.OpenAIBackend``) with the replicas of the service they name."""
 
-    def __init__(self, fleet: Fleet, relay: Relay) -> None:
-        self._fleet, self._relay = fleet, relay
+    def __init__(self, fleet: Fleet, relay: Relay, remove: Remove) -> None:
+        self._fleet, self._relay, self._remove = fleet, relay, remove
 
     async def models(self) -> Sequence[ModelCard]:
         """The services, also those that are not ready. While the control module is away, those that there were."""
@@ -33,6 +38,25 @@ class ServiceBackend:
         path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
         body = request.model_dump_json(exclude_unset=True).encode()
         return self._relay.pieces(Question(request.model, path, body, caller, bool(request.stream)))
+
+    async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
+        """The replica's vectors. Being cancelled, it ends the request there."""
+        body = request.model_dump_json(exclude_unset=True).encode()
+        return await self.whole(request.model, "/v1/embeddings", body, caller)
+
+    async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
+        """The replica's tokens of a text."""
+        body = request.model_dump_json(exclude_unset=True).encode()
+        return await self.whole(request.model, "/v1/tokenize", body, caller)
+
+    async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
+        """The replica's text of tokens."""
+        body = request.model_dump_json(exclude_unset=True).encode()
+        return await self.whole(request.model, "/v1/detokenize", body, caller)
+
+    async def remove(self, model: str, authorization: str | None) -> None:
+        """Have the service be no more."""
+        await self._remove(model, authorization)
 
     async def whole(self, service: str, path: str, body: bytes, caller: Caller) -> bytes:
         """The JSON that a replica answers to ``body`` (JSON) at ``path``. Raises what the replica raises."""
@@ -66,6 +90,6 @@ class FrontDoor:
 
 
 def _part(path: str) -> str:
-    if path == "/v1" or path.startswith("/v1/"):
+    if path in ("/v1", "/tokenize", "/detokenize") or path.startswith("/v1/"):
         return "openai"
     return "health" if path in ("/healthz", "/readyz", "/metrics") else "control"

@@ -15,6 +15,7 @@ import os
 import secrets
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -25,7 +26,12 @@ from llmos.infer.request import GenerationRequest, SamplingParams
 from llmos.serving import standalone
 from llmos.settings import ENV_KEY
 
+if TYPE_CHECKING:
+    from llmos.control.store.completions import Completions
+
 _SHUTDOWN_S = 5
+_STORED = 10_000
+"""Chats that are kept, the newest ones."""
 _OPTIONS = (
     *("context_length", "dtype", "device", "runner", "threads", "max_batch", "token_budget"),
     *("tp", "pp", "speculative", "draft"),
@@ -76,8 +82,16 @@ def _serve(args: argparse.Namespace, engine: LocalEngine) -> None:
         print(f"API key (set {ENV_KEY} to choose one): {key}", file=sys.stderr)
     name = args.name or Path(args.model_dir).resolve().name
     print(f"serving `{name}` on http://{args.host}:{args.port}/v1", file=sys.stderr)
-    app = standalone(engine, name, key)
+    app = standalone(engine, name, key, _completions(args.store) if args.store else None)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_S)
+
+
+def _completions(path: str) -> Completions:
+    """The chats in the file at ``path``, which is made if it is not there."""
+    from llmos.control.store.completions import Completions
+    from llmos.control.store.database import Database
+
+    return Completions(Database(Path(path)), _STORED)
 
 
 def _arguments() -> argparse.Namespace:
@@ -103,6 +117,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--draft", help="a smaller model that guesses (default: looked up in the text)")
     parser.add_argument("--serve", action="store_true", help="answer HTTP requests instead of a prompt")
     parser.add_argument("--name", help="the model's name in requests (default: the directory's)")
+    parser.add_argument("--store", help="a file in which chats with `store: true` are kept (default: none are)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     return parser.parse_args()

@@ -26,7 +26,7 @@ class Answer:
                 break
         tokens, logprobs = tuple(outcome.tokens[:used]), tuple(outcome.logprobs[:used])
         prompt = len(self.request.prompt_tokens)
-        return TokenEvent(self.request.id, tokens, text, logprobs, reason, prompt, self.count)
+        return TokenEvent(self.request.id, tokens, text, logprobs, reason, prompt, self.count, outcome.cached)
 
     def _push(self, token: int, last: FinishReason | None) -> tuple[str, FinishReason | None]:
         """The text of ``token``, and why the answer is over; ``last`` is why its tokens are."""

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 HANG_S = 12.0
 """A step hangs that takes longer than this, and much longer than any before; see :class:`Patience`."""
-
 GRAMMAR_S = 0.01
 """How long an idle core waits for a grammar before it looks for other requests."""
 
@@ -55,11 +54,11 @@ class Limits:
 
 @dataclass(slots=True)
 class _Live:
-    """A request that is not over. ``ends`` end its answer. ``begun``: its prompt is being read, or was."""
+    """A request that is not over. ``ends`` end its answer. ``cached`` of its prompt were there when that was begun."""
 
     ends: frozenset[int]
     entry: Entry
-    begun: bool = False
+    cached: int | None = None
 
 
 class EngineCore:
@@ -165,6 +164,7 @@ class EngineCore:
             len(request.prompt),
             limit=request.limit,
             tenant=request.tenant,
+            user=request.user,
             weight=request.weight,
             priority=request.priority,
             arrived=request.arrived,
@@ -241,8 +241,8 @@ class EngineCore:
                 return
             for part in batch.parts:
                 live = self._live[part.entry.id]
-                if not live.begun:
-                    live.begun = True
+                if live.cached is None:
+                    live.cached = part.entry.computed
                     self._meter.began(part.entry.prompt, part.entry.computed)
             self._flight.append(batch)
             self._limit_s = self._patience.limit_s(self._tokens_in_flight())
@@ -292,9 +292,9 @@ class EngineCore:
         """The tokens up to the end of the answer, if it is among them."""
         if isinstance(found, LlmosError):
             return Outcome(entry.id, error=found)
-        ends, room = self._live[entry.id].ends, entry.limit - len(entry.tokens)
+        live, room = self._live[entry.id], entry.limit - len(entry.tokens)
         for count, token in enumerate(found.tokens, 1):
-            if token in ends or count == room:
-                reason = "stop" if token in ends else "length"
-                return Outcome(entry.id, found.tokens[:count], found.logprobs[:count], reason)
-        return Outcome(entry.id, found.tokens, found.logprobs)
+            if token in live.ends or count == room:
+                reason = "stop" if token in live.ends else "length"
+                return Outcome(entry.id, found.tokens[:count], found.logprobs[:count], reason, None, live.cached or 0)
+        return Outcome(entry.id, found.tokens, found.logprobs, cached=live.cached or 0)

@@ -29,6 +29,7 @@ class Entry:
     table: Table | None = None
     drafts: tuple[int, ...] = ()
     tenant: str = ""
+    user: str = ""
     weight: float = 1.0
     priority: int = 0
     arrived: float = 0.0

@@ -151,7 +151,7 @@ class LocalEngine:
     def _submit(self, request: GenerationRequest) -> Ticket:
         self._check(request.prompt_tokens)
         request.sampling.check_vocabulary(self._vocab_size)
-        ticket = Ticket(str(next(self._ids)), Answer(request, self.tokenizer.stream()))
+        ticket = Ticket(str(next(self._ids)), Answer(request, self.tokenizer.stream(request.sampling.shown_tokens)))
         with self._lock:
             if self._error is not None:
                 raise copy.copy(self._error)
@@ -190,6 +190,7 @@ class LocalEngine:
             ends=self._ends,
             arrived=now,
             tenant=request.tenant,
+            user=request.user,
             priority=request.priority,
             weight=request.weight,
             deadline=None if request.deadline_s is None else now + request.deadline_s,

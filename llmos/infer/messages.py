@@ -30,6 +30,7 @@ class CoreRequest:
     ends: frozenset[int]
     arrived: float
     tenant: str = ""
+    user: str = ""
     priority: int = 0
     weight: float = 1.0
     deadline: float | None = None
@@ -41,7 +42,7 @@ Message = CoreRequest | str
 class Outcome(NamedTuple):
     """What a step brought one request: more tokens, and why it is over if it is; or an error, which ends it.
 
-    ``stop`` as the reason means that the last token ends the answer.
+    ``stop`` as the reason means that the last token ends the answer. ``cached`` tokens of the prompt were in the cache.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Outcome(NamedTuple):
     logprobs: Sequence[TokenLogprob] = ()
     reason: FinishReason | None = None
     error: LlmosError | None = None
+    cached: int = 0
 
 
 class Report(NamedTuple):

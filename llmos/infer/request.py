@@ -47,8 +47,9 @@ class SamplingParams:
     ``repetition_penalty`` counts the prompt too, ``frequency_penalty`` and ``presence_penalty`` only the answer.
     ``seed`` fixes the answer: with None it is drawn. ``logprobs`` is how many alternatives to report for each token;
     0 reports the token itself, None nothing. ``logit_bias`` has (token, what is added to its logit). No end token and
-    none of ``stop_token_ids``, which end an answer too, comes before ``min_tokens``. What obeys a ``grammar`` ends
-    where the grammar does, so neither ``min_tokens`` nor ``ignore_eos`` goes with one.
+    none of ``stop_token_ids``, which end an answer too, comes before ``min_tokens``. The text of an answer spells the
+    control tokens that are ``shown_tokens``. What obeys a ``grammar`` ends where the grammar does, so neither
+    ``min_tokens`` nor ``ignore_eos`` goes with one.
     """
 
     max_tokens: int | None = None
@@ -66,6 +67,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
+    shown_tokens: frozenset[int] = frozenset()
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
@@ -129,8 +131,9 @@ class SamplingParams:
 class GenerationRequest:
     """One prompt to continue. ``id`` is the caller's, unique among the requests an engine works on.
 
-    ``tenant`` is who asks: waiting requests take turns between tenants, in the ratio of their ``weight``, and a
-    tenant's prompts are found again in the prefix cache only by itself. Requests of a higher ``priority`` go first.
+    ``tenant`` is who asks: waiting requests take turns between tenants, in the ratio of their ``weight``, then between
+    the ``user`` s of one, and a tenant's prompts are found again in the prefix cache only by itself. Requests of a
+    higher ``priority`` go first.
     ``deadline_s`` counts from submission; an answer that is not complete by then ends with DeadlineError.
     """
 
@@ -138,6 +141,7 @@ class GenerationRequest:
     prompt_tokens: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     tenant: str = ""
+    user: str = ""
     priority: int = 0
     weight: float = 1.0
     deadline_s: float | None = None
@@ -166,7 +170,8 @@ class TokenEvent:
 
     ``text`` is what may be shown: it can lag behind ``token_ids`` while a character is incomplete or a stop string
     may be coming. ``logprobs`` has one entry per token if asked for. The last event of a request has a
-    ``finish_reason``. ``prompt_tokens`` and ``completion_tokens`` count the request so far.
+    ``finish_reason``. ``prompt_tokens`` and ``completion_tokens`` count the request so far; ``cached_tokens`` of the
+    prompt were in the cache when it began.
     """
 
     request_id: str
@@ -176,6 +181,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
     def then(self, later: TokenEvent) -> TokenEvent:
         """This event and the next one of the same request as one."""
@@ -187,6 +193,7 @@ class TokenEvent:
             later.finish_reason,
             later.prompt_tokens,
             later.completion_tokens,
+            later.cached_tokens,
         )
 
 

@@ -162,7 +162,7 @@ class VllmLink:
         sampling, urgency = sampling_for(request), -request.priority  # of vLLM's priorities, small ones go first
         async for output in self._llm.generate(prompt_for(request), sampling, request.id, priority=urgency):
             self._begun.add(request.id)
-            self._tell(outcome_of(request, output.outputs[0]))
+            self._tell(outcome_of(request, output.outputs[0], output.num_cached_tokens or 0))
 
     def _tell(self, outcome: Outcome) -> None:
         """Report it, with all that comes in the same turn of the event loop."""

@@ -107,15 +107,15 @@ def prompt_for(request: CoreRequest) -> dict[str, Any]:
     return {**prompt, "cache_salt": request.tenant} if request.tenant else prompt
 
 
-def outcome_of(request: CoreRequest, output: Any) -> Outcome:
-    """One CompletionOutput: some more tokens, and why it is over if it is."""
+def outcome_of(request: CoreRequest, output: Any, cached: int = 0) -> Outcome:
+    """One CompletionOutput: more tokens, and why it is over if it is. ``cached`` tokens of the prompt were there."""
     reason = output.finish_reason
     if reason is not None and reason not in _FINISHED:
         return Outcome(request.id, error=EngineError(f"vLLM ended the request with `{reason}`"))
     asked = request.sampling.logprobs
     found = () if asked is None else zip(output.token_ids, output.logprobs, strict=True)
     logprobs = [_logprob(token, ranked, asked or 0) for token, ranked in found]
-    return Outcome(request.id, tuple(output.token_ids), logprobs, reason)
+    return Outcome(request.id, tuple(output.token_ids), logprobs, reason, None, cached)
 
 
 def _logprob(token: int, found: Mapping[int, Any], asked: int) -> TokenLogprob:

@@ -10,10 +10,9 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmos.errors import ModelError, UsageError
+from llmos.models.template_bounds import BoundedEnvironment, joined
 
 START, END = "<|im_start|>", "<|im_end|>"
 
@@ -22,6 +21,12 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """The default template: https://github.com/openai/openai-python/blob/release-v0.28.1/chatml.md."""
+
+PLAIN = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""For a model that has no template and knows no ChatML: a text that it can go on with."""
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -34,7 +39,8 @@ class ChatTemplate:
         self.source, self._special = source, dict(special)
         self._takes_tools = re.search(r"\btools\b", source) is not None
         try:
-            self._template = _environment().from_string(source)
+            self._environment = _environment()
+            self._template = self._environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ModelError(f"the model's chat template is broken: {error}", hint="Repair the template.") from error
 
@@ -53,6 +59,7 @@ class ChatTemplate:
             if not isinstance(message.get("content"), str | None):
                 what = f"`messages[{number}].content` is a {type(message['content']).__name__}: expected text"
                 raise UsageError(what, hint="Join its parts.", param=f"messages[{number}].content")
+        self._environment.begin()
         try:
             return self._template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, tools=tools or None, **self._special
@@ -60,6 +67,9 @@ class ChatTemplate:
         except SecurityError as error:
             what = f"the model's chat template does what the sandbox forbids: {error}"
             raise ModelError(what, hint="Do not use a model you do not trust.") from error
+        except (RecursionError, MemoryError) as error:
+            what = f"the model's chat template does not end: {type(error).__name__}"
+            raise ModelError(what, hint="Repair the template.") from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             what = f"the model's chat template does not take these messages: {error}"
             raise UsageError(
@@ -67,11 +77,9 @@ class ChatTemplate:
             ) from error
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment() -> BoundedEnvironment:
     """What Hugging Face's templates are written for, and no more."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], undefined=jinja2.Undefined
-    )
+    environment = BoundedEnvironment()
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
@@ -79,7 +87,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return joined([json.dumps(value, ensure_ascii=False, indent=indent)])
 
 
 def _refuse(message: str) -> NoReturn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 import secrets
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trai
 
 from llmos.errors import DataError, ModelError, UsageError
 from llmos.files import read_json, write_atomic, write_json
-from llmos.models.chat import CHATML, END, START, ChatTemplate, Messages
+from llmos.models.chat import CHATML, END, PLAIN, START, ChatTemplate, Messages
 
 END_OF_TEXT = "<|endoftext|>"
 ENDS_OF_TURN = (END, "<|eot_id|>", "<|eom_id|>")
@@ -58,7 +58,8 @@ class Tokenizer:
         self.stop_ids = frozenset({eos_id} | {self._control[end] for end in ENDS_OF_TURN if end in self._control})
         source = _default_template(self._settings.get("chat_template"))
         special = {name: str(self._name_of(name) or "") for name in ("bos_token", "eos_token")}
-        self._template = None if source is None else ChatTemplate(source, special)
+        self._own_template = source is not None
+        self._template = ChatTemplate(source or (CHATML if START in self._control else PLAIN), special)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -109,21 +110,18 @@ class Tokenizer:
         """How ``token`` is written in a list of tokens: its bytes; its name, for a control token, which has no text."""
         return self._bytes_of(token) or (self._backend.id_to_token(token) or "").encode()
 
-    def stream(self) -> StreamDecoder:
-        """A decoder for one text whose tokens come one by one."""
-        return StreamDecoder(self)
+    def stream(self, shown: Collection[int] = ()) -> StreamDecoder:
+        """A decoder for one text whose tokens come one by one; control tokens have no text but if ``shown``."""
+        return StreamDecoder(self, shown)
 
     def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True, tools: Messages = ()) -> str:
         """The text of a chat, to look at; :meth:`encode_chat` gives its tokens. Raises UsageError and ModelError."""
-        if self._template is None:
-            what = "the model has no chat template: expected one in tokenizer_config.json or chat_template.jinja"
-            raise UsageError(what, hint="Use completions, or a model that was tuned for chat.", param="messages")
         return self._template.render(messages, add_generation_prompt, tools)
 
     @property
     def chat_template(self) -> str:
-        """The source of the chat template; empty if there is none."""
-        return "" if self._template is None else self._template.source
+        """The source of the chat template: the model's, or a default."""
+        return self._template.source
 
     def encode_chat(self, messages: Messages, add_generation_prompt: bool = True, tools: Messages = ()) -> list[int]:
         """The tokens of a chat. Control tokens are those the template writes; in messages and tools they are only text.
@@ -138,8 +136,11 @@ class Tokenizer:
 
         Together they are the tokens of the chat; what follows the last answer is a pair with an empty one. Tokens do
         not cross the cuts, as they do not when the model answers. Raises UsageError, also when the template changes
-        what it wrote of earlier messages, and ModelError.
+        what it wrote of earlier messages or when the model has no template of its own, and ModelError.
         """
+        if not self._own_template:
+            what = "the model has no chat template: expected one in tokenizer_config.json or chat_template.jinja"
+            raise UsageError(what, hint="Give it one: what is learned depends on it.", param="messages")
         guarded, nonce = self._guarded(messages)
         whole, end = self.apply_chat_template(guarded, add_generation_prompt=False), 0
         turns = []
@@ -194,13 +195,14 @@ class StreamDecoder:
     Text comes as soon as its characters are whole; bytes of a character wait for the rest of it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._bytes_of = tokenizer._bytes_of
+    def __init__(self, tokenizer: Tokenizer, shown: Collection[int] = ()) -> None:
+        self._tokenizer, self._shown = tokenizer, shown
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes, maybe none."""
-        return self._utf8.decode(self._bytes_of(token))
+        tokenizer = self._tokenizer
+        return self._utf8.decode(tokenizer.spelling(token) if token in self._shown else tokenizer._bytes_of(token))
 
     def finish(self) -> str:
         """U+FFFD if the text ended within a character, else nothing."""

@@ -16,19 +16,20 @@ from llmos.errors import (
     ForbiddenError,
     LlmosError,
     NotFoundError,
-    RateLimitError,
     UnavailableError,
     UsageError,
 )
 
 INVALID_REQUEST, SERVER = "invalid_request_error", "server_error"
+UNAVAILABLE_S = 2
+"""When to ask again who was not there: what has ended is started again within seconds."""
+
 _KINDS: Mapping[type[LlmosError], tuple[str, str | None]] = {
     UsageError: (INVALID_REQUEST, None),
     ContextLengthError: (INVALID_REQUEST, "context_length_exceeded"),
     AuthError: ("authentication_error", "invalid_api_key"),
     ForbiddenError: ("permission_error", "insufficient_permissions"),
     CapacityError: ("rate_limit_error", "rate_limit_exceeded"),
-    RateLimitError: ("rate_limit_error", "rate_limit_exceeded"),
 }
 """Type and code that clients look for; others get them from their status and class."""
 
@@ -49,8 +50,9 @@ def describe(error: LlmosError) -> dict[str, Any]:
 def headers(error: LlmosError) -> dict[str, str]:
     """What HTTP has headers for."""
     if isinstance(error, CapacityError | UnavailableError):
-        left = error.headers if isinstance(error, RateLimitError) else {}
-        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s))), **left}
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if error.http_status == 503:
+        return {"Retry-After": str(UNAVAILABLE_S)}
     return {"WWW-Authenticate": "Bearer"} if isinstance(error, AuthError) else {}
 
 

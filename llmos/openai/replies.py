@@ -10,9 +10,16 @@ from typing import Any, Protocol
 
 from typing_extensions import TypedDict
 
+from llmos.openai.calls import CallDelta, joined
+from llmos.openai.request import TIERS
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.sse import DONE, encode, sse
-from llmos.openai.tools import ToolCall
+
+
+class PromptDetails(TypedDict):
+    """``cached_tokens`` of a prompt were in the key-value cache, and were not computed again."""
+
+    cached_tokens: int
 
 
 class Usage(TypedDict):
@@ -21,6 +28,7 @@ class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class ModelCard(TypedDict):
@@ -35,6 +43,14 @@ class ModelCard(TypedDict):
 class ModelList(TypedDict):
     object: str
     data: list[ModelCard]
+
+
+class ModelDeleted(TypedDict):
+    """A model that is served no more."""
+
+    id: str
+    object: str
+    deleted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +72,16 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """More of one answer, or all of it. ``tokens`` is None unless logprobs were asked for; chats have ``calls``."""
+    """More of one answer, or all of it. ``tokens`` is None unless logprobs were asked for; chats have ``calls``.
+
+    The first ``echoed`` characters of the text are the prompt's.
+    """
 
     text: str
     tokens: tuple[Token, ...] | None = None
     finish_reason: str | None = None
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[CallDelta, ...] = ()
+    echoed: int = 0
 
 
 class Reply(Protocol):
@@ -86,7 +106,7 @@ class CompletionReply:
     """``/v1/completions``."""
 
     def __init__(self, request: CompletionRequest) -> None:
-        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self.id = f"cmpl-{new_id()}"
         self._head = {"id": self.id, "object": "text_completion", "created": int(time.time()), "model": request.model}
         self._usage = request.include_usage
         self._offsets: dict[int, int] = {}
@@ -104,13 +124,14 @@ class CompletionReply:
         return encode({**self._head, "choices": choices, "usage": usage})
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        self._offsets.setdefault(index, piece.echoed)
         logprobs = None if piece.tokens is None else self._logprobs(index, piece.tokens)
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
         texts, offsets = [token.text for token in tokens], []
         for text in texts:
-            offsets.append(self._offsets.get(index, 0))
+            offsets.append(self._offsets[index])
             self._offsets[index] = offsets[-1] + len(text)
         return {
             "tokens": texts,
@@ -124,11 +145,12 @@ class ChatReply:
     """``/v1/chat/completions``."""
 
     def __init__(self, request: ChatRequest) -> None:
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._head = {"id": self.id, "created": int(time.time()), "model": request.model}
+        self.id = f"chatcmpl-{new_id()}"
+        self._head: dict[str, Any] = {"id": self.id, "created": int(time.time()), "model": request.model}
+        if request.service_tier is not None:
+            self._head["service_tier"] = TIERS[request.service_tier][0]
         self._usage = request.include_usage
         self._begun: set[int] = set()
-        self._calls: dict[int, int] = {}
 
     def chunk(self, index: int, piece: Piece) -> bytes:
         events = b"" if index in self._begun else self._event(index, {"role": "assistant", "content": ""}, None, None)
@@ -136,8 +158,7 @@ class ChatReply:
         if piece.text or piece.tokens:
             events += self._event(index, {"content": piece.text}, _chat_logprobs(piece.tokens), None)
         for call in piece.calls:
-            number = self._calls[index] = self._calls.get(index, -1) + 1
-            events += self._event(index, {"tool_calls": [{"index": number, **call.wire}]}, None, None)
+            events += self._event(index, {"tool_calls": [call.wire]}, None, None)
         return events + (self._event(index, {}, None, piece.finish_reason) if piece.finish_reason else b"")
 
     def end(self, usage: Usage) -> bytes:
@@ -161,6 +182,11 @@ class ChatReply:
         return sse(_with_usage(event, self._usage, None))
 
 
+def new_id() -> str:
+    """A name that no other answer has. Later names are larger, to the millisecond, so that lists have an order."""
+    return f"{time.time_ns() // 10**6:012x}{uuid.uuid4().hex[:20]}"
+
+
 def reply_to(request: CompletionRequest | ChatRequest) -> Reply:
     """Who writes the answer to ``request``."""
     return ChatReply(request) if isinstance(request, ChatRequest) else CompletionReply(request)
@@ -171,19 +197,20 @@ def model_card(name: str, created: int) -> ModelCard:
     return {"id": name, "object": "model", "created": created, "owned_by": "llmos"}
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
-    """Both counts and their sum."""
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Usage:
+    """Both counts and their sum; ``cached_tokens`` are those of the prompt that were not computed again."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 
 def _message(piece: Piece) -> dict[str, Any]:
     if not piece.calls:
         return {"role": "assistant", "content": piece.text, "refusal": None}
-    called = [call.wire for call in piece.calls]
+    called = [{name: value for name, value in call.wire.items() if name != "index"} for call in joined(piece.calls)]
     return {"role": "assistant", "content": piece.text or None, "refusal": None, "tool_calls": called}
 
 

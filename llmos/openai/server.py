@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Body, FastAPI, Request, Response, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive, Scope, Send
 
-from llmos.errors import LlmosError
 from llmos.openai import errors
+from llmos.openai.answering import Answering
 from llmos.openai.caller import Caller
-from llmos.openai.replies import ModelCard, ModelList
+from llmos.openai.embeddings import EmbeddingRequest
+from llmos.openai.http import RequestIds, answer_errors, caller_of, enter, limited
+from llmos.openai.replies import ModelCard, ModelDeleted, ModelList
 from llmos.openai.schema import ChatRequest, CompletionRequest
-from llmos.openai.sse import MEDIA_TYPE, sse
+from llmos.openai.stored import CompletionPort, Keeper, Nowhere, UpdateRequest, add_stored_routes
+from llmos.openai.tokens import DetokenizeRequest, TokenizeRequest
+from llmos.openai.wire import Wire
 
 MAX_BODY_BYTES = 4 * 2**20
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs do (nginx's convention)
 
 Authorize = Callable[[Request, str], Awaitable[Caller]]
 """``await authorize(request, scope)`` says who asks. Raises AuthError or ForbiddenError."""
 
-_log = logging.getLogger(__name__)
-
 
 class OpenAIBackend(Protocol):
-    """Answers requests with bytes that are ready to send, so that whoever passes them on does nothing per token."""
+    """Answers requests with bytes that are ready to send, so that whoever passes them on does nothing per token.
+
+    Callers share what there is, and nobody finds out about another's requests. Everything raises leaves of LlmosError.
+    """
 
     async def models(self) -> Sequence[ModelCard]:
         """What is served now."""
@@ -41,29 +40,67 @@ class OpenAIBackend(Protocol):
     def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """For ``stream``, server-sent events with the closing ``[DONE]``, in pieces; else one piece of JSON.
 
-        Callers share what there is, and nobody finds out about another's requests.
-        Closing the generator cancels the request. Raises leaves of LlmosError.
+        Closing the generator cancels the request.
         """
         ...
 
+    async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
+        """The JSON of :func:`llmos.openai.embeddings.embedding_reply`. Being cancelled, it cancels the request."""
+        ...
 
-def create_app(backend: OpenAIBackend, authorize: Authorize, *, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
-    """``/v1/models``, ``/v1/models/{id}``, ``/v1/completions`` and ``/v1/chat/completions``, each with scope ``infer``.
+    async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
+        """The JSON of :func:`llmos.openai.tokens.tokens_reply`."""
+        ...
 
-    Errors, also those of unknown routes, have OpenAI's shape. ``/v1/openapi.json`` describes the routes.
+    async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
+        """The JSON of :func:`llmos.openai.tokens.text_reply`."""
+        ...
+
+    async def remove(self, model: str, authorization: str | None) -> None:
+        """Serve ``model``, which is served, no more. ``authorization`` is the header of who wants that, an admin."""
+        ...
+
+
+def create_app(
+    backend: OpenAIBackend,
+    authorize: Authorize,
+    *,
+    stored: CompletionPort | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> FastAPI:
+    """The routes of ``/v1``, each with scope ``infer``; removing a model takes ``admin``.
+
+    Errors, also those of unknown routes, have OpenAI's shape. ``/v1/openapi.json`` describes the routes. ``stored``
+    keeps chat completions for tenants that want that; without it, nobody has storage.
     """
+    port = stored or Nowhere()
+    answering = Answering(backend, Keeper(port))
     app = FastAPI(title="llmos /v1", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(_models(backend, authorize, max_body_bytes))
-    app.include_router(_generation(backend, authorize, max_body_bytes))
+    for router in (
+        _models(backend, _router(authorize, max_body_bytes), _router(authorize, max_body_bytes, "admin")),
+        _generation(backend, answering, _router(authorize, max_body_bytes), port),
+        _tokens(backend, answering, _router(authorize, max_body_bytes)),
+    ):
+        app.include_router(router, prefix="/v1")
+    app.include_router(_tokens(backend, answering, _router(authorize, max_body_bytes)), include_in_schema=False)
     app.router.add_route("/v1/openapi.json", _document(app, authorize), include_in_schema=False)
-    app.add_exception_handler(LlmosError, _on_llmos_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_bug)
+    answer_errors(app, _BODIES)
+    app.add_middleware(RequestIds)
     return app
 
 
-def _router(authorize: Authorize, max_body_bytes: int) -> APIRouter:
+_BODIES: dict[str, type[Wire]] = {
+    "/chat/completions": ChatRequest,
+    "/completions": CompletionRequest,
+    "/embeddings": EmbeddingRequest,
+    "/detokenize": DetokenizeRequest,
+    "/tokenize": TokenizeRequest,
+    "": UpdateRequest,
+}
+"""What each route takes, by the end of its path; the first that fits."""
+
+
+def _router(authorize: Authorize, max_body_bytes: int, scope: str = "infer") -> APIRouter:
     """Routes that check the key before they read the body, and read no more of it than ``max_body_bytes``."""
 
     class Guarded(APIRoute):
@@ -71,17 +108,21 @@ def _router(authorize: Authorize, max_body_bytes: int) -> APIRouter:
             handle = super().get_route_handler()
 
             async def guarded(request: Request) -> Response:
-                request.scope["llmos.caller"] = await authorize(request, "infer")
-                return await handle(Request(request.scope, _limited(request.receive, max_body_bytes)))
+                enter(request, await authorize(request, scope))
+                return await handle(limited(request, max_body_bytes))
 
             return guarded
 
     bearer = Security(HTTPBearer(auto_error=False))  # for the OpenAPI document
-    return APIRouter(prefix="/v1", route_class=Guarded, dependencies=[bearer])
+    return APIRouter(route_class=Guarded, dependencies=[bearer])
 
 
-def _models(backend: OpenAIBackend, authorize: Authorize, max_body_bytes: int) -> APIRouter:
-    router = _router(authorize, max_body_bytes)
+def _models(backend: OpenAIBackend, router: APIRouter, admins: APIRouter) -> APIRouter:
+    async def served(name: str) -> ModelCard:
+        cards = {card["id"]: card for card in await backend.models()}
+        if name not in cards:
+            raise errors.unknown_model(name, cards)
+        return cards[name]
 
     @router.get("/models", summary="What is served")
     async def list_models() -> ModelList:
@@ -89,134 +130,50 @@ def _models(backend: OpenAIBackend, authorize: Authorize, max_body_bytes: int) -
 
     @router.get("/models/{name:path}", summary="One served model")
     async def get_model(name: str) -> ModelCard:
-        cards = {card["id"]: card for card in await backend.models()}
-        if name not in cards:
-            raise errors.unknown_model(name, cards)
-        return cards[name]
+        return await served(name)
 
+    @admins.delete("/models/{name:path}", summary="Serve a model no more")
+    async def delete_model(request: Request, name: str) -> ModelDeleted:
+        await served(name)
+        await backend.remove(name, request.headers.get("Authorization"))
+        return {"id": name, "object": "model", "deleted": True}
+
+    router.include_router(admins)
     return router
 
 
-def _generation(backend: OpenAIBackend, authorize: Authorize, max_body_bytes: int) -> APIRouter:
-    router = _router(authorize, max_body_bytes)
-
+def _generation(backend: OpenAIBackend, answering: Answering, router: APIRouter, stored: CompletionPort) -> APIRouter:
     @router.post("/completions", summary="Continue texts", response_class=Response)
     async def completions(request: Request, body: Annotated[CompletionRequest, Body()]) -> Response:
-        return await _answer(backend, request, body)
+        return await answering.generate(request, body)
 
     @router.post("/chat/completions", summary="Continue a chat", response_class=Response)
     async def chat(request: Request, body: Annotated[ChatRequest, Body()]) -> Response:
-        return await _answer(backend, request, body)
+        return await answering.generate(request, body)
 
+    @router.post("/embeddings", summary="Turn texts into vectors", response_class=Response)
+    async def embeddings(request: Request, body: Annotated[EmbeddingRequest, Body()]) -> Response:
+        return await answering.whole(request, body, lambda: backend.embed(body, caller_of(request)))
+
+    add_stored_routes(router, stored)
     return router
 
 
-async def _answer(backend: OpenAIBackend, request: Request, body: CompletionRequest | ChatRequest) -> Response:
-    """Waits for the first piece before it answers: what goes wrong until then has a status of its own."""
-    pieces = backend.answer(body, request.scope["llmos.caller"])
-    try:
-        first = await _unless_disconnected(request, anext(pieces))
-    except BaseException:
-        await pieces.aclose()
-        raise
-    if first is None or not body.stream:
-        await pieces.aclose()
-        return Response(first, 200 if first else CLIENT_CLOSED_REQUEST, media_type="application/json")
-    return _EventStream(_events(first, pieces))
+def _tokens(backend: OpenAIBackend, answering: Answering, router: APIRouter) -> APIRouter:
+    @router.post("/tokenize", summary="The tokens of a text or a chat", response_class=Response)
+    async def tokenize(request: Request, body: Annotated[TokenizeRequest, Body()]) -> Response:
+        return await answering.whole(request, body, lambda: backend.tokenize(body, caller_of(request)))
 
+    @router.post("/detokenize", summary="The text of tokens", response_class=Response)
+    async def detokenize(request: Request, body: Annotated[DetokenizeRequest, Body()]) -> Response:
+        return await answering.whole(request, body, lambda: backend.detokenize(body, caller_of(request)))
 
-async def _unless_disconnected(request: Request, work: Awaitable[bytes]) -> bytes | None:
-    """The result of ``work``, or None when the client leaves before: then ``work`` is cancelled."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for pending in (task, gone):
-            pending.cancel()
-        await asyncio.wait((task, gone))
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        continue
-
-
-async def _events(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """The stream has begun, so errors become its last event."""
-    try:
-        yield first
-        async for piece in rest:
-            yield piece
-    except LlmosError as error:
-        yield sse(errors.describe(error))
-    except Exception:
-        _log.exception("a stream failed")
-        yield sse(_BUG)
-    finally:
-        await rest.aclose()
-
-
-class _EventStream(StreamingResponse):
-    """Closes its source when the client leaves, in whatever moment."""
-
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(
-            events, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
-        self._events = events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._events.aclose()
-
-
-def _limited(receive: Receive, max_bytes: int) -> Receive:
-    """``receive``, which refuses to read more than ``max_bytes``."""
-    seen = 0
-
-    async def limited() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > max_bytes:
-            raise HTTPException(413, f"the body is too large: expected at most {max_bytes} bytes")
-        return message
-
-    return limited
+    return router
 
 
 def _document(app: FastAPI, authorize: Authorize) -> Callable[[Request], Awaitable[Response]]:
     async def document(request: Request) -> Response:
-        await authorize(request, "infer")
+        enter(request, await authorize(request, "infer"))
         return JSONResponse(app.openapi())
 
     return document
-
-
-_BUG = errors.body("The server failed to answer; its log says why.", errors.SERVER, code="internal_error")
-
-
-async def _on_llmos_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, LlmosError)
-    return JSONResponse(errors.describe(error), error.http_status, errors.headers(error))
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    model = ChatRequest if request.url.path.endswith("/chat/completions") else CompletionRequest
-    return await _on_llmos_error(request, errors.invalid(error, model.model_fields))
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    known = {404: f"There is no {request.url.path}.", 405: f"{request.url.path} does not take {request.method}."}
-    message = known.get(error.status_code, str(error.detail))
-    return JSONResponse(errors.body(message, errors.INVALID_REQUEST), error.status_code, error.headers)
-
-
-async def _on_bug(_: Request, error: Exception) -> Response:
-    return JSONResponse(_BUG, 500)

@@ -21,3 +21,9 @@ def encode(value: Mapping[str, Any]) -> bytes:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":")).encode()
+
+
+def events(stream: bytes) -> list[dict[str, Any]]:
+    """The events of a whole ``stream`` that :func:`sse` wrote, without the closing DONE."""
+    lines = (line.removeprefix(b"data: ") for line in stream.split(b"\n\n") if line)
+    return [json.loads(line) for line in lines if line != b"[DONE]"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from llmos.openai.wire import Hint, Wire
+from llmos.openai.wire import Label, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Constraint:
 class JsonSchema(Wire):
     """A named JSON schema; every answer obeys it, whatever ``strict`` says."""
 
-    name: Hint
-    description: Hint
-    strict: Hint
+    name: Label
+    description: Label
+    strict: Label
     content: dict[str, Any] = Field(alias="schema")
 
 

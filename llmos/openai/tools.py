@@ -7,17 +7,15 @@ Two forms of calls are known. Tagged, as Hermes and Qwen write them, any number 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
 
+from llmos.openai.calls import ARGS, BEGIN, END, MARK, ToolForm
 from llmos.openai.structure import Constraint
 from llmos.openai.wire import Hint, Wire
 
-BEGIN, END = "<tool_call>", "</tool_call>"
 MAX_TOOLS, MAX_CALLS = 128, 16
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
@@ -70,87 +68,33 @@ class EarlierCall(Wire):
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call in an answer; ``arguments`` is JSON."""
-
-    name: str
-    arguments: str
-    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex}")
-
-    @property
-    def wire(self) -> dict[str, Any]:
-        """As OpenAI writes it."""
-        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
-
-
-def calls(tools: Sequence[Tool], *, tagged: bool, parallel: bool, arguments: str) -> Constraint:
-    """The grammar of calls of ``tools``. ``arguments`` is the name that bare calls have for them."""
-    names = [tool.function.name for tool in tools]
-    key = "arguments" if tagged else arguments
-    schema = {
-        "x-guidance": _STYLE,
-        "$defs": {tool.function.name: _rooted(tool.function) for tool in tools},
-        "anyOf": [_call(name, key) for name in names],
-    }
-    if not tagged:
-        return Constraint("json_schema", json.dumps(schema), "tools")
+def calls(tools: Sequence[Tool], form: ToolForm, *, parallel: bool) -> Constraint:
+    """The grammar of calls of ``tools``, at least one, in the ``form`` of the model."""
+    names, most = [tool.function.name for tool in tools], MAX_CALLS if parallel else 1
+    definitions = {tool.function.name: _rooted(tool.function) for tool in tools}
+    one = {"x-guidance": _STYLE, "$defs": definitions, "anyOf": [_call(name, form.arguments) for name in names]}
+    if form.kind == "bare":
+        return Constraint("json_schema", json.dumps(one), "tools")
+    shown = {name: f"<[{token}]>" for name, token in form.shown}
+    begin, end, args = (shown.get(text, json.dumps(text)) for text in (BEGIN, END, ARGS))
     more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
-    call = f'call: "{BEGIN}\\n" object "\\n{END}"'
-    return Constraint("lark", f"start: call{more}\n{call}\nobject: %json {json.dumps(schema)}", "tools")
+    if form.kind == "tagged":
+        call = f'call: {begin} "\\n" object "\\n" {end}'
+        return Constraint("lark", f"start: call{more}\n{call}\nobject: %json {json.dumps(one)}", "tools")
+    mark = shown.get(MARK, json.dumps(MARK))
+    if form.named:
+        rules = [f"call_{i}: %json {json.dumps(_alone(name, definitions))}" for i, name in enumerate(names)]
+        ways = " | ".join(f"{json.dumps(name)} {args} call_{i}" for i, name in enumerate(names))
+        return Constraint("lark", "\n".join([f"start: call{{1,{most}}}", f"call: {mark} ({ways})", *rules]), "tools")
+    several = {key: value for key, value in one.items() if key == "anyOf"}
+    listed = {"x-guidance": _STYLE, "$defs": definitions, "type": "array", "items": several, "minItems": 1}
+    schema = json.dumps({**listed, "maxItems": most})
+    return Constraint("lark", f"start: {mark} list\nlist: %json {schema}", "tools")
 
 
-class ToolParser:
-    """Finds calls in a text that comes in pieces; bare calls only in the whole text."""
-
-    def __init__(self, *, tagged: bool) -> None:
-        self._tagged, self._held, self._inside = tagged, "", not tagged
-        self.found = 0
-
-    def push(self, text: str) -> tuple[str, list[ToolCall]]:
-        """More text. Returns what is text for sure, and the calls that are complete."""
-        self._held += text
-        if not self._tagged:
-            return "", []
-        shown = ""
-        found: list[ToolCall] = []
-        while (at := self._held.find(END if self._inside else BEGIN)) >= 0:
-            before, self._held = self._held[:at], self._held[at + len(END if self._inside else BEGIN) :]
-            if self._inside:
-                shown, found = _add(shown, found, before, BEGIN + before + END)
-            else:
-                shown += before.rstrip()  # blanks before a call belong to it
-            self._inside = not self._inside
-        if not self._inside:
-            maybe = next((n for n in range(len(BEGIN) - 1, 0, -1) if self._held.endswith(BEGIN[:n])), 0)
-            cut = len(self._held[: len(self._held) - maybe].rstrip())
-            shown, self._held = shown + self._held[:cut], self._held[cut:]
-        self.found += len(found)
-        return shown, found
-
-    def finish(self) -> tuple[str, list[ToolCall]]:
-        """The text has ended: what was held back."""
-        held, self._held = self._held, ""
-        if not self._inside:
-            return (held if held.strip() or not self.found else ""), []
-        shown, found = _add("", [], held, (BEGIN if self._tagged else "") + held)
-        self.found += len(found)
-        return shown, found
-
-
-def _add(shown: str, found: list[ToolCall], text: str, raw: str) -> tuple[str, list[ToolCall]]:
-    """``found`` and the call that ``text`` is, or ``shown`` and ``raw``."""
-    call = _parsed(text)
-    return (shown + raw, found) if call is None else (shown, [*found, call])
-
-
-def _parsed(text: str) -> ToolCall | None:
-    try:
-        value = json.loads(text)
-        name, arguments = value["name"], value.get("arguments", value.get("parameters", {}))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False)) if isinstance(name, str) else None
+def _alone(name: str, definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the arguments of function ``name``."""
+    return {"x-guidance": _STYLE, "$defs": definitions, "$ref": f"#/$defs/{name}"}
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:

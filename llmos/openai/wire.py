@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "function_call": (None, "none", "auto"),
-    "functions": (None, []),
-    "modalities": (None, ["text"]),
-    "prediction": (None,),
-    "reasoning_effort": (None, "none"),
-    "store": (None, False),
-    "suffix": (None, ""),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "store": (False,),
 }
-"""Fields that are not supported, and what they may say: the values that ask for nothing."""
+"""What fields that are not supported may say besides null: the values that ask for nothing."""
 
-Unsupported = Annotated[Any, Field(default=None, description="not supported: leave it out")]
-Hint = Annotated[Any, Field(default=None, description="accepted; changes nothing")]
+
+def _refuse(value: Any, info: ValidationInfo) -> Any:
+    if value is not None and value not in _NEUTRAL.get(str(info.field_name), ()):
+        raise ValueError("is not supported: leave it out")
+    return value
+
+
+class _WithoutEffect:
+    """Marks a field that is accepted, changes nothing, and is named in the answer's header."""
+
+
+Unsupported = Annotated[Any, Field(default=None, description="not supported: leave it out"), BeforeValidator(_refuse)]
+Label = Annotated[Any, Field(default=None, description="for people")]
+Hint = Annotated[
+    Any, Field(default=None, description="accepted; changes nothing, as `llmos-ignored-params` says"), _WithoutEffect
+]
 
 
 class Wire(BaseModel):
@@ -30,9 +38,30 @@ class Wire(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
-    @field_validator(*_NEUTRAL, mode="before", check_fields=False)
-    @classmethod
-    def _refuse(cls, value: Any, info: ValidationInfo) -> Any:
-        if value not in _NEUTRAL[str(info.field_name)]:
-            raise ValueError("is not supported: leave it out")
-        return value
+    def ignored(self) -> set[str]:
+        """The dotted names of what was set and has no effect: ``{"verbosity", "messages.name"}``."""
+        hints, parts = _fields(type(self))
+        found = {name for name in self.model_fields_set & hints if getattr(self, name) is not None}
+        for name in self.model_fields_set & parts:
+            for part in _parts(getattr(self, name)):
+                found |= {f"{name}.{inner}" for inner in part.ignored()}
+        return found
+
+
+@cache
+def _fields(kind: type[Wire]) -> tuple[frozenset[str], frozenset[str]]:
+    """The fields of ``kind`` that are without effect, and those that may hold parts."""
+    hints = {name for name, field in kind.model_fields.items() if _WithoutEffect in field.metadata}
+    return frozenset(hints), frozenset(kind.model_fields.keys() - hints)
+
+
+def _parts(value: Any) -> Iterator[Wire]:
+    if isinstance(value, Wire):
+        yield value
+    elif isinstance(value, list):
+        yield from (part for part in value if isinstance(part, Wire))
+
+
+def all_of(kind: type, values: Any) -> bool:
+    """Whether ``values`` is a list of at least one ``kind``, and of nothing else."""
+    return isinstance(values, list) and bool(values) and all(type(value) is kind for value in values)

@@ -8,7 +8,6 @@ from typing import Literal
 from pydantic import Field
 
 from llmos.spec.base import LARGEST, Amount, Conflict, CustomResources, Name, Size, Strict
-from llmos.spec.limits import Limits
 
 
 class Quota(Strict):
@@ -44,6 +43,11 @@ class Tenant(Strict):
     budget: float | None = Field(
         default=None, ge=0, le=LARGEST, description="GPU-hours that it may use in all; no bound if absent"
     )
-    limits: Limits | None = Field(default=None, description="what its own keys together may ask of `/v1`")
+    stored_completions: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="the newest chat completions that are kept of requests with `store: true`; 0 keeps none",
+    )
 
     rules = (_own_parent,)

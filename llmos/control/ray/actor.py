@@ -68,6 +68,13 @@ class ControlActor:
         except LlmosError as error:
             return error
 
+    def completions(self, verb: str, tenant: str, arguments: dict[str, Any]) -> Any:
+        """The answer of :meth:`Control.completions`, or the error it raised. For the gateway, which checks keys."""
+        try:
+            return self._control.completions(verb, tenant, arguments)
+        except LlmosError as error:
+            return error
+
     def place(self) -> dict[str, Any]:
         """Where the state lies and the front door listens: ``{state_dir, host, port}``."""
         return self._place
@@ -88,13 +95,6 @@ class ControlActor:
     def training(self) -> list[dict[str, Any]]:
         """The newest metrics of running jobs, for the gateway's own."""
         return self._control.training()
-
-    def record_usage(self, records: list[dict[str, Any]]) -> Any:
-        """The answer of :meth:`Control.record_usage`, or the error it raised."""
-        try:
-            return self._control.record_usage(records)
-        except LlmosError as error:
-            return error
 
     def first_key(self, name: str) -> Any:
         """A new admin key: only whoever may connect to the Ray cluster can ask for one without having one."""

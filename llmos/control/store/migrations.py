@@ -35,6 +35,6 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     metadata.create_all,  # with the table of drained nodes
     add_missing,
     add_default_tenant,
-    add_missing,  # with limits of keys and the usage of requests
+    metadata.create_all,  # with the table of stored completions
 )
 """Step ``n`` brings a database of version ``n`` to version ``n + 1``; version 0 is an empty file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from llmos.control.store.completions import Completions
 from llmos.control.store.database import Database, Row
 from llmos.control.store.drains import Drains
 from llmos.control.store.events import Events, append_all
@@ -12,7 +13,6 @@ from llmos.control.store.jobs import Jobs
 from llmos.control.store.keys import Keys
 from llmos.control.store.models import Models
 from llmos.control.store.progress import begin, carry_out
-from llmos.control.store.request_usage import RequestUsage
 from llmos.control.store.services import Services
 from llmos.control.store.tenants import Tenants
 from llmos.core.types import Action, Verb
@@ -36,7 +36,7 @@ class Store:
         self.keys = Keys(self._database)
         self.drains = Drains(self._database)
         self.tenants = Tenants(self._database)
-        self.request_usage = RequestUsage(self._database)
+        self.completions = Completions(self._database)
         self.events = Events(self._database)
 
     def close(self) -> None:

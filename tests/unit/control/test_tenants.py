@@ -295,3 +295,18 @@ def test_a_database_of_an_earlier_llmos_is_brought_up(tmp_path: Path) -> None:
     with sqlite3.connect(old) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
     assert Store(Layout(tmp_path)).jobs.find("coder-1") == row  # and stays as it is
+
+
+def test_a_tenant_turns_storage_of_chats_on_and_off(world: World) -> None:
+    def ask(verb: str, tenant: str = "vision", **arguments: Any) -> Any:
+        return world.control.completions(verb, tenant, arguments)
+
+    make(world, "vision")
+    assert not ask("keeps") and not ask("keeps", "nobody") and not ask("keeps", "default")
+    make(world, "vision", stored_completions=2)
+    assert ask("keeps") and not ask("keeps", "default")
+    for number in range(3):
+        ask("add", completion={"id": f"c{number}", "model": "m"}, messages=[])
+    assert [chat["id"] for chat in ask("list")] == ["c1", "c2"] and ask("list", "default") == []
+    make(world, "vision")
+    assert not ask("keeps") and len(ask("list")) == 2, "what was kept can still be read"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 from fastapi import Request
 
+from llmos.errors import ForbiddenError
 from llmos.front.caller import authorizer
 from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, LeastBusy, News
@@ -113,10 +114,13 @@ async def door(*beats: Heartbeat, services: Sequence[str] = ("m",)) -> AsyncIter
     async def authorize(request: Request, _scope: str) -> Caller:
         return Caller("key-1", "tenant-1", request.headers.get("x-request-id", "req"))
 
+    async def remove(_service: str, _authorization: str | None) -> None:
+        raise ForbiddenError("not here")
+
     fleet = Fleet(read, LeastBusy(), lambda: now[0])
     await fleet.refresh()
     relay = Relay(fleet, SECRET)
-    app = create_app(ServiceBackend(fleet, relay), authorize)
+    app = create_app(ServiceBackend(fleet, relay, remove), authorize)
     listener = listen("127.0.0.1")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = Server(FrontDoor(app, app, app), listener)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -215,7 +217,35 @@ def test_tenants_that_are_away_are_forgotten_unless_they_owe() -> None:
         queue.take(entry, 0.0)
         if number == 7:
             queue.charge(entry, 1000)
-    assert "t7" in queue._tenants and len(queue._tenants) < 1100
+    assert "t7" in queue._turns._shares and len(queue._turns._shares) < 1100
+
+
+def test_users_of_a_tenant_take_turns_of_what_is_the_tenants() -> None:
+    queue, numbers = FairQueue(), itertools.count()
+
+    def ask(tenant: str, user: str) -> None:
+        entry = Entry(f"{tenant}/{user}", [0], 1, limit=2, tenant=tenant, user=user)
+        entry.number = next(numbers)
+        queue.add(entry)
+
+    for tenant, user, count in (
+        ("many", "loud", 40),
+        ("many", "a", 9),
+        ("many", "b", 9),
+        ("many", "c", 9),
+        ("one", "", 40),
+    ):
+        for _ in range(count):
+            ask(tenant, user)
+    served = []
+    for _ in range(32):
+        entry = queue.first(0.0)
+        assert entry is not None
+        queue.take(entry, 0.0)
+        queue.charge(entry, 1)
+        served.append((entry.tenant, entry.user))
+    assert Counter(tenant for tenant, _ in served) == {"many": 16, "one": 16}, "users are not more tenants"
+    assert Counter(user for tenant, user in served if tenant == "many") == dict.fromkeys(("loud", "a", "b", "c"), 4)
 
 
 def test_a_cancelled_entry_gives_its_blocks_back_now_or_when_its_batch_is_settled() -> None:

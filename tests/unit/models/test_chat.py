@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import tokenizers
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmos.errors import ModelError, UsageError
 from llmos.models import Tokenizer
-from llmos.models.chat import CHATML, ChatTemplate
+from llmos.models.chat import CHATML, START, ChatTemplate
 from tests.unit.models.test_tokenizer import TOKENIZER
 
 HI = [{"role": "user", "content": "hi"}]
@@ -108,6 +110,61 @@ def test_broken_templates_are_the_models_fault() -> None:
 
 def test_a_model_without_a_template() -> None:
     plain = Tokenizer(TOKENIZER._backend, {"eos_token": "<|endoftext|>"})
+    assert plain.encode_chat(HI) == TOKENIZER.encode_chat(HI), "it knows the control tokens of ChatML"
     with pytest.raises(UsageError, match="no chat template"):
-        plain.encode_chat(HI)
+        plain.encode_turns(HI)
+    library = tokenizers.Tokenizer.from_str(TOKENIZER._backend.to_str().replace(START, "<|other|>"))
+    other = Tokenizer(library, {"eos_token": "<|endoftext|>"})
+    assert other.apply_chat_template(HI) == f"User: {HI[0]['content']}\n\nAssistant:"
     assert ChatTemplate(CHATML, {}).render([]) == "<|im_start|>assistant\n"
+
+
+FOREVER = (
+    "{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}",
+    "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
+    "{% for message in messages recursive %}{{ loop(messages) }}{% endfor %}",
+)
+TOO_LONG = (
+    "{{ 'x' * 10 ** 9 }}",
+    "{{ (10 ** 9) * 'x' }}",
+    "{{ 'x'.center(10 ** 9) }}{{ 'x' | center(10 ** 9) }}",
+    "{{ 'x' | center(width=10 ** 9) }}",
+    "{{ '{:>1000000000}'.format(1) }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '%*d' % (10 ** 9, 1) }}",
+    "{{ '{:>{}}'.format(1, 10 ** 9) }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ 10 ** (10 ** 10) }}",
+    "{% set ns = namespace(n=7) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "{% set ns = namespace(s='x' * 99) %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "{% set ns = namespace(s='x' * 99) %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "{% set n = namespace(s='x' * 9) %}{% for i in range(99) %}{% set n.s %}{{ n.s }}{{ n.s }}{% endset %}{% endfor %}",
+    "{{ ('x' * 9999).replace('x', 'y' * 9999) }}",
+    "{{ ('x' * 9999) | replace('x', 'y' * 9999) }}",
+    "{{ (['x' * 9999] * 9999) | join }}",
+    "{{ ''.join(['x' * 9999] * 9999) }}",
+    "{% set s = 'x' * 9999 %}{% for i in range(9999) %}{{ s }}{% endfor %}",
+)
+
+
+@pytest.mark.parametrize("source", [*FOREVER, *TOO_LONG])
+def test_templates_that_do_not_end_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmos.models.template_bounds.MAX_S", 0.2)
+    began = time.monotonic()
+    with pytest.raises(ModelError, match="chat template"):
+        ChatTemplate(source, {}).render(HI)
+    assert time.monotonic() - began < 2
+
+
+def test_bounds_change_nothing_for_templates_that_end() -> None:
+    source = (
+        "{% for m in messages %}{% if loop.first %}<{{ loop.length }}>{% endif %}"
+        "{{ m.role ~ ': ' ~ m.content ~ loop.index }}"
+        "{{ '-' * 3 }}{{ 2 * 3 }}{{ 7 % 4 }}{{ '%s!' % m.role }}{{ m.content.replace('o', '0') | upper }}"
+        "{{ [m.role, 1] | join(',') }}{% if not loop.last %}|{% endif %}{% endfor %}{{ namespace(a=1).a + 1 }}"
+        "{% for key, value in {'k': 1}.items() if value %}{{ key }}{% else %}none{% endfor %}"
+    )
+    two = [{"role": "user", "content": "to"}, {"role": "assistant", "content": "go"}]
+    assert ChatTemplate(source, {}).render(two) == (
+        "<2>user: to1---63user!T0user,1|assistant: go2---63assistant!G0assistant,12k"
+    )

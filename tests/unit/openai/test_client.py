@@ -188,7 +188,7 @@ def test_every_route_of_the_document_asks_for_a_key(served: Served) -> None:
     document = httpx.get(f"{served.url}/v1/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
     assert httpx.get(f"{served.url}/v1/openapi.json").status_code == 401
     routes = [(method, path) for path, methods in document["paths"].items() for method in methods if path != "/healthz"]
-    assert len(routes) == 4
+    assert len(routes) == 13
     for method, path in routes:
         found = httpx.request(method, f"{served.url}{path}")
         assert (found.status_code, found.headers["www-authenticate"]) == (401, "Bearer"), path
@@ -203,3 +203,58 @@ def test_deadlines_and_priorities_are_fields_of_requests(client: openai.OpenAI) 
     with pytest.raises(openai.BadRequestError, match="priority"):
         client.completions.create(**asked, extra_body={"priority": 1})
     assert client.completions.create(**{**asked, "max_tokens": 2}, extra_body={"priority": -1}).usage
+
+
+def test_cached_tokens_are_counted(client: openai.OpenAI) -> None:
+    asked = {**ASKED, "prompt": [*range(60, 140)], "max_tokens": 2}
+    found = [client.completions.create(**asked).usage for _ in range(2)]
+    cached = [one.prompt_tokens_details.cached_tokens for one in found if one and one.prompt_tokens_details]
+    assert cached == [0, 64]
+    both = client.completions.create(**{**asked, "prompt": [[*range(60, 140)]] * 2}, n=2).usage
+    assert both is not None and both.prompt_tokens == 160 and both.prompt_tokens_details is not None
+    assert both.prompt_tokens_details.cached_tokens == 128
+    options = {"include_usage": True}
+    *_, last = client.chat.completions.create(**CHAT, stream=True, stream_options=options)
+    assert last.usage is not None and last.usage.prompt_tokens_details is not None
+
+
+def test_no_tokens_are_an_answer(client: openai.OpenAI) -> None:
+    for streamed in (False, True):
+        found = client.completions.create(**{**ASKED, "max_tokens": 0}, echo=True, stream=streamed)
+        (choice,) = [part for chunk in (found if streamed else [found]) for part in chunk.choices]
+        assert (choice.text, choice.finish_reason) == ("def step(", "length")
+    chat = client.chat.completions.create(**{**CHAT, "max_tokens": 0})
+    assert chat.choices[0].message.content == "" and chat.usage is not None
+    assert chat.usage.completion_tokens == 0 < chat.usage.prompt_tokens
+
+
+def test_an_echo_moves_the_places_of_tokens(client: openai.OpenAI) -> None:
+    asked = {**ASKED, "max_tokens": 3, "logprobs": 0, "temperature": 0}
+    plain, echoed = (client.completions.create(**asked, echo=echo).choices[0] for echo in (False, True))
+    assert plain.logprobs.token_logprobs == echoed.logprobs.token_logprobs and plain.logprobs.text_offset[0] == 0
+    assert echoed.logprobs.text_offset == [len("def step(") + place for place in plain.logprobs.text_offset]
+
+
+def test_control_tokens_in_prompts_are_text(served: Served) -> None:
+    def tokens(**asked: Any) -> list[int]:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        body = {"model": "small", "add_special_tokens": False, **asked}
+        found: list[int] = httpx.post(f"{served.url}/tokenize", json=body, headers=headers).json()["tokens"]
+        text = httpx.post(f"{served.url}/detokenize", json={"model": "small", "tokens": found}, headers=headers).json()
+        assert asked.get("prompt", text["prompt"]) == text["prompt"]
+        return found
+
+    controls = served.engine.tokenizer.control_ids
+    assert not controls & {*tokens(prompt="<|im_end|>\n<|endoftext|>")}
+    plain = tokens(messages=[{"role": "user", "content": "x"}])
+    spelled = tokens(messages=[{"role": "user", "content": "x<|im_end|>"}])
+    assert [token for token in plain if token in controls] == [token for token in spelled if token in controls]
+    without = tokens(messages=[{"role": "user", "content": "x"}], add_generation_prompt=False)
+    assert len(without) < len(plain) and plain[: len(without)] == without
+
+
+def test_tiers_are_told(client: openai.OpenAI) -> None:
+    for tier, used in (("flex", "flex"), ("priority", "default"), ("auto", "default")):
+        found = client.chat.completions.create(**{**CHAT, "max_tokens": 1}, service_tier=tier)
+        assert found.service_tier == used
+    assert client.chat.completions.create(**{**CHAT, "max_tokens": 1}).service_tier is None

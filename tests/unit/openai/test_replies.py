@@ -49,4 +49,5 @@ def test_a_whole_chat() -> None:
     assert found["id"].startswith("chatcmpl-")
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert found["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
-    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    counts = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert found["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}

@@ -28,7 +28,10 @@ def _problem(kind: type[CompletionRequest | ChatRequest], body: dict[str, Any]) 
 @pytest.mark.parametrize(
     "extra",
     [
-        {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "safety_identifier": "s"},
+        {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "flex", "safety_identifier": "s"},
+        {"moderation": {"model": "m"}, "prompt_cache_options": {"ttl": "30m"}, "prompt_cache_retention": "24h"},
+        {"max_tokens": 0, "logit_bias": {"the": 0}},
+        {"stream_options": {"include_usage": True}},
         {"n": None, "temperature": None, "top_p": None, "stop": None, "seed": None, "stream_options": None},
         {"stream": True, "stream_options": {"include_usage": True}},
         {"temperature": 1, "seed": -5, "stop": ["a", "b"], "frequency_penalty": 0, "logit_bias": {}},
@@ -54,7 +57,6 @@ def test_what_clients_send_is_taken(extra: dict[str, Any]) -> None:
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
         ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
-        ({"store": True}, "store"),
         ({"n": 129}, "n"),
         ({"n": 0}, "n"),
         ({"n": True}, "n"),
@@ -62,10 +64,11 @@ def test_what_clients_send_is_taken(extra: dict[str, Any]) -> None:
         ({"temperature": "1"}, "temperature"),
         ({"top_p": -0.1}, "top_p"),
         ({"repetition_penalty": 1e-39}, "repetition_penalty"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"user": "u" * 257}, "user"),
+        ({"service_tier": "first"}, "service_tier"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
         ({"model": None}, "model"),
         ({"colour": "red"}, "colour"),
@@ -82,7 +85,7 @@ def test_what_cannot_be_done_is_refused_by_name(extra: dict[str, Any], param: st
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"suffix": "x"}, "suffix"),
+        ({"store": True}, "store"),
         ({"best_of": 2}, "best_of"),
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"logprobs": 6}, "logprobs"),
@@ -112,12 +115,15 @@ def test_completions_that_are_refused(extra: dict[str, Any], param: str) -> None
         ({"tools": [TOOL], "tool_choice": "required", "structured_outputs": {"regex": "a"}}, "tool_choice"),
         ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "response_format"),
         ({"functions": [{}]}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
+        ({"store": 1}, "store"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
@@ -141,7 +147,30 @@ def test_chats_that_are_refused(extra: dict[str, Any], param: str) -> None:
 def test_harmless_values_of_unsupported_fields_are_taken() -> None:
     neutral = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"]}
     ChatRequest.model_validate({**CHAT, **neutral, "parallel_tool_calls": True, "logprobs": True, "top_logprobs": 0})
-    CompletionRequest.model_validate({**COMPLETION, "suffix": "", "n": 2, "best_of": 2, "echo": False})
+    CompletionRequest.model_validate({**COMPLETION, "n": 2, "best_of": 2, "echo": False})
+    CompletionRequest.model_validate({**COMPLETION, "best_of": 0, "echo": True, "logprobs": 0})
+
+
+def test_what_is_without_effect_is_told() -> None:
+    asked = {
+        **{"verbosity": "low", "audio": {"voice": "x"}, "reasoning_effort": None, "service_tier": "priority"},
+        **{"functions": [{"name": "f"}], "function_call": "none", "tools": [TOOL], "temperature": 0.5},
+        "messages": [{"role": "user", "content": "x", "name": "me"}, {"role": "user", "content": "y"}],
+    }
+    found = ChatRequest.model_validate({**CHAT, **asked}).ignored()
+    assert found == {"verbosity", "audio", "service_tier", "functions", "tools.function.strict", "messages.name"}
+    assert ChatRequest.model_validate({**CHAT, "service_tier": "flex", "user": "u"}).ignored() == set()
+
+
+def test_tiers_and_priorities_are_one_scale() -> None:
+    for extra, level in (
+        ({}, 0),
+        ({"priority": -3}, -3),
+        ({"service_tier": "flex"}, -1),
+        ({"service_tier": "fast"}, 0),
+    ):
+        assert CompletionRequest.model_validate({**COMPLETION, **extra}).level == level
+    assert CompletionRequest.model_validate({**COMPLETION, "service_tier": "flex", "priority": -5}).level == -5
 
 
 def test_tools_are_offered_unless_they_must_not_be_called() -> None:

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from llmos.errors import UsageError
 from llmos.models import Tokenizer
 from llmos.openai.caller import Caller
+from llmos.openai.calls import CallDelta, ToolForm, ToolParser
 from llmos.openai.schema import ChatRequest
-from llmos.openai.tools import MAX_CALLS, Tool, ToolCall, ToolParser, calls
+from llmos.openai.tools import MAX_CALLS, Tool, calls
 from llmos.serving import EngineBackend
+from llmos.tool_forms import ToolCalling, form_of
 from tests.unit.openai.conftest import Served
 
 WEATHER = {
@@ -44,58 +46,115 @@ TAGGED = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 BARE = TAGGED.replace("<tool_call></tool_call>", '{"name", "parameters"}')
+MISTRAL = TAGGED.replace("<tool_call></tool_call>", "[TOOL_CALLS]")
+NAMED = TAGGED.replace("<tool_call></tool_call>", "[TOOL_CALLS][ARGS]")
 HI = [{"role": "user", "content": "How is it?"}]
 
-TEXTS = [
-    ("no calls", "no calls", []),
-    ('<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>', "", [("f", '{"a": "é"}')]),
+TAG, MARKS, LLAMA = ToolForm("tagged"), ToolForm("marked"), ToolForm("bare", "parameters")
+
+TEXTS: list[tuple[ToolForm, str, str, list[tuple[str, str]]]] = [
+    (TAG, "no calls", "no calls", []),
+    (TAG, '<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>', "", [("f", '{"a": "é"}')]),
     (
-        'Well.\n<tool_call>{"name": "f", "parameters": {}}</tool_call>\n<tool_call>{"name": "g"}</tool_call>\n',
-        "Well.",
-        [("f", "{}"), ("g", "{}")],
+        *(TAG, 'Well.\n<tool_call>{"name": "f", "parameters": {}}</tool_call>\n<tool_call>{"name": "g"}</tool_call>\n'),
+        *("Well.", [("f", "{}"), ("g", "{}")]),
     ),
-    ("<tool_call>not JSON</tool_call> and on", "<tool_call>not JSON</tool_call> and on", []),
-    ('<tool_call>{"name": "f", "arguments": {}}', "", [("f", "{}")]),  # the end came too early to be tagged
-    ('<tool_call>{"name": "f", "argu', '<tool_call>{"name": "f", "argu', []),
-    ("a <tool_ca", "a <tool_ca", []),
-    ("<tool_call>[1]</tool_call>", "<tool_call>[1]</tool_call>", []),
-    (" \n", " \n", []),
+    (TAG, "<tool_call>not JSON</tool_call> and on", "<tool_call>not JSON</tool_call> and on", []),
+    (TAG, '<tool_call>{"name": "f", "arguments": {}}', "", [("f", "{}")]),  # the end came too early to be tagged
+    (TAG, '<tool_call>{"name": "f", "arguments": {"a": [1, "}', "", [("f", '{"a": [1, "}')]),  # and here, whole
+    (TAG, '<tool_call>{"name": "f", "argu', '<tool_call>{"name": "f", "argu', []),
+    (TAG, '<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call>', "", [("f", '{"a": 1}')]),
+    (TAG, '<tool_call>{"name": "f", "arguments": "x"}</tool_call>', "", [("f", '"x"')]),
+    (TAG, '<tool_call>{"name": "f", "arguments": {"a": "\\"}\\\\"}}</tool_call>', "", [("f", '{"a": "\\"}\\\\"}')]),
+    (TAG, '<tool_call>{"name": "f", "arguments": {}} but</tool_call>', "but</tool_call>", [("f", "{}")]),
+    (TAG, '<tool_call>{"called": 1}</tool_call>', '<tool_call>{"called": 1}</tool_call>', []),
+    (TAG, "a <tool_ca", "a <tool_ca", []),
+    (TAG, "<tool_call>[1]</tool_call>", "<tool_call>[1]</tool_call>", []),
+    (TAG, '<tool_call>no <tool_call>{"name": "f"}</tool_call>', "<tool_call>no", [("f", "{}")]),
+    (TAG, " \n", " \n", []),
+    (
+        *(MARKS, '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]'),
+        *("", [("f", '{"a": 1}'), ("g", "{}")]),
+    ),
+    (MARKS, 'So [TOOL_CALLS][{"name": "f", "arguments": {}}] there', "So there", [("f", "{}")]),
+    (MARKS, '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g{}', "", [("f", '{"a": 1}'), ("g", "{}")]),
+    (MARKS, "[TOOL_CALLS]f[CALL_ID]abc123[ARGS]{}", "", [("f", "{}")]),
+    (MARKS, "[TOOL_CALLS] is what I write", "[TOOL_CALLS] is what I write", []),
+    (MARKS, "[TOOL_CALLS]f", "[TOOL_CALLS]f", []),
+    (MARKS, "see [TOOL", "see [TOOL", []),
+    (LLAMA, '{"name": "f", "parameters": {"a": 1}}', "", [("f", '{"a": 1}')]),
+    (LLAMA, ' {"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}', "", [("f", "{}"), ("g", "{}")]),
+    (LLAMA, '{"name": "unknown", "parameters": {}} x', '{"name": "unknown", "parameters": {}} x', []),
+    (LLAMA, '{"type": "function", "name": "f", "parameters": {}}', "", [("f", "{}")]),
+    (LLAMA, '{"a": 1}', '{"a": 1}', []),
+    (LLAMA, 'It is {"name": "f", "parameters": {}}', 'It is {"name": "f", "parameters": {}}', []),
+    (LLAMA, '{"name": "f', '{"name": "f', []),
 ]
 
 
-@pytest.mark.parametrize(("text", "shown", "found"), TEXTS)
+@pytest.mark.parametrize(("form", "text", "shown", "found"), TEXTS)
 @given(st.lists(st.integers(0, 90), max_size=8))
 def test_calls_are_found_however_the_text_is_cut(
-    text: str, shown: str, found: list[tuple[str, str]], cuts: list[int]
+    form: ToolForm, text: str, shown: str, found: list[tuple[str, str]], cuts: list[int]
 ) -> None:
-    parser = ToolParser(tagged=True)
+    parser = ToolParser(form, ["f", "g"])
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [parser.push(text[a:b]) for a, b in itertools.pairwise(places)] + [parser.finish()]
     assert "".join(piece[0] for piece in pieces) == shown
-    assert [(call.name, call.arguments) for piece in pieces for call in piece[1]] == found
+    deltas = [delta for piece in pieces for delta in piece[1]]
+    assert _whole(deltas) == found
     assert parser.found == len(found)
+    assert len({delta.id for delta in deltas if delta.name is not None}) == len(found)
+
+
+def _whole(deltas: list[CallDelta]) -> list[tuple[str, str]]:
+    calls: list[tuple[str, str]] = []
+    for delta in deltas:
+        if delta.name is not None:
+            assert delta.number == len(calls) and delta.id
+            calls.append((delta.name, ""))
+        name, before = calls[delta.number]
+        calls[delta.number] = name, before + delta.arguments
+    return calls
+
+
+@given(st.text(alphabet='{}[]",:\\ <>toolca_CARGSf[]', max_size=60), st.sampled_from([TAG, MARKS, LLAMA]))
+def test_no_text_is_lost_and_none_breaks_the_parser(text: str, form: ToolForm) -> None:
+    one, many = ToolParser(form, ["f"]), ToolParser(form, ["f"])
+    whole = one.push(text), one.finish()
+    parts = [many.push(char) for char in text] + [many.finish()]
+    assert "".join(part[0] for part in parts) == whole[0][0] + whole[1][0]
+    assert one.found or whole[0][0] + whole[1][0] == text
+
+
+def test_arguments_are_passed_on_while_they_are_written() -> None:
+    parser = ToolParser(TAG)
+    pieces = ['<tool_call>{"name": "f", "arg', 'uments": {"ci', 'ty": "Ul', 'm"}', "}</tool_call>"]
+    deltas = [parser.push(piece)[1] for piece in pieces]
+    assert [[delta.arguments for delta in some] for some in deltas] == [[], ['{"ci'], ['ty": "Ul'], ['m"}'], []]
+    assert deltas[1][0].wire["function"] == {"name": "f", "arguments": '{"ci'}
+    assert deltas[2][0].wire == {"index": 0, "function": {"arguments": 'ty": "Ul'}}
+
+
+def test_calls_beyond_the_one_that_may_be_made_are_left_out() -> None:
+    parser = ToolParser(MARKS, most=1)
+    text = '[TOOL_CALLS] [{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]'
+    assert [delta.name for delta in parser.push(text)[1]] == ["f"]
 
 
 def test_text_is_passed_on_as_soon_as_it_can_be_no_call() -> None:
-    parser = ToolParser(tagged=True)
+    parser = ToolParser(TAG)
     assert [parser.push(piece)[0] for piece in ("Hi", " <", "b> <to", "ol_c", "ool>", "<tool_call>")] == [
         *("Hi", "", " <b>", "", " <tool_cool>", "")
     ]
-
-
-def test_bare_calls_are_the_whole_text() -> None:
-    parser = ToolParser(tagged=False)
-    assert parser.push('{"name": "f", ') == parser.push('"parameters": {"a": 1}}') == ("", [])
-    assert [(call.name, call.arguments) for call in parser.finish()[1]] == [("f", '{"a": 1}')]
-    other = ToolParser(tagged=False)
-    other.push("{} x")
-    assert other.finish() == ("{} x", [])
+    assert [ToolParser(LLAMA).push(piece)[0] for piece in ("Hi {", "{")] == ["Hi {", ""]
 
 
 def test_the_grammar_of_calls_is_bounded() -> None:
     tools = [Tool.model_validate(CLOCK)]
-    several, one = (calls(tools, tagged=True, parallel=parallel, arguments="x").text for parallel in (True, False))
+    several, one = (calls(tools, TAG, parallel=parallel).text for parallel in (True, False))
     assert f"{{0,{MAX_CALLS - 1}}}" in several and "{0," not in one
+    assert '"maxItems": 1' in calls(tools, MARKS, parallel=False).text
 
 
 def _backend(served: Served, directory: Path, template: str) -> EngineBackend:
@@ -118,7 +177,7 @@ def _ask(backend: EngineBackend, **extra: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
-@pytest.mark.parametrize("template", [TAGGED, BARE], ids=["tagged", "bare"])
+@pytest.mark.parametrize("template", [TAGGED, BARE, MISTRAL, NAMED], ids=["tagged", "bare", "marked", "named"])
 def test_a_required_call_is_made_and_valid(served: Served, tmp_path: Path, template: str) -> None:
     backend = _backend(served, tmp_path, template)
     named = {"type": "function", "function": {"name": "weather"}}
@@ -134,7 +193,8 @@ def test_a_required_call_is_made_and_valid(served: Served, tmp_path: Path, templ
         jsonschema.validate(arguments, WEATHER["function"]["parameters"] if name == "weather" else {"maxProperties": 0})
         streamed = [one["choices"][0] for one in _ask(backend, **extra, stream=True)]
         deltas = [delta for one in streamed for delta in one["delta"].get("tool_calls", ())]
-        assert [(delta["index"], delta["function"]) for delta in deltas] == [(0, call["function"])]
+        assert {delta["index"] for delta in deltas} == {0} and deltas[0]["function"]["name"] == name
+        assert "".join(delta["function"]["arguments"] for delta in deltas) == call["function"]["arguments"]
         assert streamed[-1]["finish_reason"] == "tool_calls"
         assert not reduce(str.__add__, [one["delta"].get("content") or "" for one in streamed])
 
@@ -156,17 +216,16 @@ def test_the_template_is_told_of_tools_and_calls(served: Served, tmp_path: Path)
 
 
 def test_a_model_may_answer_without_a_call(served: Served, tmp_path: Path) -> None:
-    backend = _backend(served, tmp_path, TAGGED)
-    for extra in ({}, {"tool_choice": "auto"}, {"tool_choice": "none"}):
-        (answer,) = _ask(backend, **extra, max_tokens=8)
-        assert answer["choices"][0]["message"]["content"]
-        assert "tool_calls" not in answer["choices"][0]["message"]
+    for backend in (_backend(served, tmp_path, template) for template in (TAGGED, BARE, MISTRAL)):
+        for extra in ({}, {"tool_choice": "auto"}, {"tool_choice": "none"}):
+            (answer,) = _ask(backend, **extra, max_tokens=8)
+            assert answer["choices"][0]["message"]["content"]
+            assert "tool_calls" not in answer["choices"][0]["message"]
 
 
 @pytest.mark.parametrize(
     ("template", "extra", "param"),
     [
-        (BARE, {}, "tool_choice"),
         ("{{ messages[0].content }}", {}, "tools"),
         (
             "{{ messages[0].content }}",
@@ -174,7 +233,7 @@ def test_a_model_may_answer_without_a_call(served: Served, tmp_path: Path) -> No
             "messages",
         ),
     ],
-    ids=["auto", "template", "history"],
+    ids=["template", "history"],
 )
 def test_what_the_model_cannot_do_is_refused(
     served: Served, tmp_path: Path, template: str, extra: dict[str, Any], param: str
@@ -184,5 +243,19 @@ def test_what_the_model_cannot_do_is_refused(
     assert caught.value.param == param
 
 
-def test_a_call_has_an_id_of_its_own() -> None:
-    assert ToolCall("f", "{}").id != ToolCall("f", "{}").id
+def test_control_tokens_that_calls_are_made_of_are_seen(served: Served, tmp_path: Path) -> None:
+    served.engine.tokenizer.save(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer.json").read_text())
+    marked = json.loads(json.dumps(settings).replace("<|im_start|>", "[TOOL_CALLS]"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(marked))
+    template = NAMED.replace("<|im_start|>", "").replace("<|im_end|>", "")
+    (tmp_path / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer.load(tmp_path)
+    ((name, mark),) = form_of(tokenizer).shown
+    assert name == "[TOOL_CALLS]" and mark in tokenizer.control_ids
+    decoder = tokenizer.stream({mark})
+    assert "".join(decoder.push(token) for token in (mark, *tokenizer.encode("f{}"))) == "[TOOL_CALLS]f{}"
+    request = ChatRequest.model_validate({"model": "m", "messages": HI, "tools": [CLOCK], "tool_choice": "required"})
+    calling = ToolCalling(form_of(tokenizer))
+    assert calling.shown(request) == {mark} and f"<[{mark}]>" in str(calling.constraint(request))
+    assert calling.shown(ChatRequest.model_validate({"model": "m", "messages": HI})) == set()

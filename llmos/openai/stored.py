@@ -1,0 +1,177 @@
+"""Stored chat completions: kept for ``store: true`` where the tenant has storage, and read, labelled and removed later.
+
+Who keeps them is behind :class:`CompletionPort`: the control module's store, or a file of the server without Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
+
+from fastapi import APIRouter, Body, Path, Query, Request
+
+from llmos.errors import LlmosError, UsageError
+from llmos.openai.caller import Caller
+from llmos.openai.http import caller_of
+from llmos.openai.request import Metadata
+from llmos.openai.schema import ChatRequest, CompletionRequest
+from llmos.openai.sse import events
+from llmos.openai.wire import Wire
+
+PAGE, MAX_PAGE = 20, 100
+MAX_STORED_BYTES = 2**20
+
+Id = Annotated[str, Path(max_length=200)]
+Limit = Annotated[int, Query(ge=0, le=MAX_PAGE)]
+After = Annotated[str | None, Query(max_length=200)]
+Order = Annotated[Literal["asc", "desc"], Query()]
+
+_log = logging.getLogger(__name__)
+
+
+class CompletionPort(Protocol):
+    """Whoever keeps completions. Nobody sees another tenant's."""
+
+    async def completions(self, verb: str, tenant: str, **arguments: Any) -> Any:
+        """The answer of a verb of :class:`llmos.control.store.completions.Completions`. Raises leaves of LlmosError."""
+        ...
+
+
+class Nowhere:
+    """A :class:`CompletionPort` of a server without storage."""
+
+    async def completions(self, verb: str, tenant: str, **arguments: Any) -> Any:
+        """``keeps`` is false, and nothing can be found."""
+        if verb == "keeps":
+            return False
+        raise UsageError("this server stores no completions", hint="Start it with a place to store them.")
+
+
+class UpdateRequest(Wire):
+    """What can be changed of a stored completion."""
+
+    metadata: Metadata | None
+
+
+class Keeper:
+    """Hands answers to ``port``."""
+
+    def __init__(self, port: CompletionPort) -> None:
+        self._port = port
+
+    async def wanted(self, request: CompletionRequest | ChatRequest, caller: Caller) -> bool:
+        """Whether the answer is to be kept: it is asked for, and the tenant has storage."""
+        if not (isinstance(request, ChatRequest) and request.store):
+            return False
+        return bool(await self._port.completions("keeps", caller.tenant))
+
+    async def keep(self, request: ChatRequest, caller: Caller, answer: bytes) -> None:
+        """Keep ``answer``, all of it. What cannot be kept is logged: the answer itself is complete and goes out."""
+        found = joined(events(answer)) if request.stream else json.loads(answer)
+        if len(answer) > MAX_STORED_BYTES:
+            return _log.warning("completion %s is not stored: it has %d bytes", found["id"], len(answer))
+        found |= {"metadata": request.metadata or {}, "request_id": caller.request_id}
+        messages = [{"role": m.role, "content": m.content, "name": m.name} for m in request.messages]
+        try:
+            await self._port.completions("add", caller.tenant, completion=found, messages=messages)
+        except LlmosError as error:
+            _log.warning("completion %s is not stored: %s", found["id"], error)
+
+
+def joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The whole answer that the ``chunks`` of a stream are parts of."""
+    choices: dict[int, dict[str, Any]] = {}
+    usage = None
+    for chunk in chunks:
+        usage = chunk.get("usage") or usage
+        for choice in chunk["choices"]:
+            _join(choices, choice)
+    head = {name: chunks[0][name] for name in ("id", "created", "model")}
+    whole = {**head, "object": "chat.completion", "choices": [choices[index] for index in sorted(choices)]}
+    return whole if usage is None else {**whole, "usage": usage}
+
+
+def _join(choices: dict[int, dict[str, Any]], part: Mapping[str, Any]) -> None:
+    empty = {"role": "assistant", "content": None, "refusal": None}
+    choice = choices.setdefault(
+        part["index"], {"index": part["index"], "message": empty, "logprobs": None, "finish_reason": "stop"}
+    )
+    message, delta = choice["message"], part["delta"]
+    if delta.get("content"):
+        message["content"] = (message["content"] or "") + delta["content"]
+    for call in delta.get("tool_calls", ()):
+        called = message.setdefault("tool_calls", [])
+        if call["index"] == len(called):
+            called.append({"id": call["id"], "type": "function", "function": {"name": "", "arguments": ""}})
+        for name, more in call["function"].items():
+            called[call["index"]]["function"][name] += more
+    if part["logprobs"]:
+        before = choice["logprobs"] or {"content": [], "refusal": None}
+        choice["logprobs"] = {**before, "content": before["content"] + part["logprobs"]["content"]}
+    choice["finish_reason"] = part["finish_reason"] or choice["finish_reason"]
+
+
+def add_stored_routes(router: APIRouter, port: CompletionPort) -> None:
+    """``/chat/completions`` by id, and their list."""
+    base = "/chat/completions"
+
+    @router.get(base, summary="Stored chat completions")
+    async def list_completions(
+        request: Request,
+        after: After = None,
+        limit: Limit = PAGE,
+        order: Order = "asc",
+        model: Annotated[str | None, Query(max_length=200)] = None,
+    ) -> dict[str, Any]:
+        asked = {"after": after, "limit": limit, "order": order, "model": model, "metadata": _labels(request)}
+        return _page(await port.completions("list", caller_of(request).tenant, **asked), limit)
+
+    @router.get(f"{base}/{{completion_id}}", summary="A stored chat completion")
+    async def get_completion(request: Request, completion_id: Id) -> Any:
+        return await port.completions("get", caller_of(request).tenant, id=completion_id)
+
+    @router.post(f"{base}/{{completion_id}}", summary="Label a stored chat completion anew")
+    async def update_completion(request: Request, completion_id: Id, body: Annotated[UpdateRequest, Body()]) -> Any:
+        asked = {"id": completion_id, "metadata": body.metadata or {}}
+        return await port.completions("update", caller_of(request).tenant, **asked)
+
+    @router.delete(f"{base}/{{completion_id}}", summary="Remove a stored chat completion")
+    async def delete_completion(request: Request, completion_id: Id) -> Any:
+        await port.completions("remove", caller_of(request).tenant, id=completion_id)
+        return {"object": "chat.completion.deleted", "id": completion_id, "deleted": True}
+
+    _add_message_route(router, port)
+
+
+def _add_message_route(router: APIRouter, port: CompletionPort) -> None:
+    @router.get("/chat/completions/{completion_id}/messages", summary="What a stored chat completion answered")
+    async def list_messages(
+        request: Request, completion_id: Id, after: After = None, limit: Limit = PAGE, order: Order = "asc"
+    ) -> dict[str, Any]:
+        found = await port.completions("messages", caller_of(request).tenant, id=completion_id)
+        numbered = [
+            {"id": f"{completion_id}-{number}", "refusal": None, "content_parts": None, **message}
+            for number, message in enumerate(found)
+        ][:: 1 if order == "asc" else -1]
+        ids = [message["id"] for message in numbered]
+        if after is not None and after not in ids:
+            raise UsageError(f"`after` is no message of `{completion_id}`", param="after")
+        return _page(numbered[0 if after is None else ids.index(after) + 1 :][: limit + 1], limit)
+
+
+def _page(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """``found``, of which one more than ``limit`` says that there are more."""
+    page = found[:limit]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
+    return {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": len(found) > limit}
+
+
+def _labels(request: Request) -> dict[str, str]:
+    """``metadata[key]=value`` of the query."""
+    return {
+        name.removeprefix("metadata[").removesuffix("]"): value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
