@@ -23,9 +23,11 @@ from llmos.infer.prefix import BLOCK_TOKENS
 
 SPREAD = 0.25
 """How far above the mean a load may be."""
-QUEUE_SHARE = 0.2
+QUEUE_SHARE = 0.3
 """What a token that waits at a replica costs, of what one costs that is computed again: that one takes its time from all
 who come later too, and another prompt's room in the cache."""
+LATELY_SHARE = 0.01
+"""What a token costs that a replica was sent lately, cached or not: it is read again for every token of the answer."""
 NEAR_TOKENS = 64
 """Costs that differ by less are the same."""
 SESSION_TOKENS = 1024
@@ -61,12 +63,12 @@ class _Replica:
         """Tokens before a new one, by its weight."""
         return self.open / self.weight
 
-    def cost(self, missing: int) -> float:
-        """What it takes until ``missing`` tokens are computed here, by its weight."""
-        return (max(0, missing) + QUEUE_SHARE * self.open) / self.weight
+    def cost(self, missing: int, now: float) -> float:
+        """Of computing ``missing`` tokens here, by its weight."""
+        return (max(0, missing) + QUEUE_SHARE * self.open) / self.weight + LATELY_SHARE * self.recent(now)
 
     def recent(self, now: float) -> float:
-        """Tokens it was given to compute, by its weight; those of RECENT_S ago count 1/e."""
+        """Tokens of prompts and answers it was sent, by its weight; those of RECENT_S ago count 1/e."""
         self._recent *= exp((self._at - now) / RECENT_S)
         self._at = now
         return self._recent / self.weight
@@ -104,7 +106,7 @@ class Router:
         mean = sum(one.open for one in found) / sum(one.weight for one in found)
         most = max(min(one.wait for one in found), (1 + SPREAD) * mean)
         fit = {one: one.held.prefix(digests) for one in found if one.wait <= most + tokens / one.weight}
-        costs = {one: one.cost(tokens - held * self._block_tokens) for one, held in fit.items()}
+        costs = {one: one.cost(tokens - held * self._block_tokens, now) for one, held in fit.items()}
         least = min(costs.values())
         if (last := self._sessions.get(session)) is not None:
             if any(one.id == last and cost <= least + SESSION_TOKENS for one, cost in costs.items()):
@@ -120,7 +122,7 @@ class Router:
         given = Given(replica, prompt, max(0, tokens - len(digests) * self._block_tokens))
         replica.held.use(digests)
         replica.open += given.prompt + given.answer
-        replica.add_recent(given.prompt + given.answer, now)
+        replica.add_recent(tokens, now)
         if session:
             self._sessions[session] = id
             self._sessions.move_to_end(session)
