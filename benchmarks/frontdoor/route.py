@@ -70,7 +70,9 @@ def _asked(options: Options) -> Sequence[Asked]:
 def _routed(options: Options, lost: bool = False) -> Outcome:
     """Our router; ``lost``: the second replica goes in the middle of the trace."""
     asked = _asked(options)
-    return Replay(asked, REPLICAS, ROOM, asked[len(asked) // 2].at_s if lost else math.inf).run(Routed(ROOM, TRACE_BLOCK))
+    return Replay(asked, REPLICAS, ROOM, asked[len(asked) // 2].at_s if lost else math.inf).run(
+        Routed(ROOM, TRACE_BLOCK)
+    )
 
 
 @functools.cache
@@ -90,7 +92,9 @@ def _decisions(options: Options) -> Sequence[float]:
 
 
 def _finely(asked: Asked) -> list[bytes]:
-    return [blake2b(b"%d %d" % (block, part), digest_size=32).digest() for block in asked.blocks for part in range(FINE)]
+    return [
+        blake2b(b"%d %d" % (block, part), digest_size=32).digest() for block in asked.blocks for part in range(FINE)
+    ]
 
 
 def _imbalance(tokens: Sequence[int]) -> float:
@@ -98,5 +102,7 @@ def _imbalance(tokens: Sequence[int]) -> float:
 
 
 def _why(options: Options, ours: Outcome, turns: Outcome) -> str:
-    first = f"until the first token {statistics.mean(ours.first_s):.2f} s, by turns {statistics.mean(turns.first_s):.2f} s"
+    first = (
+        f"until the first token {statistics.mean(ours.first_s):.2f} s, by turns {statistics.mean(turns.first_s):.2f} s"
+    )
     return f"{len(_asked(options))} prompts of {ours.blocks} blocks; {first}"

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """``tokens`` of all prompts of a request; the ``digests`` of the blocks of the first, none if they are not known."""
+    """``tokens`` of all prompts of a request; ``digests`` of the blocks of the first, none if they are not known."""
 
     tokens: int
     digests: Sequence[bytes] = ()

@@ -1,11 +1,11 @@
 """Which replica answers a request: the one that has least to do for it, counted in tokens.
 
 The cost of a replica is the part of the prompt that its cache does not hold, and a share of what it has to compute for
-others already: it pays to go where the prefix is (Preble, Srivatsa et al., ICLR 2025), unless too many do. Two bounds
-keep the load even. What waits at a replica is at most (1 + SPREAD) times the mean, and the prompt's own length: waiting
-there never takes much longer than computing the prompt anew (consistent hashing with bounded loads, Mirrokni et al.,
-SODA 2018). Prompts that nobody holds go where rendezvous hashing says (Thaler and Ravishankar, 1998), among those who
-have had no more than (1 + SPREAD) times the mean to compute lately.
+others already: it pays to go where the prefix is (Preble, Srivatsa et al., ICLR 2025), unless too many do. What
+waits there is bounded: (1 + SPREAD) times the mean and the prompt's own length (consistent hashing with bounded loads,
+Mirrokni et al., SODA 2018). Where costs are the same, rendezvous hashing decides (Thaler and Ravishankar, 1996) among
+those who were sent no more than (1 + SPREAD) times the mean lately: a front door that has just started and knows
+nothing sends prompts where they were sent before.
 
 Pure: times are given, in seconds of one clock that never goes back.
 """
@@ -21,11 +21,11 @@ from math import exp, log
 from llmos.front.held import Held
 from llmos.infer.prefix import BLOCK_TOKENS
 
-SPREAD = 0.25
-"""How far above the mean a load may be."""
-QUEUE_SHARE = 0.3
-"""What a token that waits at a replica costs, of what one costs that is computed again: that one takes its time from all
-who come later too, and another prompt's room in the cache."""
+SPREAD = 1.0
+"""How far above the mean a load may be, as a part of it."""
+QUEUE_SHARE = 0.2
+"""What a token that waits at a replica costs, of what one costs that is computed again: that one takes time from all
+who come later too, and room in the cache from another prompt."""
 LATELY_SHARE = 0.01
 """What a token costs that a replica was sent lately, cached or not: it is read again for every token of the answer."""
 NEAR_TOKENS = 64
@@ -40,7 +40,7 @@ MAX_SESSIONS = 2**16
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A replica that takes requests. ``capacity`` is the blocks of its cache, ``weight`` how fast it is beside others."""
+    """A replica that takes requests. ``capacity`` is its cache in blocks, ``weight`` how fast it is beside others."""
 
     id: str
     capacity: int
@@ -108,9 +108,9 @@ class Router:
         fit = {one: one.held.prefix(digests) for one in found if one.wait <= most + tokens / one.weight}
         costs = {one: one.cost(tokens - held * self._block_tokens, now) for one, held in fit.items()}
         least = min(costs.values())
-        if (last := self._sessions.get(session)) is not None:
-            if any(one.id == last and cost <= least + SESSION_TOKENS for one, cost in costs.items()):
-                return last
+        last = self._sessions.get(session)
+        if any(one.id == last and cost <= least + SESSION_TOKENS for one, cost in costs.items()):
+            return str(last)
         near = {one: fit[one] for one, cost in costs.items() if cost <= least + NEAR_TOKENS}
         return next(iter(near)).id if len(near) == 1 else _spread(near, digests, session, now).id
 

@@ -22,7 +22,9 @@ def asked(*prompts: tuple[int, ...], every_s: float = 10.0, answer: int = 10) ->
 
 def conversations(count: int, turns: int) -> list[Asked]:
     """By turns, each with all that was said in it before."""
-    return asked(*(tuple(1000 * one + block for block in range(turn + 1)) for turn in range(turns) for one in range(count)))
+    return asked(
+        *(tuple(1000 * one + block for block in range(turn + 1)) for turn in range(turns) for one in range(count))
+    )
 
 
 def test_one_replica_finds_what_it_has_seen() -> None:

@@ -36,4 +36,7 @@ def test_salts_have_nothing_in_common(tokens: list[int]) -> None:
 
 def test_names_stay_what_they_are() -> None:
     """A front door and a replica of two releases may meet while one of them is upgraded."""
-    assert digests(range(BLOCK_TOKENS), b"key")[0].hex() == "cec375515ed6148d1d5f002a485a5f68e7b344d17e844cf0a4e8d7d99825531f"
+    assert (
+        digests(range(BLOCK_TOKENS), b"key")[0].hex()
+        == "cec375515ed6148d1d5f002a485a5f68e7b344d17e844cf0a4e8d7d99825531f"
+    )
