@@ -4,7 +4,9 @@ The trace is Mooncake's synthetic one (Qin et al., FAST 2025). The replicas have
 one cache of 16,000, which gets the prompts one after another, and so finds each that is complete. How prompts and
 answers take time says :mod:`benchmarks.frontdoor.replay`.
 
-QUEUE_SHARE of the router was chosen by the first half of the trace; each figure is printed of the second half too.
+The router's QUEUE_SHARE, LATELY_SHARE and SPREAD, and the replicas' speed, were settled on this trace: the last choice
+by its first half, earlier ones by a sketch that had seen all of it. So the second half, which is printed too, is no
+trace that nobody had looked at.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from llmos.models import Tokenizer
 from llmos.openai.schema import ChatRequest, CompletionRequest
 
 MAX_MODELS = 16
-"""Tokenizers that are kept; a large one takes some 100 MB."""
+"""Tokenizers that are kept."""
 LONG = 2_000
 """Characters or tokens from which on a prompt is left to a thread: it would keep others waiting."""
 CHARS_PER_TOKEN = 3
@@ -57,7 +57,7 @@ class Prompts:
         return await asyncio.to_thread(_read, tokenizer, request, key)
 
     async def load(self, directory: str) -> Tokenizer | None:
-        """The tokenizer of the model in ``directory``; None if it cannot be used. Loaded once, which takes a second."""
+        """The tokenizer of the model in ``directory``; None if it cannot be used. Loaded once."""
         task = self._tokenizers.get(directory)
         if task is None:
             task = self._tokenizers[directory] = asyncio.create_task(asyncio.to_thread(_load, directory))

@@ -34,7 +34,7 @@ SESSION_TOKENS = 1024
 """What staying with its replica is worth to a session: the answers that are cached there, which nobody else sees."""
 RECENT_S = 60.0
 MAX_DIGESTS = 2**20
-"""Of all replicas together; a digest takes some 250 bytes."""
+"""Of all replicas together."""
 MAX_SESSIONS = 2**16
 
 
