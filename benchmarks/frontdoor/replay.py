@@ -100,7 +100,9 @@ class Replay:
     def __init__(self, asked: Sequence[Asked], replicas: int, room: int, lost_s: float = math.inf) -> None:
         self._asked = asked
         self._replicas = {number: _Replica(room) for number in range(replicas)}
-        self._events = [(one.at_s, number, self._ask, number) for number, one in enumerate(asked)]
+        self._events: list[tuple[float, int, Callable[[int], None], int]] = [
+            (one.at_s, number, self._ask, number) for number, one in enumerate(asked)
+        ]
         self._scheduled, self._now, self._turn = len(asked), 0.0, 0
         if lost_s < math.inf:
             self._in(lost_s, self._lose, 1)

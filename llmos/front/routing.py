@@ -1,11 +1,11 @@
 """Which replica answers a request: the one that has least to do for it, counted in tokens.
 
-The cost of a replica is the part of the prompt that its cache does not hold, and a share of what it has to compute for
-others already: it pays to go where the prefix is (Preble, Srivatsa et al., ICLR 2025), unless too many do. What
-waits there is bounded: (1 + SPREAD) times the mean and the prompt's own length (consistent hashing with bounded loads,
-Mirrokni et al., SODA 2018). Where costs are the same, rendezvous hashing decides (Thaler and Ravishankar, 1996) among
-those who were sent no more than (1 + SPREAD) times the mean lately: a front door that has just started and knows
-nothing sends prompts where they were sent before.
+The cost of a replica is the part of the prompt that its cache does not hold, a share of what it has to compute for
+others already, and a small one of what it was sent lately: it pays to go where the prefix is, unless too many do
+(Preble, Srivatsa et al., ICLR 2025). What waits there is bounded: (1 + SPREAD) times the mean and the prompt's own
+length (consistent hashing with bounded loads, Mirrokni et al., SODA 2018). Where costs are the same, rendezvous hashing
+decides (Thaler and Ravishankar, 1996): a front door that has just started and knows nothing sends prompts where they
+were sent before.
 
 Pure: times are given, in seconds of one clock that never goes back.
 """
@@ -171,13 +171,10 @@ class Router:
 
 def _spread(near: dict[_Replica, int], digests: Sequence[bytes], session: str, now: float) -> _Replica:
     """One of ``near``, which cost the same; each with how many of ``digests`` it holds."""
-    lately = {one: one.recent(now) for one in near}
-    most = max(min(lately.values()), (1 + SPREAD) * sum(lately.values()) / len(near))
-    calm = [one for one in near if lately[one] <= most]
     if not (session or digests):
-        return min(calm, key=lately.__getitem__)
+        return min(near, key=lambda one: one.recent(now))
     key = session.encode() or digests[min(max(near.values()), len(digests) - 1)]  # the first that is not held
-    return max(calm, key=lambda one: _score(key, one))
+    return max(near, key=lambda one: _score(key, one))
 
 
 def _score(key: bytes, replica: _Replica) -> float:
