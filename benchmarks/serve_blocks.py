@@ -25,8 +25,8 @@ def block_replay(options: Options) -> Measured:
     """The share of all blocks that is found with room for 16,000; the unbounded one is in ``why``."""
     prompts = _read(_trace(options))
     total = sum(map(len, prompts))
-    unbounded = _found(prompts, total) / total
-    bounded, lru = _found(prompts, ROOM) / total, _found_by_lru(prompts, ROOM) / total
+    unbounded = found_of(prompts, total) / total
+    bounded, lru = found_of(prompts, ROOM) / total, _found_by_lru(prompts, ROOM) / total
     assert round(unbounded, 3) >= 0.640, f"unbounded, {unbounded:.4f} of the blocks are found: expected 0.640"
     why = f"{unbounded:.3f} unbounded; {len(prompts)} prompts of {total} blocks, one after another"
     return Measured(bounded, lru, bounded / lru, why)
@@ -42,12 +42,12 @@ def _read(trace: Path) -> _Prompts:
     return [json.loads(line)["hash_ids"] for line in trace.read_text().splitlines()]
 
 
-def _found(prompts: _Prompts, room: int) -> int:
+def found_of(prompts: _Prompts, room: int) -> int:
     """Blocks that were cached when their prompt came, with ``room`` for cached ones, and one for an answer."""
     blocks = Blocks(room + 1)
     found = 0
     for hashes in prompts:
-        tokens = list(_tokens(hashes))
+        tokens = list(tokens_of(hashes))
         table = blocks.open(tokens, b"")
         found += table.cached // BLOCK_TOKENS
         assert table.grow(len(tokens)), f"a prompt of {len(hashes)} blocks: there are {room}"
@@ -56,7 +56,8 @@ def _found(prompts: _Prompts, room: int) -> int:
     return found
 
 
-def _tokens(hashes: Iterable[int]) -> Iterable[int]:
+def tokens_of(hashes: Iterable[int]) -> Iterable[int]:
+    """A prompt of one block for each of ``hashes``, and of one token more."""
     for number in hashes:
         yield from [number] * BLOCK_TOKENS
     yield 0  # the answer's first: so the prompt's last block may be found too

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from hashlib import blake2b
 
 from llmos.errors import UsageError
 from llmos.infer.idle import Idle
-from llmos.infer.step import BLOCK_TOKENS
-
-_DIGEST_BYTES = 32  # nobody finds two prompts with one hash: what is cached for one must not answer another
+from llmos.infer.prefix import BLOCK_TOKENS, begin, extend
 
 
 def blocks_for(length: int) -> int:
@@ -34,7 +31,7 @@ class Blocks:
         self._digests: list[bytes | None] = [None] * count
         self._cached: dict[bytes, int] = {}
         self._unused = list(range(count - 1, -1, -1))  # holds nothing anybody could want
-        self._idle = Idle()  # cached, held by nobody
+        self._idle: Idle[int] = Idle()  # cached, held by nobody
         self._again = [False] * count  # cached, and of use to more than one
 
     @property
@@ -117,7 +114,7 @@ class Table:
 
     def __init__(self, pool: Blocks, salt: bytes) -> None:
         self._pool = pool
-        self._digests = [blake2b(salt, digest_size=_DIGEST_BYTES, person=b"llmos salt").digest()]  # 1 + full blocks
+        self._digests = begin(salt)
         self._committed = 0
         self.blocks = array("i")  # native code and numpy read it without a copy
         self.cached = 0
@@ -175,7 +172,6 @@ class Table:
 
     def _digest(self, tokens: Sequence[int], number: int) -> bytes:
         """The hash of block ``number`` of ``tokens`` and of all before it. Remembered: tokens never change."""
-        for known in range(len(self._digests) - 1, number + 1):
-            part = array("q", tokens[known * BLOCK_TOKENS : (known + 1) * BLOCK_TOKENS])
-            self._digests.append(blake2b(self._digests[known] + part.tobytes(), digest_size=_DIGEST_BYTES).digest())
+        if len(self._digests) <= number + 1:
+            extend(self._digests, tokens, number + 1)
         return self._digests[number + 1]

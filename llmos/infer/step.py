@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK_TOKENS = 16
-"""Tokens in a block of the key-value cache: hashing every 16 tokens is cheap, and a sequence wastes half a block."""
+from llmos.infer.prefix import BLOCK_TOKENS
+
+__all__ = ["BLOCK_TOKENS", "Better", "Ints", "Runner", "Step", "Watched"]
 
 Ints = NDArray[np.int32]
 

@@ -1,0 +1,97 @@
+"""A request's prompt as its replica will see it: how many tokens it has, and what the engine calls its blocks.
+
+Tokens are made with the model's own tokenizer and chat template, the very way that ``llmos.serving`` makes them, and
+hashed with the salt that the engine uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmos.errors import ModelError
+from llmos.infer.prefix import digests
+from llmos.models import Tokenizer
+from llmos.openai.schema import ChatRequest, CompletionRequest
+
+MAX_MODELS = 16
+"""Tokenizers that are kept."""
+LONG = 2_000
+"""Characters or tokens from which on a prompt is left to a thread: it would keep others waiting."""
+CHARS_PER_TOKEN = 3
+"""Where the tokenizer cannot be used: rather too many tokens than too few."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """``tokens`` of all prompts of a request; ``digests`` of the blocks of the first, none if they are not known."""
+
+    tokens: int
+    digests: Sequence[bytes] = ()
+
+
+class Prompts:
+    """Reads requests, for one event loop. ``max_models`` tokenizers are kept."""
+
+    def __init__(self, max_models: int = MAX_MODELS) -> None:
+        self._max_models = max_models
+        self._tokenizers: OrderedDict[str, asyncio.Task[Tokenizer | None]] = OrderedDict()
+
+    async def read(self, directory: str, request: CompletionRequest | ChatRequest, key: str) -> Prompt:
+        """The prompt of ``request``, asked with the key of this id, for the model in ``directory``.
+
+        A model whose tokenizer cannot be used here is no error: its tokens are estimated. Raises UsageError for
+        messages that the chat template does not take.
+        """
+        tokenizer = await self.load(directory)
+        size = _size(request)
+        if tokenizer is None:
+            return Prompt(-(-size // CHARS_PER_TOKEN))
+        if size < LONG:
+            return _read(tokenizer, request, key)
+        return await asyncio.to_thread(_read, tokenizer, request, key)
+
+    async def load(self, directory: str) -> Tokenizer | None:
+        """The tokenizer of the model in ``directory``; None if it cannot be used. Loaded once."""
+        task = self._tokenizers.get(directory)
+        if task is None:
+            task = self._tokenizers[directory] = asyncio.create_task(asyncio.to_thread(_load, directory))
+            if len(self._tokenizers) > self._max_models:
+                self._tokenizers.popitem(last=False)
+        self._tokenizers.move_to_end(directory)
+        return task.result() if task.done() else await asyncio.shield(task)
+
+
+def token_lists(tokenizer: Tokenizer, request: CompletionRequest | ChatRequest) -> list[list[int]]:
+    """The tokens of each prompt, as ``llmos.serving`` asks the engine. Raises UsageError and ModelError."""
+    if isinstance(request, ChatRequest):
+        tools = [tool.plain for tool in request.offered]
+        return [tokenizer.encode_chat([message.plain for message in request.messages], tools=tools)]
+    nothing = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]  # a new document begins
+    given = [tokenizer.encode(p, add_special_tokens=True) if isinstance(p, str) else p for p in request.prompts]
+    return [tokens or nothing for tokens in given]
+
+
+def _read(tokenizer: Tokenizer, request: CompletionRequest | ChatRequest, key: str) -> Prompt:
+    lists = token_lists(tokenizer, request)
+    return Prompt(sum(map(len, lists)), digests(lists[0], key.encode()))
+
+
+def _size(request: CompletionRequest | ChatRequest) -> int:
+    """Characters of texts, and tokens; tools are not counted."""
+    if isinstance(request, ChatRequest):
+        return sum(len(message.content) for message in request.messages if isinstance(message.content, str))
+    return sum(map(len, request.prompts))
+
+
+def _load(directory: str) -> Tokenizer | None:
+    try:
+        return Tokenizer.load(directory)
+    except ModelError as error:
+        _log.warning("requests for %s are routed without their prompts: %s", directory, error.message)
+        return None
