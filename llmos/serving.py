@@ -15,12 +15,15 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from llmos.embedding import EncoderBackend
 from llmos.errors import AuthError, UsageError
+from llmos.infer.encoder import EncoderEngine
 from llmos.infer.engine import Engine
 from llmos.infer.local import LocalEngine
 from llmos.infer.request import GenerationRequest, Grammar, SamplingParams, TokenEvent
 from llmos.models import Tokenizer
 from llmos.openai.caller import Caller
+from llmos.openai.embeddings import EmbeddingRequest
 from llmos.openai.errors import unknown_model
 from llmos.openai.replies import ModelCard, Piece, Token, model_card, reply_to, usage
 from llmos.openai.schema import SEED_BITS, ChatRequest, CompletionRequest
@@ -86,6 +89,11 @@ class EngineBackend:
         else:
             pieces = [self._piece(latest[i], echo, parsers[i]) for i, echo in enumerate(echoes)]
             yield reply.whole(pieces, counts)
+
+    async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
+        """Raises UsageError: a model that generates text has no vectors of texts."""
+        what = f"`{request.model}` generates text: it makes no embeddings"
+        raise UsageError(what, hint="Serve an encoder, such as a model of the BERT family.", param="model")
 
     def prompts(self, request: CompletionRequest | ChatRequest) -> list[tuple[int, ...]]:
         """The tokens of each prompt. Raises what the tokenizer raises."""
@@ -193,7 +201,16 @@ _PASSED_ON = (
 )
 
 
-def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
+def backend_of(
+    engine: LocalEngine | EncoderEngine, name: str, weights: Mapping[str, float] | None = None
+) -> EngineBackend | EncoderBackend:
+    """What answers with ``engine``, whichever it is."""
+    if isinstance(engine, EncoderEngine):
+        return EncoderBackend(engine, name, weights)
+    return EngineBackend(engine, engine.tokenizer, name, weights)
+
+
+def standalone(engine: LocalEngine | EncoderEngine, name: str, key: str) -> FastAPI:
     """A server for one engine, which asks for ``key``. ``/healthz`` needs none. It closes the engine when it ends."""
     expected = f"Bearer {key}".encode()
 
@@ -207,7 +224,7 @@ def standalone(engine: LocalEngine, name: str, key: str) -> FastAPI:
         yield
         await asyncio.to_thread(engine.close)
 
-    app = create_app(EngineBackend(engine, engine.tokenizer, name), authorize)
+    app = create_app(backend_of(engine, name), authorize)
     app.router.lifespan_context = lifespan
 
     @app.get("/healthz")

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llmos.front.fleet import Fleet
 from llmos.front.relay import Question, Relay
 from llmos.openai.caller import Caller
+from llmos.openai.embeddings import EmbeddingRequest
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
 
@@ -33,6 +34,11 @@ class ServiceBackend:
         path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
         body = request.model_dump_json(exclude_unset=True).encode()
         return self._relay.pieces(Question(request.model, path, body, caller, bool(request.stream)))
+
+    async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
+        """The replica's vectors. Being cancelled, it ends the request there."""
+        body = request.model_dump_json(exclude_unset=True).encode()
+        return await self.whole(request.model, "/v1/embeddings", body, caller)
 
     async def whole(self, service: str, path: str, body: bytes, caller: Caller) -> bytes:
         """The JSON that a replica answers to ``body`` (JSON) at ``path``. Raises what the replica raises."""

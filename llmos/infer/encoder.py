@@ -1,4 +1,4 @@
-"""The engine for encoders: event loops ask and listen here; the core computes behind a link, as that of decoders does."""
+"""The engine for encoders: event loops ask and listen here, the core computes behind a link, as for decoders."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class EncoderEngine:
         self._asked: dict[str, _Ticket] = {}  # by the caller's
         self._error: EngineError | None = None
         self._request_s = 0.1
-        self._totals = {"requests": 0, "prompt_tokens": 0}
+        self._totals = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
         self._link: Link = (ProcessLink if process else ThreadLink)(chosen, self)
         ready = self._link.ready()
         self.context_length, self._vocab_size = ready.context_length, ready.vocab_size

@@ -1,7 +1,7 @@
 """An encoder's batches: which texts are computed next, and whose vectors are complete.
 
-Texts of all requests wait in one fair queue. A batch takes them in its order until it is full, whatever request they are
-of, and computes them sorted by length: nothing is padded, and those of one length share their attention.
+Texts of all requests wait in one fair queue. A batch takes them in its order until it is full, whatever request they
+are of, and computes them sorted by length: nothing is padded, and those of one length share their attention.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ class EncoderCore:
         if not self._jobs or self._waited():
             return late
         batch = self._batch()
-        self._limit_s, self._began_s = self._patience.limit_s(self._token_budget), time.monotonic()
-        vectors_ND = self._encode([tuple(entry.tokens) for entry in batch])
         tokens = sum(len(entry.tokens) for entry in batch)
+        self._limit_s, self._began_s = self._patience.limit_s(tokens), time.monotonic()
+        vectors_ND = self._encode([tuple(entry.tokens) for entry in batch])
         self._patience.learn(tokens, time.monotonic() - self._began_s)
         self._began_s = None
         self._meter.stepped(tokens)
@@ -128,6 +128,7 @@ class EncoderCore:
             "waiting_texts": len(self._job_of),
             "waiting_tokens": self._waiting_tokens,
             "texts": self._texts,
+            "step_limit_s": self._limit_s,
             **self._meter.stats(),
             **self._about,
         }

@@ -124,14 +124,14 @@ class CompletionRequest(Request):
     @classmethod
     def _one_kind(cls, value: Any) -> Any:
         parts = value if isinstance(value, list) and value else [value]
-        if not (_all(str, parts) or _all(int, value) or all(_all(int, part) for part in parts)):
+        if not (all_of(str, parts) or all_of(int, value) or all(all_of(int, part) for part in parts)):
             raise ValueError("expected a text, texts, tokens or lists of tokens, and at least one")
         return value
 
     @field_validator("prompt")
     @classmethod
     def _not_too_many(cls, value: Any, info: ValidationInfo) -> Any:
-        count = len(value) if isinstance(value, list) and not _all(int, value) else 1
+        count = len(value) if isinstance(value, list) and not all_of(int, value) else 1
         if count * (info.data.get("n") or 1) > MAX_CHOICES:
             raise ValueError(f"asks for too many answers: expected at most {MAX_CHOICES}, prompts times `n`")
         return value
@@ -282,5 +282,6 @@ class ChatRequest(Request):
         return value
 
 
-def _all(kind: type, values: Any) -> bool:
+def all_of(kind: type, values: Any) -> bool:
+    """Whether ``values`` is a list with something in it, all of it of ``kind`` itself."""
     return isinstance(values, list) and bool(values) and all(type(value) is kind for value in values)

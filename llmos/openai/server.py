@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from llmos.errors import LlmosError
 from llmos.openai import errors
 from llmos.openai.caller import Caller
+from llmos.openai.embeddings import EmbeddingRequest
 from llmos.openai.replies import ModelCard, ModelList
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.sse import MEDIA_TYPE, sse
@@ -46,9 +47,13 @@ class OpenAIBackend(Protocol):
         """
         ...
 
+    async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
+        """The JSON of :func:`llmos.openai.embeddings.embedding_reply`. Being cancelled, it cancels the request."""
+        ...
+
 
 def create_app(backend: OpenAIBackend, authorize: Authorize, *, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
-    """``/v1/models``, ``/v1/models/{id}``, ``/v1/completions`` and ``/v1/chat/completions``, each with scope ``infer``.
+    """The routes of ``/v1``, each with scope ``infer``.
 
     Errors, also those of unknown routes, have OpenAI's shape. ``/v1/openapi.json`` describes the routes.
     """
@@ -107,6 +112,11 @@ def _generation(backend: OpenAIBackend, authorize: Authorize, max_body_bytes: in
     @router.post("/chat/completions", summary="Continue a chat", response_class=Response)
     async def chat(request: Request, body: Annotated[ChatRequest, Body()]) -> Response:
         return await _answer(backend, request, body)
+
+    @router.post("/embeddings", summary="Turn texts into vectors", response_class=Response)
+    async def embeddings(request: Request, body: Annotated[EmbeddingRequest, Body()]) -> Response:
+        found = await _unless_disconnected(request, backend.embed(body, request.scope["llmos.caller"]))
+        return Response(found, 200 if found else CLIENT_CLOSED_REQUEST, media_type="application/json")
 
     return router
 
@@ -207,7 +217,8 @@ async def _on_llmos_error(_: Request, error: Exception) -> Response:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    model = ChatRequest if request.url.path.endswith("/chat/completions") else CompletionRequest
+    bodies = {"/chat/completions": ChatRequest, "/embeddings": EmbeddingRequest, "": CompletionRequest}
+    model = next(model for end, model in bodies.items() if request.url.path.endswith(end))
     return await _on_llmos_error(request, errors.invalid(error, model.model_fields))
 
 

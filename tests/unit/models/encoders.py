@@ -26,8 +26,10 @@ def write_encoder(
     normalize: bool = True,
     config: dict[str, Any] | None = None,
 ) -> Any:
-    """A model of ``family`` with ``head`` (``Model`` or ``ForMaskedLM``), which is returned too. ``pooling`` None leaves
-    out what sentence-transformers adds."""
+    """A model of ``family`` with ``head`` (``Model`` or ``ForMaskedLM``), which is returned too.
+
+    ``pooling`` None leaves out what sentence-transformers adds.
+    """
     import transformers
 
     name = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}[family]

@@ -1,4 +1,4 @@
-"""Encoders: the same vectors as transformers, whatever texts are beside each other; files that are not right, refused."""
+"""Encoders: the same vectors as transformers, whatever texts are beside each other; wrong files are refused."""
 
 from __future__ import annotations
 
