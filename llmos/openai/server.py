@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
@@ -217,7 +218,11 @@ async def _on_llmos_error(_: Request, error: Exception) -> Response:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    bodies = {"/chat/completions": ChatRequest, "/embeddings": EmbeddingRequest, "": CompletionRequest}
+    bodies: dict[str, type[BaseModel]] = {
+        "/chat/completions": ChatRequest,
+        "/embeddings": EmbeddingRequest,
+        "": CompletionRequest,
+    }
     model = next(model for end, model in bodies.items() if request.url.path.endswith(end))
     return await _on_llmos_error(request, errors.invalid(error, model.model_fields))
 
