@@ -111,9 +111,10 @@ def _started(threads: int, stack: ExitStack) -> tuple[Encoder, Encoder]:
         model, python = directory(), SENTENCES.python
     except Missing as missing:
         raise Unmeasured(str(missing)) from missing
-    own = [sys.executable, "-m", "benchmarks.frontdoor.embed_ours", model, str(threads), str(_TOKENS)]
+    own: list[str | Path] = [sys.executable, "-m", "benchmarks.frontdoor.embed_ours", model, str(threads), str(_TOKENS)]
+    peer: list[str | Path] = [python, _DRIVER, model, str(threads)]
     found = []
-    for command in (own, [python, _DRIVER, model, str(threads)]):
+    for command in (own, peer):
         found.append(Encoder(command, threads))
         stack.callback(found[-1].close)
     return found[0], found[1]

@@ -188,7 +188,7 @@ def test_every_route_of_the_document_asks_for_a_key(served: Served) -> None:
     document = httpx.get(f"{served.url}/v1/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
     assert httpx.get(f"{served.url}/v1/openapi.json").status_code == 401
     routes = [(method, path) for path, methods in document["paths"].items() for method in methods if path != "/healthz"]
-    assert len(routes) == 4
+    assert len(routes) == 5
     for method, path in routes:
         found = httpx.request(method, f"{served.url}{path}")
         assert (found.status_code, found.headers["www-authenticate"]) == (401, "Bearer"), path
