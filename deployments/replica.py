@@ -13,6 +13,7 @@ from typing import Any, cast
 import ray
 from ray import serve
 
+from deployments.encoder import encoder_engine
 from deployments.handle_port import keep_on_loopback
 from deployments.heart import Heart, Progress
 from deployments.ranks import RayGang
@@ -25,7 +26,8 @@ from llmos.front.replica import create_replica_app
 from llmos.heartbeat import Heartbeat
 from llmos.infer.local import LocalEngine
 from llmos.layout import Layout
-from llmos.serving import EngineBackend
+from llmos.models.encoder_config import is_encoder
+from llmos.serving import backend_of
 from llmos.settings import FAKE_GPUS
 from llmos.spec import Service
 
@@ -45,25 +47,9 @@ class Replica:
         keep_on_loopback()
         self._service = service
         host, tls = _place_to_listen(layout, front_host)
-        self._engine = _engine_class(service)(
-            model_dir,
-            process=True,
-            max_queue=service.max_queue,
-            gang=RayGang(service.mesh, service.resources) if len(replica_groups(service)) > 1 else None,
-            dtype=service.dtype,
-            device="cuda" if service.resources.gpus and not _fake_gpus() else "cpu",
-            threads=service.threads,
-            cores=max(1, int(service.resources.cpus * service.mesh.size)),
-            max_batch=service.max_batch,
-            context_length=service.context_length,
-            memory_bytes=service.cache_memory,
-            token_budget=service.token_budget,
-            prefix_cache=service.prefix_cache,
-            tp=service.mesh.tp,
-            pp=service.mesh.pp,
-            speculative=service.speculative,
-        )
-        backend = EngineBackend(self._engine, self._engine.tokenizer, service.name, service.weights)
+        make = encoder_engine if is_encoder(model_dir) else _engine
+        self._engine = make(service, model_dir, "cuda" if service.resources.gpus and not _fake_gpus() else "cpu")
+        backend = backend_of(self._engine, service.name, service.weights)
         self._door = Drain(create_replica_app(backend, authorizer(read_secret(layout))))
         listener = listen(host)
         self._url = f"{'https' if tls else 'http'}://{host}:{listener.getsockname()[1]}"
@@ -135,6 +121,27 @@ def _place_to_listen(layout: Layout, front_host: str) -> tuple[str, tuple[Path, 
 def _fake_gpus() -> bool:
     """Whether the GPUs of this node are numbers only."""
     return FAKE_GPUS in ray.get_runtime_context().get_node_labels()
+
+
+def _engine(service: Service, model_dir: str, device: str) -> LocalEngine:
+    return _engine_class(service)(
+        model_dir,
+        process=True,
+        max_queue=service.max_queue,
+        gang=RayGang(service.mesh, service.resources) if len(replica_groups(service)) > 1 else None,
+        dtype=service.dtype,
+        device=device,
+        threads=service.threads,
+        cores=max(1, int(service.resources.cpus * service.mesh.size)),
+        max_batch=service.max_batch,
+        context_length=service.context_length,
+        memory_bytes=service.cache_memory,
+        token_budget=service.token_budget,
+        prefix_cache=service.prefix_cache,
+        tp=service.mesh.tp,
+        pp=service.mesh.pp,
+        speculative=service.speculative,
+    )
 
 
 def _engine_class(service: Service) -> type[LocalEngine]:

@@ -100,7 +100,7 @@ def _write(
     from llmos.compress import card, quantize  # load torch
     from llmos.models.digest import digest
 
-    config = model_files.inspect(source)
+    config = model_files.inspect_decoder(source)
     quantization = quantize.quantization_for(config, bits, group, keep_output=keep_output)
     with _appearing(target) as directory:
         for path in model_files.files(source):

@@ -59,7 +59,7 @@ def evaluate(
     from llmos.train.measure import measure, perplexity  # loads torch
 
     with directory_of(model, layout, report) as directory:
-        config, trained = model_files.inspect(directory), _trained_as(directory)
+        config, trained = model_files.inspect_decoder(directory), _trained_as(directory)
         chats = format == "chat" or (
             format == "auto" and trained.get("objective") == "sft" and all(p.endswith(_CHAT_FILES) for p in paths)
         )

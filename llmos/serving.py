@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from llmos.errors import AuthError, ConflictError, UsageError
+from llmos.embedding import EncoderBackend
+from llmos.errors import AuthError, UsageError
+from llmos.infer.encoder import EncoderEngine
 from llmos.infer.engine import Engine
 from llmos.infer.local import LocalEngine
 from llmos.infer.request import GenerationRequest, TokenEvent
 from llmos.models import Tokenizer
+from llmos.one_model import OneModel
 from llmos.openai.caller import Caller
 from llmos.openai.calls import ToolParser
 from llmos.openai.embeddings import EmbeddingRequest
-from llmos.openai.errors import unknown_model
-from llmos.openai.replies import ModelCard, Piece, Token, Usage, model_card, reply_to, usage
+from llmos.openai.replies import Piece, Token, Usage, reply_to, usage
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
 from llmos.openai.tokens import DetokenizeRequest, TokenizeRequest, text_reply, tokens_reply
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 Indexed = tuple[int, TokenEvent]
 
 
-class EngineBackend:
+class EngineBackend(OneModel):
     """Answers OpenAI requests (``openai.server.OpenAIBackend``) for one model, ``name``, with ``engine``.
 
     ``weights`` are keys' shares of the tokens while requests wait; others' are 1.
@@ -46,17 +47,13 @@ class EngineBackend:
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, name: str, weights: Mapping[str, float] | None = None
     ) -> None:
+        super().__init__(name)
         self._engine, self._tokenizer, self._weights = engine, tokenizer, weights or {}
         self._tools = ToolCalling(form_of(tokenizer))
-        self._card = model_card(name, int(time.time()))
-
-    async def models(self) -> Sequence[ModelCard]:
-        """The one model."""
-        return [self._card]
 
     async def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Server-sent events or one JSON document. Raises what the engine and the tokenizer raise."""
-        self._check(request.model)
+        self.check(request.model)
         reply = reply_to(request)
         prompts = await asyncio.to_thread(self.prompts, request)
         asked = self._asked(request, caller, reply.id, prompts)
@@ -84,13 +81,13 @@ class EngineBackend:
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
         """Raises UsageError: a model that generates text has no vectors of texts."""
-        self._check(request.model)
+        self.check(request.model)
         what = f"`{request.model}` generates text: it makes no embeddings"
         raise UsageError(what, hint="Serve an encoder, such as a model of the BERT family.", param="model")
 
     async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
         """The tokens of a text or a chat, as the model gets them."""
-        self._check(request.model)
+        self.check(request.model)
         tokens = await asyncio.to_thread(self._tokens_of, request)
         spelled = [self._spelling(token).decode(errors="replace") for token in tokens]
         length = self._engine.stats()["context_length"]
@@ -98,20 +95,12 @@ class EngineBackend:
 
     async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
         """The text of tokens; control tokens are spelled out. Raises UsageError for what is no token."""
-        self._check(request.model)
+        self.check(request.model)
         size = self._tokenizer.vocab_size
         if wrong := next((token for token in request.tokens if token >= size), None):
             raise UsageError(f"`tokens` has {wrong}: expected 0 to {size - 1}", param="tokens")
         spelled = b"".join(map(self._spelling, request.tokens))
         return text_reply(spelled.decode(errors="replace"))
-
-    async def remove(self, model: str, authorization: str | None) -> None:
-        """Raises ConflictError: the model is what this server is there for."""
-        raise ConflictError(f"`{model}` is the one model of this server", hint="End the server instead.", param="model")
-
-    def _check(self, model: str) -> None:
-        if model != self._card["id"]:
-            raise unknown_model(model, [self._card["id"]])
 
     def prompts(self, request: CompletionRequest | ChatRequest) -> list[tuple[int, ...]]:
         """The tokens of each prompt. Raises what the tokenizer raises."""
@@ -191,7 +180,18 @@ class StoredHere:
         return await asyncio.to_thread(self._completions.call, verb, tenant, arguments)
 
 
-def standalone(engine: LocalEngine, name: str, key: str, completions: Completions | None = None) -> FastAPI:
+def backend_of(
+    engine: LocalEngine | EncoderEngine, name: str, weights: Mapping[str, float] | None = None
+) -> EngineBackend | EncoderBackend:
+    """What answers with ``engine``, whichever it is."""
+    if isinstance(engine, EncoderEngine):
+        return EncoderBackend(engine, name, weights)
+    return EngineBackend(engine, engine.tokenizer, name, weights)
+
+
+def standalone(
+    engine: LocalEngine | EncoderEngine, name: str, key: str, completions: Completions | None = None
+) -> FastAPI:
     """A server for one engine, which asks for ``key``. ``/healthz`` needs none. It closes the engine when it ends.
 
     ``completions`` keep chats for ``store: true``; without, nothing is stored.
@@ -208,8 +208,9 @@ def standalone(engine: LocalEngine, name: str, key: str, completions: Completion
         yield
         await asyncio.to_thread(engine.close)
 
-    stored = None if completions is None else StoredHere(completions)
-    app = create_app(EngineBackend(engine, engine.tokenizer, name), authorize, stored=stored)
+    app = create_app(
+        backend_of(engine, name), authorize, stored=None if completions is None else StoredHere(completions)
+    )
     app.router.lifespan_context = lifespan
 
     @app.get("/healthz")

@@ -20,14 +20,16 @@ from starlette.requests import Request as PlainRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmos.errors import AuthError
+from llmos.errors import AuthError, UsageError
 from llmos.front import caller as signed
 from llmos.front.listening import Drain, Server, listen
 from llmos.front.replica import create_replica_app
 from llmos.openai.caller import Caller
+from llmos.openai.embeddings import EmbeddingRequest
 from llmos.openai.replies import ModelCard, Piece, model_card, reply_to, usage
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.server import Authorize
+from llmos.openai.tokens import DetokenizeRequest, TokenizeRequest
 from llmos.settings import ENV_KEY
 
 ENV_DOOR = "BENCH_DOOR_SECRET"
@@ -37,6 +39,7 @@ PACES_S = {AT_ONCE: 0.0, EVERY_5_MS: 0.005, EVERY_10_MS: 0.010}
 _TEXTS = " one", " two"
 """By turns: a proxy may take a model that repeats itself for broken, as LiteLLM's does after 100 tokens."""
 _PROMPT_TOKENS = 64
+_ANSWERS_ONLY = UsageError("the mock engine answers completions and chats only")
 
 
 class MockBackend:
@@ -66,6 +69,22 @@ class MockBackend:
             if number < count - 1:
                 yield pieces[number % 2]
         yield reply.chunk(0, Piece(_TEXTS[(count - 1) % 2], None, "length")) + reply.end(counts)
+
+    async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
+        """Raises UsageError, as the three below: answers are what is measured."""
+        raise _ANSWERS_ONLY
+
+    async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
+        """Raises UsageError."""
+        raise _ANSWERS_ONLY
+
+    async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
+        """Raises UsageError."""
+        raise _ANSWERS_ONLY
+
+    async def remove(self, model: str, authorization: str | None) -> None:
+        """Raises UsageError."""
+        raise _ANSWERS_ONLY
 
 
 def key_or_signature(key: str, secret: bytes) -> Authorize:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.frontdoor.mock import ENV_DOOR, PACES_S
-from llmos.errors import AuthError
+from llmos.errors import AuthError, ForbiddenError
 from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, LeastBusy, News
 from llmos.front.listening import Server, listen
@@ -76,9 +76,12 @@ def main() -> None:
     async def read() -> News:
         return news
 
+    async def remove(_service: str, _authorization: str | None) -> None:
+        raise ForbiddenError("a benchmark's services stay")
+
     fleet = Fleet(read, LeastBusy())
     relay = Relay(fleet, os.environ[ENV_DOOR].encode())
-    openai = create_app(ServiceBackend(fleet, relay), known_key(os.environ[ENV_KEY]))
+    openai = create_app(ServiceBackend(fleet, relay, remove), known_key(os.environ[ENV_KEY]))
     door = FrontDoor(openai, openai, openai)
 
     async def follow() -> None:

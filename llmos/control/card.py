@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from llmos.models import ModelConfig
+from llmos.models.encoder_config import EncoderConfig
 
 
-def model_card(ref: str, config: ModelConfig, digest: str, lineage: Mapping[str, Any]) -> str:
+def model_card(ref: str, config: ModelConfig | EncoderConfig, digest: str, lineage: Mapping[str, Any]) -> str:
     """Markdown with the metadata that the Hugging Face hub reads."""
     facts = {
         "parameters": f"{config.num_parameters:,}",
@@ -24,7 +25,8 @@ def model_card(ref: str, config: ModelConfig, digest: str, lineage: Mapping[str,
         **(lineage.get("metrics") or {}),
     }
     rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items() if value not in (None, "")]
-    meta = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["llmos"]}
+    task = "feature-extraction" if isinstance(config, EncoderConfig) else "text-generation"
+    meta = {"library_name": "transformers", "pipeline_tag": task, "tags": ["llmos"]}
     parts = [f"---\n{yaml.safe_dump(meta)}---", f"# {ref}", "\n".join(["| | |", "|---|---|", *rows])]
     if spec := lineage.get("spec"):
         written = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)

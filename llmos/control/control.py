@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import llmos
-from llmos.control import admission, functions, journal, overview
+from llmos.control import admission, encoders, functions, journal, overview
 from llmos.control import estimate as estimates
 from llmos.control.auth import Auth, Key
 from llmos.control.capacity import placed
@@ -173,7 +173,9 @@ class Control:
 
     def put_service(self, name: str, spec: Mapping[str, Any]) -> View:
         """Create the service ``name``, or change it."""
-        row = self._store.services.put(admission.service(name, spec), self._clock())
+        service = admission.service(name, spec)
+        encoders.check(service, Path(self._registry.get(service.model)["path"]))
+        row = self._store.services.put(service, self._clock())
         self._loop.nudge()
         return service_view(row, self._loop.sight)
 

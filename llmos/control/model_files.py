@@ -15,13 +15,18 @@ from safetensors import SafetensorError, safe_open
 from llmos.errors import ModelError
 from llmos.files import read_json, sync_directory
 from llmos.models import ModelConfig, Tokenizer
+from llmos.models.encoder_config import LENGTH_FILE, MODULES_FILE, POOLING_FILE, EncoderConfig, is_encoder
+from llmos.models.encoder_tokenizer import EncoderTokenizer
+from llmos.models.encoder_weights import places
 from llmos.models.quantization import Quantization
 
 KNOWN = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("chat_template.jinja", "model*.safetensors", "model.safetensors.index.json", "lineage.json", "README.md"),
     *("LICENSE", "LICENSE.*"),
+    *(MODULES_FILE, LENGTH_FILE, "config_sentence_transformers.json"),
 )
+KNOWN_BELOW = (POOLING_FILE,)
 _DTYPES = ("F32", "BF16", "F16")
 _QUANTIZED = ("I8", "I32", "I64")
 _WHOLE = ".weight_shape"
@@ -36,25 +41,28 @@ def files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise ModelError(f"{directory} is not a directory: expected a model in the Hugging Face layout", param="path")
     found = [path for path in sorted(directory.iterdir()) if any(fnmatchcase(path.name, known) for known in KNOWN)]
-    home = directory.resolve()
+    found += [directory / known for known in KNOWN_BELOW if os.path.lexists(directory / known)]
     for path in found:
-        target = path.resolve()
-        if target.parent != home:
-            hint = "Copy it with its links resolved first: `cp -rL`."
-            raise ModelError(f"{path} is a link out of its directory: expected a file", hint=hint, param="path")
-        if not target.is_file():
+        if not _inside(directory, path).is_file():
             raise ModelError(f"{path} is not a file", hint="Check the path.", param="path")
     return found
 
 
-def inspect(directory: Path) -> ModelConfig:
+def inspect(directory: Path) -> ModelConfig | EncoderConfig:
     """The shape of a whole, supported model. Raises ModelError, naming the file and what was expected."""
+    if is_encoder(directory):
+        encoder = EncoderConfig.load(directory)
+        _check_vocabulary(directory, EncoderTokenizer.load(directory).vocab_size, encoder.vocab_size)
+        places(directory, encoder)
+        return encoder
+    return inspect_decoder(directory)
+
+
+def inspect_decoder(directory: Path) -> ModelConfig:
+    """:func:`inspect` for a model that generates. Raises ModelError also for an encoder."""
     names = {path.name for path in files(directory)}
     config = ModelConfig.load(directory)
-    tokenizer = Tokenizer.load(directory)
-    if tokenizer.vocab_size > config.vocab_size:
-        what = f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}"
-        raise ModelError(f"{what}; expected at most as many", hint=_COPY_AGAIN)
+    _check_vocabulary(directory, Tokenizer.load(directory).vocab_size, config.vocab_size)
     weights = _weight_files(directory)
     if missing := [name for name in weights if name not in names]:
         pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
@@ -77,11 +85,29 @@ def copy(source: Path, target: Path, *, link: bool = False) -> None:
     ``link``: share their storage where the file system can; for sources that nobody changes.
     """
     for path in files(source):
-        if not (link and _linked(path, target / path.name)):
-            _copy_file(path.resolve(), target / path.name)
-        with (target / path.name).open("rb") as file:
+        copied = target / path.relative_to(source)
+        copied.parent.mkdir(exist_ok=True)
+        if not (link and _linked(path, copied)):
+            _copy_file(_inside(source, path), copied)
+        with copied.open("rb") as file:
             os.fsync(file.fileno())
+        sync_directory(copied.parent)
     sync_directory(target)
+
+
+def _inside(directory: Path, path: Path) -> Path:
+    """``path`` with links resolved. Raises ModelError if they lead out of its directory."""
+    target = path.resolve()
+    if target.parent != directory.resolve() / path.parent.relative_to(directory):
+        hint = "Copy it with its links resolved first: `cp -rL`."
+        raise ModelError(f"{path} is a link out of its directory: expected a file", hint=hint, param="path")
+    return target
+
+
+def _check_vocabulary(directory: Path, tokens: int, known: int) -> None:
+    if tokens > known:
+        what = f"{directory}: the tokenizer has {tokens} tokens, the model {known}"
+        raise ModelError(f"{what}; expected at most as many", hint=_COPY_AGAIN)
 
 
 def _weight_files(directory: Path) -> list[str]:
@@ -151,8 +177,12 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    # not following links: it may have become one since it was looked at
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    # not following links: it or its directory may have become one since they were looked at
+    directory = os.open(source.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(source.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    finally:
+        os.close(directory)
     with os.fdopen(descriptor, "rb") as reader, target.open("xb") as writer:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ModelError(f"{source} is not a file", hint="Check the path.", param="path")

@@ -6,7 +6,6 @@ right when the registry is opened: what the store knows moves in, everything els
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from llmos.files import read_json, sync_directory, write_atomic, write_json
 from llmos.layout import Layout
 from llmos.models import ModelConfig
 from llmos.models.digest import digest as digest_of
+from llmos.models.encoder_config import EncoderConfig
 from llmos.spec.base import check_name
 
 Row = dict[str, Any]
@@ -135,7 +135,7 @@ class Registry:
                 self._settle(temporary, row, config)
         return row
 
-    def _settle(self, temporary: Path, row: Row, config: ModelConfig) -> None:
+    def _settle(self, temporary: Path, row: Row, config: ModelConfig | EncoderConfig) -> None:
         """From a complete temporary directory to a version: hidden in place, known to the store, visible."""
         target, ref = self._path(row), _ref(row)
         if not (temporary / "README.md").exists():
@@ -204,7 +204,7 @@ def _hidden(path: Path) -> Path:
 
 
 def _size(directory: Path) -> int:
-    return sum(entry.stat().st_size for entry in os.scandir(directory))
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def _lineage(directory: Path) -> Row | None:

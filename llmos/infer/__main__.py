@@ -3,7 +3,8 @@
     python -m llmos.infer MODEL_DIR --prompt TEXT [--chat]      print the answer as it comes
     python -m llmos.infer MODEL_DIR --serve                     OpenAI's API on http://127.0.0.1:8000/v1
 
-The server asks for the key in ``LLMOS_API_KEY``; without one it makes a key and prints it, once.
+An encoder answers ``/v1/embeddings`` and takes no prompt. The server asks for the key in ``LLMOS_API_KEY``; without
+one it makes a key and prints it, once.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from llmos.errors import LlmosError, UsageError
+from llmos.infer.encoder import EncoderEngine
 from llmos.infer.local import LocalEngine
 from llmos.infer.options import DTYPES, RUNNERS
 from llmos.infer.request import GenerationRequest, SamplingParams
+from llmos.models.encoder_config import is_encoder
 from llmos.serving import standalone
 from llmos.settings import ENV_KEY
 
@@ -37,6 +40,7 @@ _OPTIONS = (
     *("tp", "pp", "speculative", "draft"),
 )
 """Arguments that are the engine's."""
+_OF_ENCODERS = {"context_length", "dtype", "device", "threads", "max_batch", "token_budget"}
 
 
 def main() -> int:
@@ -49,6 +53,9 @@ def main() -> int:
         if len(prompts) + args.serve != 1:
             raise UsageError("expected a prompt, or `--serve` and no prompt")
         chosen = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
+        if is_encoder(args.model_dir):
+            _serve(args, _encoder(args, chosen))
+            return 0
         engine = LocalEngine(args.model_dir, process=args.serve, **chosen)
         if args.serve:
             _serve(args, engine)
@@ -63,6 +70,16 @@ def main() -> int:
     return 0
 
 
+def _encoder(args: argparse.Namespace, chosen: dict[str, Any]) -> EncoderEngine:
+    """Raises UsageError for what only models that generate can do."""
+    if not args.serve:
+        raise UsageError(f"{args.model_dir} is an encoder, which writes nothing: expected `--serve`", param="prompt")
+    if others := sorted(chosen.keys() - _OF_ENCODERS):
+        option = "--" + others[0].replace("_", "-")
+        raise UsageError(f"`{option}` is not for encoders", hint="Leave it out.", param=others[0])
+    return EncoderEngine(args.model_dir, process=True, **chosen)
+
+
 async def _print(args: argparse.Namespace, prompt: str, engine: LocalEngine) -> None:
     tokenizer = engine.tokenizer
     if args.chat:
@@ -75,7 +92,7 @@ async def _print(args: argparse.Namespace, prompt: str, engine: LocalEngine) -> 
     print()
 
 
-def _serve(args: argparse.Namespace, engine: LocalEngine) -> None:
+def _serve(args: argparse.Namespace, engine: LocalEngine | EncoderEngine) -> None:
     key = os.environ.get(ENV_KEY)
     if not key:
         key = secrets.token_urlsafe(32)

@@ -15,15 +15,14 @@ import threading
 import time
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmos.errors import EngineError, LlmosError
 from llmos.infer.launch import Meeting, Process, launch_here
 from llmos.infer.link import BEAT_S, IDLE_S, RESTART, failure, serve
 from llmos.infer.messages import Message
-
-if TYPE_CHECKING:
-    from llmos.infer.core import EngineCore
+from llmos.infer.options import EngineOptions
+from llmos.infer.starting import Core, start
 
 
 class Pipe:
@@ -63,7 +62,7 @@ class Pipe:
             os._exit(1)
         return messages
 
-    def beat(self, core: Future[EngineCore]) -> None:
+    def beat(self, core: Future[Core]) -> None:
         """Say every BEAT_S that this process is alive, for as long as somebody is there and no step hangs."""
         while os.getppid() == self._parent:
             self.send(None)
@@ -82,13 +81,14 @@ def main() -> int:
     logging.getLogger("llmos").setLevel(logging.INFO)
     faulthandler.enable()  # a signal that ends this process leaves tracebacks too
     pipe = Pipe(int(sys.argv[1]))
-    built: Future[EngineCore] = Future()
+    built: Future[Core] = Future()
     threading.Thread(target=pipe.beat, args=[built], name="llmos-beat", daemon=True).start()
     try:
-        from llmos.infer.build import build  # loads torch, which takes seconds: this process has said that it lives
-
         options = pipe.options()
-        core, ready = build(options, pipe.launch if options.host else launch_here)
+        # loads torch, which takes seconds: this process has said that it lives
+        core, ready = start(
+            options, pipe.launch if isinstance(options, EngineOptions) and options.host else launch_here
+        )
     except Exception as error:
         pipe.send(error if isinstance(error, LlmosError) else failure(error))
         return 1

@@ -18,15 +18,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from llmos.errors import EngineError, LlmosError
+from llmos.infer.encoder_options import EncoderOptions
 from llmos.infer.launch import Gang, Meeting, Process, launch_here
-from llmos.infer.messages import CoreRequest, Message, Ready, Report
+from llmos.infer.messages import Message, Ready, Report
 from llmos.infer.options import EngineOptions
-
-if TYPE_CHECKING:
-    from llmos.infer.core import EngineCore
+from llmos.infer.starting import Core, start
 
 SILENCE_S = 10.0
 """A process that says nothing for so long hangs: it speaks every BEAT_S, whatever it computes."""
@@ -44,11 +43,13 @@ REOPEN = "Make another one."
 
 _log = logging.getLogger(__name__)
 
+Options = EngineOptions | EncoderOptions
+
 
 class Listener(Protocol):
     """What hears the core; its methods are called in a thread of the link, one at a time."""
 
-    def on_report(self, report: Report) -> None:
+    def on_report(self, report: Report[Any]) -> None:
         """What a step brought."""
         ...
 
@@ -73,7 +74,7 @@ class Link(Protocol):
         ...
 
 
-def serve(core: EngineCore, receive: Callable[[bool], list[Message] | None], send: Callable[[Report], None]) -> None:
+def serve(core: Core, receive: Callable[[bool], list[Message] | None], send: Callable[[Report[Any]], None]) -> None:
     """Step while there is something to do, and every IDLE_S.
 
     ``receive(wait)`` gives what has come, None to end; it may have to wait so long. A long prompt has no outcome for
@@ -82,10 +83,10 @@ def serve(core: EngineCore, receive: Callable[[bool], list[Message] | None], sen
     said_s = time.monotonic()
     while (messages := receive(not core.busy)) is not None:
         for message in messages:
-            if isinstance(message, CoreRequest):
-                core.add(message)
-            else:
+            if isinstance(message, str):
                 core.cancel(message)
+            else:
+                core.add(message)
         outcomes = core.step()
         if outcomes or messages or (core.busy and time.monotonic() - said_s > BEAT_S):
             send(Report(outcomes, core.stats()))
@@ -95,7 +96,7 @@ def serve(core: EngineCore, receive: Callable[[bool], list[Message] | None], sen
 class ThreadLink:
     """The core in a thread. One that hangs cannot be ended: that is what a process is for."""
 
-    def __init__(self, options: EngineOptions, listener: Listener, gang: Gang | None = None) -> None:
+    def __init__(self, options: Options, listener: Listener, gang: Gang | None = None) -> None:
         self._options, self._listener = options, listener
         self._launch = gang.launch if gang else launch_here
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -117,10 +118,8 @@ class ThreadLink:
         self._thread.join()
 
     def _run(self) -> None:
-        from llmos.infer.build import build  # loads torch, which nobody else on this side needs
-
         try:
-            core, ready = build(self._options, self._launch)
+            core, ready = start(self._options, self._launch)
         except BaseException as error:
             self._ready.set_exception(error)
             return
@@ -149,7 +148,7 @@ class ThreadLink:
 class ProcessLink:
     """The core in a process of its own, which ends with this one."""
 
-    def __init__(self, options: EngineOptions, listener: Listener, gang: Gang | None = None) -> None:
+    def __init__(self, options: Options, listener: Listener, gang: Gang | None = None) -> None:
         self._listener = listener
         self._ranks = _Ranks(gang)
         self._ready: Future[Ready] = Future()
@@ -183,7 +182,7 @@ class ProcessLink:
         self._process.kill()
         self._inbox_thread.join()
 
-    def _write(self, options: EngineOptions) -> None:
+    def _write(self, options: Options) -> None:
         """Send what is in the outbox, as one message if it is several: a full pipe must not stop an event loop."""
         try:
             self._pipe.send(options)

@@ -18,7 +18,7 @@ from llmos.errors import CapacityError, ConflictError, ContextLengthError, Engin
 from llmos.infer.answer import Answer
 from llmos.infer.launch import Gang
 from llmos.infer.link import REOPEN, Link, ProcessLink, ThreadLink
-from llmos.infer.messages import CoreRequest, Report, late
+from llmos.infer.messages import CoreRequest, Outcome, Report, late
 from llmos.infer.options import EngineOptions
 from llmos.infer.request import GenerationRequest, TokenEvent
 from llmos.infer.ticket import News, Ticket, publish
@@ -111,7 +111,7 @@ class LocalEngine:
             self._error = self._error or EngineError("the engine is closed", hint=REOPEN)
         self._link.close()
 
-    def on_report(self, report: Report) -> None:
+    def on_report(self, report: Report[Outcome]) -> None:
         """Called by the link: make text of what a step brought, and pass it on."""
         news: list[tuple[Ticket, News]] = []
         for outcome in report.outcomes:

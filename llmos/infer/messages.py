@@ -1,16 +1,17 @@
 """What the two sides of an engine tell each other: tokens here, text there. Plain values, which cross a pipe; no torch.
 
-To the core: a list of CoreRequest (do this) and str (the id of a request to cancel). From it: one Ready, then Reports,
-and an LlmosError when it is over.
+To the core: a list of CoreRequest (do this; EncodeRequest for an encoder) and str (the id of a request to cancel). From
+it: one Ready, then Reports, and an LlmosError when it is over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from llmos.errors import DeadlineError, LlmosError
+from llmos.infer.encoder_messages import EncodeRequest
 from llmos.infer.request import FinishReason, SamplingParams, TokenLogprob
 
 
@@ -36,7 +37,9 @@ class CoreRequest:
     deadline: float | None = None
 
 
-Message = CoreRequest | str
+Message = CoreRequest | EncodeRequest | str
+
+T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
@@ -53,10 +56,10 @@ class Outcome(NamedTuple):
     cached: int = 0
 
 
-class Report(NamedTuple):
-    """What a step brought, and how the core is doing after it."""
+class Report(NamedTuple, Generic[T]):
+    """What a step brought (an Outcome each, of an encoder an Encoded), and how the core is doing after it."""
 
-    outcomes: list[Outcome]
+    outcomes: list[T]
     stats: dict[str, Any]
 
 

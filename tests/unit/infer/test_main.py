@@ -49,3 +49,18 @@ def test_errors(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["x"], "is an encoder, which writes nothing: expected `--serve`"),
+        (["--serve", "--tp", "2"], "`--tp` is not for encoders"),
+    ],
+)
+def test_an_encoder_is_only_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], extra: list[str], message: str
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert _run(monkeypatch, tmp_path, *extra) == 2
+    assert message in capsys.readouterr().err
