@@ -23,9 +23,8 @@ class EmbedRequest:
     """Texts whose vectors are wanted. ``id`` is the caller's, unique among the requests an engine works on.
 
     ``tenant`` is who asks: waiting texts take turns between tenants, in the ratio of their ``weight``, and
-    between the ``user`` s of one. Those of a
-    higher ``priority`` go first. ``deadline_s`` counts from submission; what is not complete by then ends with
-    DeadlineError.
+    between the ``user`` s of one. Those of a higher ``priority`` go first. ``deadline_s`` counts from submission; what
+    is not complete by then ends with DeadlineError.
     """
 
     id: str
