@@ -9,6 +9,7 @@
     ├── NotFoundError              404  exit 1   a job, model, service, key, file or address that does not exist
     ├── ConflictError              409  exit 1   the thing exists, is in use, or is already being changed
     ├── CapacityError              429  exit 1   no room now; ``retry_after_s`` says when to ask again
+    │   └── RateLimitError         429  exit 1   a limit of the key, its tenant or the service is reached
     ├── DataError                  422  exit 1   a corpus, file or text that cannot be used
     ├── ModelError                 422  exit 1   a model directory that is missing something, corrupt or unsupported
     │   └── UnsupportedModelError  422  exit 1   a model that is whole, of a kind that llmos does not compute itself
@@ -118,6 +119,23 @@ class CapacityError(LlmosError):
     def __init__(self, message: str, *, hint: str = "", retry_after_s: float = 1.0) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class RateLimitError(CapacityError):
+    """The ``limit`` of whoever asks is reached. ``headers`` say what is left (OpenAI's ``x-ratelimit-*``)."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        retry_after_s: float = 1.0,
+        limit: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after_s=retry_after_s)
+        self.limit = limit
+        self.headers = dict(headers or {})
 
 
 class DataError(LlmosError):

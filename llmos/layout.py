@@ -159,6 +159,11 @@ class Layout:
         return self.root / "control.db"
 
     @property
+    def usage(self) -> Path:
+        """What requests have used and the store has not counted yet (0700)."""
+        return self.root / "usage"
+
+    @property
     def calibration(self) -> Path:
         """What ``llmos estimate --calibrate`` measured, by kind of accelerator."""
         return self.root / "calibration.json"

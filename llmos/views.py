@@ -143,9 +143,26 @@ class KeyView(View):
     name: str
     scopes: list[str]
     tenant: str
+    limits: dict[str, int]
 
     def __repr__(self) -> str:
         return f"<key {self.id} · {self.name} · {','.join(self.scopes)}>"
+
+
+class UsageView(View):
+    """What requests have used since the day ``since``: ``rows`` and their ``total``.
+
+    Each has requests, failed, abandoned, prompt_tokens, cached_tokens and completion_tokens.
+    """
+
+    since: str
+    by: list[str]
+    rows: list[dict[str, Any]]
+    total: dict[str, int]
+
+    def __repr__(self) -> str:
+        tokens = self.total["prompt_tokens"] + self.total["completion_tokens"]
+        return f"<usage since {self.since} · {self.total['requests']} requests · {tokens} tokens>"
 
 
 class TenantView(View):

@@ -24,6 +24,7 @@ from llmos.cli import (
     services,
     simulate,
     tenants,
+    usage,
 )
 from llmos.cli.output import note, paint
 from llmos.errors import LlmosError
@@ -65,7 +66,21 @@ def _global_options(
         os.environ[ENV_DEBUG] = "1"  # main() reads it, and so do processes that a command starts
 
 
-NOUNS = (cluster, doctor, jobs, scheduler, models, evaluate, compress, services, estimate, simulate, tenants, keys)
+NOUNS = (
+    cluster,
+    doctor,
+    jobs,
+    scheduler,
+    models,
+    evaluate,
+    compress,
+    services,
+    estimate,
+    simulate,
+    tenants,
+    keys,
+    usage,
+)
 for noun in NOUNS:
     app.add_typer(noun.app)
 

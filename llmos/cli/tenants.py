@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmos.cli.limits import NONE, Concurrency, RequestsPerMinute, TokensPerMinute, limit_changes
 from llmos.cli.output import Format, Output, client, columns, note, say, say_json
 from llmos.errors import UsageError
 
@@ -16,7 +17,6 @@ app = typer.Typer()
 tenants = typer.Typer(help="List, create and change tenants.", invoke_without_command=True)
 app.add_typer(tenants, name="tenants", rich_help_panel="Tenants and keys")
 
-NONE = "none"
 _QUOTA = ("cpus", "gpus", "memory")
 """Amounts of other resources are written as `custom.NAME=AMOUNT`."""
 
@@ -57,11 +57,16 @@ def create_tenant(
     borrow_limit: Borrow = None,
     quota: Quota = None,
     budget: Budget = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    concurrency: Concurrency = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Create a tenant. From a file: `llmos submit FILE` with `kind: Tenant`."""
     changes = _changes(parent, share, borrow_limit, quota, budget)
-    view = client().put_tenant({"kind": "Tenant", "name": name, **_given(changes)}, new=True)
+    limits = _given(limit_changes(requests_per_minute, tokens_per_minute, concurrency))
+    spec = {"kind": "Tenant", "name": name, **_given(changes), **({"limits": limits} if limits else {})}
+    view = client().put_tenant(spec, new=True)
     if output is Format.JSON:
         return say_json(view)
     note(f"tenant {view.name} is there; make a key for it with `llmos keys create NAME --tenant {view.name}`")
@@ -75,14 +80,20 @@ def set_tenant(
     borrow_limit: Borrow = None,
     quota: Quota = None,
     budget: Budget = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    concurrency: Concurrency = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Change a tenant; what is left out stays, and `none` takes a limit (or the parent) away."""
     changes = _changes(parent, share, borrow_limit, quota, budget)
-    if not changes:
+    limits = limit_changes(requests_per_minute, tokens_per_minute, concurrency)
+    if not (changes or limits):
         raise UsageError("nothing to change: expected at least one option", hint="see `llmos tenants set --help`")
     cluster = client()
-    kept = {field: value for field, value in cluster.tenant(name).spec.items() if field not in changes}
+    before = cluster.tenant(name).spec
+    changes |= {"limits": _given({**(before.get("limits") or {}), **limits})} if limits else {}
+    kept = {field: value for field, value in before.items() if field not in changes}
     view = cluster.put_tenant({**kept, **_given(changes)}, new=False)
     if output is Format.JSON:
         return say_json(view)

@@ -16,7 +16,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 import llmos
-from llmos.control.api_tenants import add_key_routes, add_tenant_routes
+from llmos.control.api_tenants import add_key_routes, add_tenant_routes, add_usage_routes
 from llmos.control.control import SCOPE_OF
 from llmos.control.http import PREFIX, Authorization, Body, BodyLimit, Name, error_response
 from llmos.errors import LlmosError, NotFoundError, UsageError
@@ -32,7 +32,7 @@ class ControlPort(Protocol):
         """The answer of a verb of :data:`llmos.control.control.SCOPE_OF`, if the key allows it."""
 
     async def authorize(self, authorization: str | None, scope: str) -> dict[str, Any]:
-        """``{id, name, scopes}`` of a key that allows ``scope``."""
+        """``{id, name, scopes, tenant, limits, tenant_limits}`` of a key that allows ``scope``."""
 
 
 class SubmitJob(Body):
@@ -96,6 +96,7 @@ def create_api(port: ControlPort) -> FastAPI:
     _add_model_routes(app, port)
     add_key_routes(app, port)
     add_tenant_routes(app, port)
+    add_usage_routes(app, port)
     _add_scheduler_routes(app, port)
 
     @app.post(f"{PREFIX}/estimate", name="estimate")

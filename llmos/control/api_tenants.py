@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from pydantic import Field
 
 from llmos.control.http import PREFIX, Authorization, Body, Name
-from llmos.spec import DEFAULT_TENANT
+from llmos.spec import DEFAULT_TENANT, Limits
 
 if TYPE_CHECKING:
     from llmos.control.api import ControlPort
+
+
+Some = Annotated[str | None, Query(max_length=200)]
+_BY = ["tenant", "key", "service"]
 
 
 class PutTenant(Body):
@@ -23,6 +27,11 @@ class CreateKey(Body):
     name: str = Field(description="what the key is for")
     scopes: list[str] = Field(default=["infer"], description="some of infer, submit, admin; each contains the former")
     tenant: str = Field(default=DEFAULT_TENANT, description="whose the jobs are that are submitted with it")
+    limits: Limits = Field(default=Limits(), description="what may be asked of /v1 with it")
+
+
+class SetKey(Body):
+    limits: Limits = Field(description="what is left out stays; null: no limit")
 
 
 def add_tenant_routes(app: FastAPI, port: ControlPort) -> None:
@@ -42,6 +51,23 @@ def add_tenant_routes(app: FastAPI, port: ControlPort) -> None:
         return await port.call("put_tenant", authorization, name=name, **body.model_dump())
 
 
+def add_usage_routes(app: FastAPI, port: ControlPort) -> None:
+    """``/usage``."""
+
+    @app.get(f"{PREFIX}/usage", name="usage")
+    async def usage(
+        tenant: Some = None,
+        key: Some = None,
+        service: Some = None,
+        model: Some = None,
+        since: Annotated[str, Query(max_length=20)] = "30d",
+        by: Annotated[list[str], Query(max_length=5)] = _BY,
+        authorization: Authorization = None,
+    ) -> Any:
+        only = {"tenant": tenant, "key": key, "service": service, "model": model}
+        return await port.call("usage", authorization, since=since, by=by, **only)
+
+
 def add_key_routes(app: FastAPI, port: ControlPort) -> None:
     """``/keys``."""
     base = f"{PREFIX}/keys"
@@ -53,6 +79,10 @@ def add_key_routes(app: FastAPI, port: ControlPort) -> None:
     @app.post(base, name="create_key", status_code=201)
     async def create_key(body: CreateKey, authorization: Authorization = None) -> Any:
         return await port.call("create_key", authorization, **body.model_dump())
+
+    @app.patch(f"{base}/{{id}}", name="set_key")
+    async def set_key(id: Name, body: SetKey, authorization: Authorization = None) -> Any:
+        return await port.call("set_key", authorization, key=id, limits=body.limits.model_dump(exclude_unset=True))
 
     @app.delete(f"{base}/{{id}}", name="revoke_key", status_code=204)
     async def revoke_key(id: Name, authorization: Authorization = None) -> None:

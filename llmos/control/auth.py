@@ -10,13 +10,15 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import ValidationError
 
 from llmos.control.store import Store
 from llmos.errors import AuthError, ForbiddenError, UsageError
-from llmos.spec import DEFAULT_TENANT
+from llmos.spec import DEFAULT_TENANT, Limits
 
 SCOPES = ("infer", "submit", "admin")
 """From the least to the most."""
@@ -30,12 +32,14 @@ _HINT = "send `Authorization: Bearer llmos_<id>_<secret>`; `llmos keys create` m
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A valid key: who asks, what is allowed, and whose the jobs are that are submitted with it."""
+    """A valid key: who asks, what is allowed, and whose the jobs are that are submitted with it. ``limits`` are the
+    fields of spec.Limits that bound what it may ask of ``/v1``."""
 
     id: str
     name: str
     scopes: tuple[str, ...]
     tenant: str
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     def allows(self, scope: str) -> bool:
         """Whether one of the key's scopes is ``scope`` or contains it."""
@@ -49,7 +53,13 @@ class Auth:
         self._keys = store.keys
         self._clock = clock
 
-    def create(self, name: str, scopes: Sequence[str], tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
+    def create(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        tenant: str = DEFAULT_TENANT,
+        limits: Mapping[str, int | None] | None = None,
+    ) -> dict[str, Any]:
         """A new key's view with its ``secret``, which is shown this once. Raises UsageError, NotFoundError."""
         if not (name.strip() and len(name) <= _MAX_NAME and name.isprintable()):
             found = repr(name[:_MAX_NAME])
@@ -61,7 +71,14 @@ class Auth:
         id = _random(_ID_BYTES)
         key = f"llmos_{id}_{_random(_SECRET_BYTES)}"
         ordered = sorted(set(scopes), key=SCOPES.index)
-        return _view(self._keys.add(id, name, ordered, _sha256(key), self._clock(), tenant)) | {"secret": key}
+        row = self._keys.add(id, name, ordered, _sha256(key), self._clock(), tenant, limits=_checked(limits))
+        return _view(row) | {"secret": key}
+
+    def limit(self, ref: str, limits: Mapping[str, int | None]) -> dict[str, Any]:
+        """Change some limits of the key of this id or name; None takes one away. Raises UsageError, NotFoundError,
+        ConflictError."""
+        _checked(limits)
+        return _view(self._keys.limit(ref, limits, self._clock()))
 
     def list(self) -> list[dict[str, Any]]:
         """Every key, oldest first, without secrets."""
@@ -94,11 +111,22 @@ class Auth:
         correct = hmac.compare_digest(_sha256(presented.strip()), row["secret_sha256"] if row else _NOBODY)
         if not (correct and row and row["revoked_at"] is None):
             raise AuthError("the API key is not valid", hint=_HINT)
-        return Key(row["id"], row["name"], tuple(row["scopes"]), row["tenant"])
+        return Key(row["id"], row["name"], tuple(row["scopes"]), row["tenant"], row["limits"])
 
 
 def _view(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("id", "name", "scopes", "tenant", "created_at", "revoked_at")}
+    shown = ("id", "name", "scopes", "tenant", "limits", "created_at", "revoked_at")
+    return {name: row[name] for name in shown}
+
+
+def _checked(limits: Mapping[str, int | None] | None) -> dict[str, int]:
+    """Those that say something. Raises UsageError."""
+    try:
+        return Limits.model_validate(dict(limits or {})).model_dump(exclude_none=True)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        expected = f"expected whole numbers from 1 for {', '.join(Limits.model_fields)}"
+        raise UsageError(f"limits: `{where[:100]}`: {expected}", param="limits") from None
 
 
 def _random(size: int) -> str:

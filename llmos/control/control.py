@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import llmos
 from llmos.control import admission, encoders, functions, journal, overview
 from llmos.control import estimate as estimates
-from llmos.control.auth import Auth, Key
+from llmos.control.accounts import Accounts
+from llmos.control.auth import Key
 from llmos.control.capacity import placed
 from llmos.control.describe import job_files, job_view, service_view
 from llmos.control.loop import Loop
@@ -25,7 +26,7 @@ from llmos.core.types import JobPhase
 from llmos.errors import UsageError
 from llmos.layout import Layout
 from llmos.models import ModelConfig
-from llmos.spec import DEFAULT_TENANT, TrainJob, digest
+from llmos.spec import TrainJob, digest
 
 View = dict[str, Any]
 
@@ -38,14 +39,15 @@ SCOPE_OF: Mapping[str, str] = {
     **dict.fromkeys(("list_models", "get_model"), "submit"),
     **dict.fromkeys(("import_model", "export_model", "remove_model"), "admin"),
     **dict.fromkeys(("list_tenants", "get_tenant"), "submit"),
-    **dict.fromkeys(("put_tenant", "list_keys", "create_key", "revoke_key"), "admin"),
-    **dict.fromkeys(("status", "estimate"), "submit"),
+    **dict.fromkeys(("put_tenant", "list_keys", "create_key", "set_key", "revoke_key"), "admin"),
+    **dict.fromkeys(("status", "estimate", "usage"), "submit"),
 }
 """The scope that each verb needs: all that can be called from outside, and nothing else."""
-_TOLD_WHO_ASKS = frozenset({"submit_job"})
+_TOLD_WHO_ASKS = {"submit_job": "key", "usage": "asked_by"}
+"""Verbs that are given the key, and what they call it."""
 
 
-class Control:
+class Control(Accounts):
     """What can be asked of the cluster. Methods are safe to call from any thread.
 
     :meth:`call` is the way in for requests from outside; the methods themselves ask for no key.
@@ -54,25 +56,18 @@ class Control:
     def __init__(
         self, store: Store, registry: Registry, loop: Loop, layout: Layout, clock: Callable[[], float] = time.time
     ) -> None:
-        self._store = store
+        super().__init__(store, clock)
         self._registry = registry
         self._loop = loop
         self._layout = layout
-        self._clock = clock
-        self._auth = Auth(store, clock)
         self._started_at = clock()
 
     def call(self, verb: str, authorization: str | None, **arguments: Any) -> Any:
         """Carry out ``verb`` for whoever sent the header ``authorization``, if their key allows it."""
         key = self._auth.authorize(authorization, SCOPE_OF[verb])
         if verb in _TOLD_WHO_ASKS:
-            arguments["key"] = key
+            arguments[_TOLD_WHO_ASKS[verb]] = key
         return getattr(self, verb)(**arguments)
-
-    def authorize(self, authorization: str | None, scope: str) -> View:
-        """``{id, name, scopes, tenant}`` of the key in an ``Authorization`` header; else AuthError, ForbiddenError."""
-        key = self._auth.authorize(authorization, scope)
-        return {"id": key.id, "name": key.name, "scopes": list(key.scopes), "tenant": key.tenant}
 
     # Jobs
 
@@ -200,7 +195,7 @@ class Control:
     def remove_model(self, ref: str) -> None:
         self._registry.remove(ref)
 
-    # Tenants, keys and the cluster
+    # Tenants and the cluster
 
     def list_tenants(self) -> list[View]:
         """Every tenant, by name: its spec, what it holds and has used."""
@@ -219,16 +214,6 @@ class Control:
     def completions(self, verb: str, tenant: str, arguments: Mapping[str, Any]) -> Any:
         """Carry out a verb of :class:`llmos.control.store.completions.Completions` for whoever has been let in."""
         return self._store.completions.call(verb, tenant, arguments)
-
-    def list_keys(self) -> list[View]:
-        return self._auth.list()
-
-    def create_key(self, name: str, scopes: Sequence[str] = ("infer",), tenant: str = DEFAULT_TENANT) -> View:
-        """A new key of a tenant with its ``secret``, which is not stored and not shown again."""
-        return self._auth.create(name, scopes, tenant)
-
-    def revoke_key(self, id: str) -> None:
-        self._auth.revoke(id)
 
     def status(self) -> View:
         """The cluster at a glance."""

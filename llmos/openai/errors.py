@@ -16,6 +16,7 @@ from llmos.errors import (
     ForbiddenError,
     LlmosError,
     NotFoundError,
+    RateLimitError,
     UnavailableError,
     UsageError,
 )
@@ -30,6 +31,7 @@ _KINDS: Mapping[type[LlmosError], tuple[str, str | None]] = {
     AuthError: ("authentication_error", "invalid_api_key"),
     ForbiddenError: ("permission_error", "insufficient_permissions"),
     CapacityError: ("rate_limit_error", "rate_limit_exceeded"),
+    RateLimitError: ("rate_limit_error", "rate_limit_exceeded"),
 }
 """Type and code that clients look for; others get them from their status and class."""
 
@@ -50,7 +52,8 @@ def describe(error: LlmosError) -> dict[str, Any]:
 def headers(error: LlmosError) -> dict[str, str]:
     """What HTTP has headers for."""
     if isinstance(error, CapacityError | UnavailableError):
-        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        left = error.headers if isinstance(error, RateLimitError) else {}
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s))), **left}
     if error.http_status == 503:
         return {"Retry-After": str(UNAVAILABLE_S)}
     return {"WWW-Authenticate": "Bearer"} if isinstance(error, AuthError) else {}

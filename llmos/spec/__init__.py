@@ -2,6 +2,7 @@
 
 from llmos.spec.base import Mesh, Resources
 from llmos.spec.data import Data, Packing, Source
+from llmos.spec.limits import Limits
 from llmos.spec.load import KINDS, Job, Spec, digest, json_schema, load, load_file, parse, to_dict, to_yaml
 from llmos.spec.lora import Lora
 from llmos.spec.presets import PRESETS, Preset
@@ -22,6 +23,7 @@ __all__ = [
     "Function",
     "Gang",
     "Job",
+    "Limits",
     "Lora",
     "Mesh",
     "ModelSource",

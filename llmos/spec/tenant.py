@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmos.spec.base import LARGEST, Amount, Conflict, CustomResources, Name, Size, Strict
+from llmos.spec.limits import Limits
 
 
 class Quota(Strict):
@@ -49,5 +50,6 @@ class Tenant(Strict):
         le=100_000,
         description="the newest chat completions that are kept of requests with `store: true`; 0 keeps none",
     )
+    limits: Limits | None = Field(default=None, description="what its own keys together may ask of `/v1`")
 
     rules = (_own_parent,)

@@ -125,7 +125,9 @@ class FakeApi:
             f"PUT /api/v1/tenants/{name}": self.put_tenant,
             "GET /api/v1/keys": lambda: ok(self.keys),
             "POST /api/v1/keys": self.create_key,
+            f"PATCH /api/v1/keys/{name}": self.limit_key,
             f"DELETE /api/v1/keys/{name}": self.revoke_key,
+            "GET /api/v1/usage": self.usage,
             "GET /api/v1/status": lambda: ok(self.status),
             "POST /v1/completions": complete,
             "POST /v1/chat/completions": lambda body: ok(
@@ -296,6 +298,24 @@ class FakeApi:
         self.keys.append(key)
         return ok(key | {"secret": f"llmos_{key['id']}_hush"}, 201)
 
+    def limit_key(self, which: str, body: Row) -> httpx.Response:
+        key = next((key for key in self.keys if which in (key["id"], key["name"])), None)
+        if key is None:
+            return error(404, "not_found", f"no key `{which}`", "see `llmos keys`")
+        merged = {**key["limits"], **body["limits"]}
+        key["limits"] = {name: most for name, most in merged.items() if most is not None}
+        return ok(key)
+
+    def usage(self) -> httpx.Response:
+        params = self.requests[-1].url.params
+        used = {"requests": 1200, "failed": 1, "abandoned": 2, "prompt_tokens": 34_567, "cached_tokens": 12_000}
+        used |= {"completion_tokens": 8900}
+        whose = {"day": "2026-01-31", "tenant": "default", "key": "k0", "service": "chat", "model": "coder@1"}
+        rows = [{group: whose[group] for group in params.get_list("by")} | used] if self.keys else []
+        for row in rows:
+            row |= {"key_name": self.keys[0]["name"]} if "key" in row else {}
+        return ok({"since": params["since"], "by": params.get_list("by"), "rows": rows, "total": used})
+
     def revoke_key(self, key_id: str) -> httpx.Response:
         next(key for key in self.keys if key["id"] == key_id)["revoked_at"] = time.time()
         return httpx.Response(204)
@@ -345,7 +365,7 @@ def listening(api: FakeApi) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(response.content)
 
-        do_GET = do_POST = do_PUT = do_DELETE = answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
         def log_message(self, format: str, *args: object) -> None:
             """Keep quiet: requests are in ``api.requests``."""

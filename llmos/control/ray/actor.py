@@ -96,6 +96,13 @@ class ControlActor:
         """The newest metrics of running jobs, for the gateway's own."""
         return self._control.training()
 
+    def record_usage(self, records: list[dict[str, Any]]) -> Any:
+        """The answer of :meth:`Control.record_usage`, or the error it raised."""
+        try:
+            return self._control.record_usage(records)
+        except LlmosError as error:
+            return error
+
     def first_key(self, name: str) -> Any:
         """A new admin key: only whoever may connect to the Ray cluster can ask for one without having one."""
         return self._control.create_key(name, ("admin",))

@@ -22,8 +22,8 @@ KEY_GRACE_S = 60.0
 """The same while the control module is away, so that text goes on being generated."""
 
 _REPEATABLE = (
-    *("list_", "get_", "job_", "describe_", "explain_", "status"),
-    *("put_service", "cancel_job", "drain_", "undrain_"),
+    *("list_", "get_", "job_", "describe_", "explain_", "status", "usage"),
+    *("put_service", "cancel_job", "drain_", "undrain_", "set_key"),
 )
 
 
@@ -89,6 +89,10 @@ class ControlProxy:
     async def training(self) -> list[dict[str, Any]]:
         """The newest metrics of running jobs: ``{id, metrics}`` each."""
         return list(await self._ask("training", patience_s=0.0))
+
+    async def record_usage(self, records: list[dict[str, Any]]) -> None:
+        """Have requests counted, each once however often it is told. Raises ClusterError while that cannot be."""
+        await self._ask("record_usage", records, patience_s=0.0)
 
     def _forget_old(self) -> None:
         oldest = time.monotonic() - KEY_GRACE_S

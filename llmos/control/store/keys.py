@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
@@ -21,11 +21,18 @@ class Keys:
         self._database = database
 
     def add(
-        self, id: str, name: str, scopes: Sequence[str], secret_sha256: str, now: float, tenant: str = DEFAULT_TENANT
+        self,
+        id: str,
+        name: str,
+        scopes: Sequence[str],
+        secret_sha256: str,
+        now: float,
+        tenant: str = DEFAULT_TENANT,
+        limits: Mapping[str, int] | None = None,
     ) -> Row:
         """Raises NotFoundError if there is no such tenant."""
         row = {
-            **{"id": id, "name": name, "scopes": list(scopes), "tenant": tenant},
+            **{"id": id, "name": name, "scopes": list(scopes), "tenant": tenant, "limits": dict(limits or {})},
             **{"secret_sha256": secret_sha256, "created_at": now},
         }
         with self._database.write() as connection:
@@ -37,6 +44,23 @@ class Keys:
     def get(self, id: str) -> Row | None:
         with self._database.read() as connection:
             return first(connection, select(keys).where(keys.c.id == id))
+
+    def find(self, ref: str) -> Row:
+        """The key with this id, else the valid one of this name. Raises NotFoundError, and ConflictError if several
+        keys have the name."""
+        with self._database.read() as connection:
+            return _meant(connection, ref)
+
+    def limit(self, ref: str, changes: Mapping[str, int | None], now: float) -> Row:
+        """Change some of a key's limits; None takes one away. Raises what :meth:`find` raises."""
+        with self._database.write() as connection:
+            row = _meant(connection, ref)
+            merged = {**row["limits"], **changes}
+            limits = {name: most for name, most in merged.items() if most is not None}
+            connection.execute(update(keys).where(keys.c.id == row["id"]).values(limits=limits))
+            told = ", ".join(f"{name} {most}" for name, most in limits.items())
+            append(connection, now, "key", row["id"], "limited", told or "no limits")
+        return {**row, "limits": limits}
 
     def all(self) -> list[Row]:
         """Oldest first."""
@@ -61,3 +85,16 @@ class Keys:
                 append(connection, now, "key", id, "revoked")
             elif not connection.execute(select(keys.c.id).where(keys.c.id == id)).first():
                 raise NotFoundError(f"no key `{id[:200]}`: expected a key's id", hint="see `llmos keys`")
+
+
+def _meant(connection: Connection, ref: str) -> Row:
+    """The key that ``ref``, an id or a name, means."""
+    if exact := first(connection, select(keys).where(keys.c.id == ref)):
+        return exact
+    named = rows(connection, select(keys).where(keys.c.name == ref, keys.c.revoked_at.is_(None)))
+    if len(named) > 1:
+        what = f"{len(named)} keys are called `{ref[:200]}`: expected the id of one"
+        raise ConflictError(what, hint=f"they are {', '.join(row['id'] for row in named[:20])}")
+    if not named:
+        raise NotFoundError(f"no key `{ref[:200]}`: expected a key's id or name", hint="see `llmos keys`")
+    return named[0]

@@ -36,5 +36,6 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     add_missing,
     add_default_tenant,
     metadata.create_all,  # with the table of stored completions
+    add_missing,  # with limits of keys and the usage of requests
 )
 """Step ``n`` brings a database of version ``n`` to version ``n + 1``; version 0 is an empty file."""

@@ -13,6 +13,7 @@ from llmos.control.store.jobs import Jobs
 from llmos.control.store.keys import Keys
 from llmos.control.store.models import Models
 from llmos.control.store.progress import begin, carry_out
+from llmos.control.store.request_usage import RequestUsage
 from llmos.control.store.services import Services
 from llmos.control.store.tenants import Tenants
 from llmos.core.types import Action, Verb
@@ -37,6 +38,7 @@ class Store:
         self.drains = Drains(self._database)
         self.tenants = Tenants(self._database)
         self.completions = Completions(self._database)
+        self.request_usage = RequestUsage(self._database)
         self.events = Events(self._database)
 
     def close(self) -> None:

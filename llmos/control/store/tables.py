@@ -98,6 +98,7 @@ keys = Table(
     Column("name", String, nullable=False),
     Column("scopes", JSON, nullable=False),
     Column("tenant", String, nullable=False, server_default="default"),
+    Column("limits", JSON, nullable=False, server_default="{}"),  # the fields of spec.Limits that say something
     Column("secret_sha256", String, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("revoked_at", Float),
@@ -146,4 +147,40 @@ tenants = Table(
     ),  # the decayed average: the fields of core.types.Resources
     Column("spent_gpu_s", Float, nullable=False, server_default="0"),
     Column("used_at", Float, nullable=False, server_default="0"),
+)
+
+recent_requests = Table(  # each request that was counted lately, so that it is counted once
+    "recent_requests",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("counted_at", Float, nullable=False),
+    # the fields of llmos.usage.Record
+    Column("day", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("service", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("prompt", Integer, nullable=False),
+    Column("cached", Integer, nullable=False),
+    Column("completion", Integer, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("witness", Integer, nullable=False),
+    Index("recent_requests_by_age", "counted_at"),
+    sqlite_with_rowid=False,
+)
+
+request_usage = Table(  # the sums of all requests there ever were, by the day (UTC) on which they ended
+    "request_usage",
+    metadata,
+    Column("day", String, primary_key=True),
+    Column("tenant", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("service", String, primary_key=True),
+    Column("model", String, primary_key=True),
+    Column("requests", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),  # status 500 and above
+    Column("abandoned", Integer, nullable=False),  # by their clients, before the end
+    Column("prompt", Integer, nullable=False),
+    Column("cached", Integer, nullable=False),
+    Column("completion", Integer, nullable=False),
 )

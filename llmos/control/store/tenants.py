@@ -57,6 +57,11 @@ class Tenants:
         with self._database.read() as connection:
             return require_tenant(connection, name)
 
+    def limits(self, name: str) -> dict[str, int]:
+        """What its own keys together may ask of ``/v1``: the fields of spec.Limits that say something."""
+        limits = self.find(name)["spec"].get("limits") or {}
+        return {field: most for field, most in limits.items() if most is not None}
+
     def all(self) -> list[Row]:
         """By name."""
         with self._database.read() as connection:

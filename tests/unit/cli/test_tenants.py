@@ -89,3 +89,42 @@ def test_train_takes_a_job_and_no_tenant(llmos: Run, tmp_path: Path) -> None:
     (tmp_path / "tenant.yaml").write_text("kind: Tenant\nname: vision\n")
     result = llmos("train", "tenant.yaml")
     assert result.code == 2 and "holds Tenant: expected one job" in result.err
+
+
+def test_keys_and_tenants_have_limits(llmos: Run, api: FakeApi) -> None:
+    llmos("keys", "create", "app", "--requests-per-minute", "60", "--concurrency", "4")
+    assert api.keys[0]["limits"] == {"requests_per_min": 60, "concurrency": 4}
+    assert table(llmos("keys").out)[0]["LIMITS"] == "60/min 4 at once"
+    result = llmos("keys", "set", "app", "--requests-per-minute", "none", "--tokens-per-minute", "20000")
+    assert result.err == "key k0 (app): 4 at once 20000 tok/min\n"
+    assert api.keys[0]["limits"] == {"concurrency": 4, "tokens_per_min": 20000}
+    llmos("tenants", "create", "vision", "--tokens-per-minute", "500", "--concurrency", "9")
+    llmos("tenants", "set", "vision", "--concurrency", "none", "--share", "2")
+    assert api.tenants["vision"]["spec"] == {
+        **{"kind": "Tenant", "name": "vision", "share": 2.0, "limits": {"tokens_per_min": 500}}
+    }
+    for wrong in ("0", "-1", "many", "1.5"):
+        result = llmos("keys", "set", "app", f"--concurrency={wrong}")
+        assert result.code == 2 and f"`--concurrency {wrong}`: expected a whole number from 1, or `none`" in result.err
+    assert "nothing to change" in llmos("keys", "set", "app").err
+    assert "no key `ghost`" in llmos("keys", "set", "ghost", "--concurrency", "1").err
+
+
+def test_usage_is_a_table(llmos: Run, api: FakeApi) -> None:
+    assert llmos("usage").err == "nothing was asked since 30d\n"
+    llmos("keys", "create", "app")
+    first, total = table(llmos("usage", "--by", "key,service").out)
+    assert (first["KEY"], first["SERVICE"], first["REQUESTS"], first["PROMPT"]) == (
+        "k0 (app)",
+        "chat",
+        "1,200",
+        "34,567",
+    )
+    assert (total["KEY"], total["COMPLETION"]) == ("total", "8,900")
+    llmos("usage", "--tenant", "t", "--key", "app", "--service", "s", "--since", "7d")
+    assert dict(api.requests[-1].url.params) == {
+        **{"tenant": "t", "key": "app", "service": "s", "since": "7d", "by": "service"}
+    }
+    found = json.loads(llmos("usage", "--json", "--by", "day").out)
+    assert found == json.loads(llmos("usage", "-o", "json", "--by", "day").out)
+    assert found["rows"][0]["day"] == "2026-01-31" and "expected some of day" in llmos("usage", "--by", ",").err

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llmos.control.accounts import Accounts
 from llmos.control.control import SCOPE_OF, Control
 from llmos.errors import AuthError, ConflictError, LlmosError, ModelError, NotFoundError, SpecError, UsageError
 from llmos.views import JobView, ModelView, ServiceView
@@ -14,9 +15,10 @@ from tests.unit.control.world import World
 
 
 def test_verbs_are_what_the_table_says(world: World) -> None:
-    methods = {name for name in vars(Control) if not name.startswith("_")}
-    assert methods == {*SCOPE_OF, "call", "authorize", "training"}
-    for inner in ("authorize", "training"):  # for the gateway itself, not for whoever asks it
+    methods = {name for name in (*vars(Control), *vars(Accounts)) if not name.startswith("_")}
+    inside = {"authorize", "training", "record_usage"}
+    assert methods == {*SCOPE_OF, "call", *inside}
+    for inner in inside:  # for the gateway itself, not for whoever asks it
         with pytest.raises(KeyError):
             world.control.call(inner, None)
 
