@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ModelError,
         NotFoundError,
         OutOfMemoryError,
+        RateLimitError,
         SpecError,
         TrainingError,
         UnsupportedModelError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         Data,
         Function,
         Gang,
+        Limits,
         Lora,
         Mesh,
         ModelSource,
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
         TrainJob,
         Workers,
     )
-    from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, TenantView
+    from llmos.views import EventView, JobView, KeyView, MetricsRow, ModelView, ServiceView, TenantView, UsageView
 
 __version__ = "0.1.0"
 
@@ -83,6 +85,7 @@ __all__ = [
     "Gang",
     "JobView",
     "KeyView",
+    "Limits",
     "LlmosError",
     "Lora",
     "Mesh",
@@ -96,6 +99,7 @@ __all__ = [
     "Output",
     "Packing",
     "Quota",
+    "RateLimitError",
     "Replicas",
     "Resources",
     "Service",
@@ -109,6 +113,7 @@ __all__ = [
     "TrainingError",
     "UnsupportedModelError",
     "UsageError",
+    "UsageView",
     "WorkerLost",
     "Workers",
     "__version__",

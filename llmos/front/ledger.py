@@ -76,7 +76,7 @@ class Batch:
 
 
 class Ledger:
-    """The files in ``directory``. Methods may be called from any thread; what :meth:`take` gives is for one at a time."""
+    """The files in ``directory``. Methods may be called from any thread; one at a time takes and forgets."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """What the front door has seen, in Prometheus' format: by model and tenant, with labels whose number is bounded.
 
-A label is only ever the name of something that an admin has made: requests for models that are not served are counted
-as ``unknown``. The first MAX_MODELS models and MAX_TENANTS tenants have labels of their own; all others share
-``other``, so that metrics stay small however many come and go. docs/limits.md lists the names.
+A label is only ever the name of a service or a tenant: requests for models that are not served are counted among all
+that the front door answers, without a name. The first MAX_MODELS models and MAX_TENANTS tenants have labels of their
+own; all others share ``other``, so that metrics stay small however many come and go. docs/limits.md lists the names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from llmos.usage import Tokens
 
 MAX_MODELS, MAX_TENANTS = 100, 20
-OTHER, UNKNOWN = "other", "unknown"
+OTHER = "other"
 _LABELS = ("model", "tenant")
 _FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -93,9 +93,7 @@ class FrontMetrics:
             self._token.labels(*labels).observe(rest_s / (tokens - 1))
 
     def refused(self, model: str, tenant: str, status: int, limit: str = "") -> None:
-        """A request was not let in: by ``limit`` (429), or for a reason that its status tells.
-
-        ``model`` is empty if it names none that is served."""
+        """A request for a served ``model`` was not let in: ``limit`` is what was reached, if anything was."""
         labels = self._labels(model, tenant)
         self._requests.labels(*labels, str(status)).inc()
         if limit:
@@ -106,7 +104,7 @@ class FrontMetrics:
         return generate_latest(self.registry)
 
     def _labels(self, model: str, tenant: str) -> tuple[str, str]:
-        return self._models.label(model) if model else UNKNOWN, self._tenants.label(tenant)
+        return self._models.label(model), self._tenants.label(tenant)
 
     def _counter(self, name: str, text: str, *more: str) -> Counter:
         return Counter(name, text, (*_LABELS, *more), registry=self.registry)

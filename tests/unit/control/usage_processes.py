@@ -18,8 +18,8 @@ from llmos.usage import FRONT_DOOR, Record
 GONE = (OSError, EOFError)
 
 
-def record(id: str) -> Record:
-    return Record(id, "k", "t", "s", "m@1", 10, 4, 1, 200, 1.7e9, FRONT_DOOR)
+def record(id: str, at: float = 1.7e9) -> Record:
+    return Record(id, "k", "t", "s", "m@1", 10, 4, 1, 200, at, FRONT_DOOR)
 
 
 def front_door(root: Path, incarnation: int, asked: int | None = None) -> None:
@@ -31,7 +31,7 @@ def front_door(root: Path, incarnation: int, asked: int | None = None) -> None:
     answered = os.open(root / "answered", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     for number in itertools.count() if asked is None else range(asked):
         id = f"req_{incarnation}_{number}"
-        ledger.add(record(id))
+        ledger.add(record(id, time.time()))
         os.write(answered, f"{id}\n".encode())
         time.sleep(0.0005)
     sending.join()

@@ -7,6 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from llmos.front.metrics import MAX_MODELS, MAX_TENANTS, FrontMetrics
 from llmos.usage import Tokens
 
+LABELS = ("model", "tenant", "replica", "status", "limit", "le")
+
 
 @dataclass
 class Beat:
@@ -22,11 +24,12 @@ class Beat:
 
 
 def samples(metrics: FrontMetrics) -> dict[str, dict[tuple[str, ...], float]]:
-    """Name → the values of its labels → what Prometheus would read."""
+    """Name → the values of its labels, in the order of LABELS → what Prometheus would read."""
     found: dict[str, dict[tuple[str, ...], float]] = {}
     for family in text_string_to_metric_families(metrics.text().decode()):
         for sample in family.samples:
-            found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+            labels = (sample.labels[name] for name in LABELS if name in sample.labels)
+            found.setdefault(sample.name, {})[tuple(labels)] = sample.value
     return found
 
 
@@ -38,11 +41,11 @@ def test_requests_and_what_they_used() -> None:
     metrics.streamed("chat", "default", 0.02, 0.4, 21)
     metrics.ended("chat", "default", 503, None)
     metrics.refused("chat", "default", 429, "key_tokens")
-    metrics.refused("", "default", 404)
+    metrics.refused("chat", "default", 400)
     seen, whose = samples(metrics), ("chat", "default")
     assert seen["llmos_model_running"] == {whose: 1}
     assert seen["llmos_model_requests_total"] == {
-        **{(*whose, "200"): 1, (*whose, "503"): 1, (*whose, "429"): 1, ("unknown", "default", "404"): 1}
+        **{(*whose, "200"): 1, (*whose, "503"): 1, (*whose, "429"): 1, (*whose, "400"): 1}
     }
     assert seen["llmos_model_refused_total"] == {(*whose, "key_tokens"): 1}
     tokens = [seen[f"llmos_{kind}_tokens_total"] for kind in ("prompt", "cached", "completion")]
