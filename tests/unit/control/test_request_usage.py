@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
@@ -72,6 +72,7 @@ def told(example: str, id: int, witness: int) -> Record:
 def test_the_best_witness_counts_in_whatever_order_they_come(store: Store) -> None:
     examples = map(str, count())
 
+    @settings(max_examples=20)
     @given(TOLD)
     def check(batches: list[list[tuple[int, int]]]) -> None:
         example, best = next(examples), dict[int, int]()
@@ -140,7 +141,7 @@ def test_killed_front_doors_and_control_modules_lose_and_double_nothing(tmp_path
         return process
 
     running = {which: start(which) for which in ("control_module", "front_door")}
-    for _ in range(10):
+    for _ in range(8):
         time.sleep(random.uniform(0.05, 0.2))
         which = random.choice(list(running))
         running[which].kill()

@@ -101,7 +101,7 @@ async def test_limits_refuse_early_and_are_settled_with_the_truth(tmp_path: Path
     await anext(first)
     with pytest.raises(RateLimitError, match="its limit is 200 tokens a minute"):
         await anext(world.answer(CHUNK, bound=150))
-    await anext(first)
+    assert [piece async for piece in first] == [DONE]
     second = world.answer(CHUNK, comment(USED) + DONE, bound=150)
     await anext(second)
     (request_id,) = world.metering._running
