@@ -12,6 +12,7 @@ import typer
 
 from llmos import __version__
 from llmos.cli import (
+    chat,
     cluster,
     compress,
     doctor,
@@ -65,7 +66,21 @@ def _global_options(
         os.environ[ENV_DEBUG] = "1"  # main() reads it, and so do processes that a command starts
 
 
-NOUNS = (cluster, doctor, jobs, scheduler, models, evaluate, compress, services, estimate, simulate, tenants, keys)
+NOUNS = (
+    cluster,
+    doctor,
+    jobs,
+    scheduler,
+    models,
+    evaluate,
+    compress,
+    services,
+    chat,
+    estimate,
+    simulate,
+    tenants,
+    keys,
+)
 for noun in NOUNS:
     app.add_typer(noun.app)
 

@@ -13,11 +13,12 @@ from llmos.control import admission, functions, journal, overview
 from llmos.control import estimate as estimates
 from llmos.control.auth import Auth, Key
 from llmos.control.capacity import placed
-from llmos.control.describe import job_files, job_view, service_view
+from llmos.control.describe import job_files, job_view
 from llmos.control.loop import Loop
 from llmos.control.outlook import described, explained
 from llmos.control.possible import check_possible
 from llmos.control.registry import Registry
+from llmos.control.serving_verbs import ServingVerbs
 from llmos.control.store import Store
 from llmos.control.tenants import tenant_views
 from llmos.core.capacity import ModelShape
@@ -35,8 +36,10 @@ SCOPE_OF: Mapping[str, str] = {
     **dict.fromkeys(("describe_job", "explain_job", "list_queue"), "submit"),
     **dict.fromkeys(("drain_node", "undrain_node"), "admin"),
     **dict.fromkeys(("list_services", "get_service", "put_service", "delete_service"), "submit"),
-    **dict.fromkeys(("list_models", "get_model"), "submit"),
+    **dict.fromkeys(("weigh_service", "rollback_service", "service_events"), "submit"),
+    **dict.fromkeys(("list_models", "get_model", "get_alias"), "submit"),
     **dict.fromkeys(("import_model", "export_model", "remove_model"), "admin"),
+    **dict.fromkeys(("set_alias", "rollback_alias", "remove_alias"), "admin"),
     **dict.fromkeys(("list_tenants", "get_tenant"), "submit"),
     **dict.fromkeys(("put_tenant", "list_keys", "create_key", "revoke_key"), "admin"),
     **dict.fromkeys(("status", "estimate"), "submit"),
@@ -45,7 +48,7 @@ SCOPE_OF: Mapping[str, str] = {
 _TOLD_WHO_ASKS = frozenset({"submit_job"})
 
 
-class Control:
+class Control(ServingVerbs):
     """What can be asked of the cluster. Methods are safe to call from any thread.
 
     :meth:`call` is the way in for requests from outside; the methods themselves ask for no key.
@@ -54,11 +57,8 @@ class Control:
     def __init__(
         self, store: Store, registry: Registry, loop: Loop, layout: Layout, clock: Callable[[], float] = time.time
     ) -> None:
-        self._store = store
-        self._registry = registry
-        self._loop = loop
+        super().__init__(store, registry, loop, clock)
         self._layout = layout
-        self._clock = clock
         self._auth = Auth(store, clock)
         self._started_at = clock()
 
@@ -163,41 +163,6 @@ class Control:
         rows = journal.read_metrics(self._layout.job(row["id"]), row["attempts"], after)
         return {"rows": rows, "final": JobPhase(row["phase"]).final}
 
-    # Services
-
-    def list_services(self) -> list[View]:
-        return [service_view(row, self._loop.sight) for row in self._store.services.all()]
-
-    def get_service(self, name: str) -> View:
-        return service_view(self._store.services.find(name), self._loop.sight)
-
-    def put_service(self, name: str, spec: Mapping[str, Any]) -> View:
-        """Create the service ``name``, or change it."""
-        row = self._store.services.put(admission.service(name, spec), self._clock())
-        self._loop.nudge()
-        return service_view(row, self._loop.sight)
-
-    def delete_service(self, name: str) -> None:
-        self._store.services.remove(name, self._clock())
-        self._loop.nudge()
-
-    # Models
-
-    def list_models(self) -> list[View]:
-        return self._registry.all()
-
-    def get_model(self, ref: str) -> View:
-        return self._registry.get(ref)
-
-    def import_model(self, name: str, path: str) -> View:
-        return self._registry.import_model(name, path)
-
-    def export_model(self, ref: str, path: str) -> View:
-        return self._registry.export(ref, path)
-
-    def remove_model(self, ref: str) -> None:
-        self._registry.remove(ref)
-
     # Tenants, keys and the cluster
 
     def list_tenants(self) -> list[View]:
@@ -230,8 +195,8 @@ class Control:
 
     def status(self) -> View:
         """The cluster at a glance."""
-        sight, services = self._loop.sight, self._store.services.all()
-        nodes = overview.node_views(sight, services, self._store.drains.all())
+        sight = self._loop.sight
+        nodes = overview.node_views(sight, self._store.drains.all())
         return {
             "control": {
                 **{"pid": os.getpid(), "version": llmos.__version__, "error": sight.error},
@@ -244,7 +209,7 @@ class Control:
             "jobs": self._store.jobs.counts(),
             "queues": overview.queue_counts(sight),
             "waiting": overview.first_waiting(sight),
-            "services": [service_view(row, sight) for row in services],
+            "services": self.list_services(),
         }
 
     def drain_node(self, node: str, why: str = "") -> View:

@@ -174,7 +174,7 @@ def services_match(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
     """Exactly the deployments that differ from what is desired are changed."""
     told = {action.id: action.replicas for action in plan.actions if action.verb is Verb.DEPLOY}
     removed = {action.id for action in plan.actions if action.verb is Verb.REMOVE}
-    wanted = {service.id: service for service in desired.services}
+    wanted = {service.id: service for service in desired.services if service.replicas}
     for id in wanted.keys() | snapshot.services.keys():
         status, service = snapshot.services.get(id), wanted.get(id)
         same = status and service and (status.digest, status.target) == (service.digest, service.replicas)
