@@ -20,6 +20,7 @@ from llmos.cli import (
     evaluate,
     jobs,
     keys,
+    load,
     models,
     scheduler,
     services,
@@ -80,6 +81,7 @@ NOUNS = (
     simulate,
     tenants,
     keys,
+    load,
 )
 for noun in NOUNS:
     app.add_typer(noun.app)

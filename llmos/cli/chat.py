@@ -33,7 +33,7 @@ def chat(
 ) -> None:
     """Talk to a service; answers appear as they are generated."""
     cluster = client()
-    converse(cluster, service or _only(cluster), system, _given(max_tokens=max_tokens, temperature=temperature))
+    converse(cluster, service or only(cluster), system, _given(max_tokens=max_tokens, temperature=temperature))
 
 
 @app.command(rich_help_panel="Models and services")
@@ -128,7 +128,8 @@ def _served(cluster: Client, model: str, timeout_s: float) -> str:
     return name
 
 
-def _only(cluster: Client) -> str:
+def only(cluster: Client) -> str:
+    """The name of the only service. Raises NotFoundError, UsageError if there are several."""
     names = [service.name for service in cluster.services()]
     if not names:
         raise NotFoundError("there is no service to talk to", hint="`llmos serve MODEL`, or `llmos run MODEL`")

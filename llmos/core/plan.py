@@ -194,7 +194,7 @@ def _leaving(services: Iterable[Service], snapshot: Snapshot) -> list[ServiceSta
 
 def _services(services: Iterable[Service], seen: Mapping[str, ServiceStatus]) -> list[Action]:
     """What makes the deployments equal the desired services. One without replicas has none."""
-    wanted = {service.id for service in services if service.replicas}
+    wanted = {service.id for service in services if service.replicas or not _replicas_of(seen.get(service.id))}
     actions = [
         Action(Verb.REMOVE, status.id, why="no longer wanted")
         for status in sorted(seen.values(), key=lambda status: status.id)
@@ -204,6 +204,11 @@ def _services(services: Iterable[Service], seen: Mapping[str, ServiceStatus]) ->
         if service.replicas and (why := _outdated(service, seen.get(service.id))):
             actions.append(Action(Verb.DEPLOY, service.id, replicas=service.replicas, why=why))
     return actions
+
+
+def _replicas_of(status: ServiceStatus | None) -> int:
+    """The replicas that a deployment was told to have."""
+    return status.target if status else 0
 
 
 def _outdated(service: Service, status: ServiceStatus | None) -> str:
