@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -24,6 +25,7 @@ from llmos.errors import ClusterError, ForbiddenError, LlmosError
 from llmos.front.caller import read_secret
 from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, LeastBusy, News
+from llmos.front.holding import Holding
 from llmos.front.listening import Server
 from llmos.front.relay import Relay
 from llmos.layout import Layout
@@ -48,11 +50,11 @@ class GatewayActor:
         return self._failure
 
     def _serve(self) -> None:
-        app, fleet, relay = self._build()
+        app, fleet, held = self._build()
         port = self._ask_for_port()
         threading.Thread(target=self._keep_doorman, args=[port], name="llmos-port", daemon=True).start()
         try:
-            server = Server(app, port.listener, beside=lambda: fleet.follow(relay.look))
+            server = Server(app, port.listener, beside=lambda: fleet.follow(held.look))
             server.start()
             server.join()
         finally:
@@ -77,11 +79,11 @@ class GatewayActor:
             port.close()
             port = self._ask_for_port(port.listener)
 
-    def _build(self) -> tuple[FrontDoor, Fleet, Relay]:
-        control = ControlProxy()
+    def _build(self) -> tuple[FrontDoor, Fleet, Holding]:
+        control, name = ControlProxy(), uuid4().hex  # one that has been restarted counts from zero
 
         async def read() -> News:
-            return News(**await control.fleet())
+            return News(**await control.fleet(name, held.asked()))
 
         async def authorize(request: Request, scope: str) -> Caller:
             key = await control.authorize(request.headers.get("Authorization"), scope)
@@ -93,8 +95,9 @@ class GatewayActor:
         fleet = Fleet(read, LeastBusy())
         certificate = self._layout.certificate
         relay = Relay(fleet, read_secret(self._layout), str(certificate) if certificate.exists() else None)
-        app = create_app(ServiceBackend(fleet, relay, remove), authorize, stored=control)
-        return FrontDoor(app, _health(control), create_api(control)), fleet, relay
+        held = Holding(fleet, relay)
+        app = create_app(ServiceBackend(fleet, held, remove), authorize, stored=control)
+        return FrontDoor(app, _health(control), create_api(control)), fleet, held
 
 
 def _health(control: ControlProxy) -> FastAPI:

@@ -166,8 +166,23 @@ class Client(SchedulerCalls, TenantCalls):
         """Stop a service's replicas and forget it. Its model stays registered."""
         self._call("DELETE", "services", name)
 
+    def set_weight(self, name: str, weight: float) -> ServiceView:
+        """Give a service's canary another share of the requests: 0 ends it, 1 makes it the service's model."""
+        return ServiceView(self._call("PUT", "services", name, "weight", body={"weight": weight}))
+
+    def rollback_service(self, name: str) -> ServiceView:
+        """End a service's canary or, if it has none, have it run what it ran before."""
+        return ServiceView(self._call("POST", "services", name, "rollback", repeatable=False))
+
+    def service_events(self, name: str) -> list[EventView]:
+        """What happened to a service and why, oldest first."""
+        return [EventView(row) for row in self._call("GET", "services", name, "events")]
+
     def wait_service(self, name: str, timeout_s: float = 300.0, on_progress: OnService | None = None) -> ServiceView:
-        """Return a service once every replica answers. Raises DeadlineError after ``timeout_s`` seconds."""
+        """Return a service once every replica answers, or it waits at zero for requests.
+
+        Raises DeadlineError after ``timeout_s`` seconds.
+        """
         deadline = _deadline(timeout_s)
         while True:
             view = self.service(name)
@@ -193,6 +208,26 @@ class Client(SchedulerCalls, TenantCalls):
         """Register the Hugging Face directory at ``path`` (on the cluster's storage) as a new version of ``name``."""
         body = {"name": name, "path": str(Path(path).expanduser().absolute())}
         return ModelView(self._call("POST", "models", body=body, repeatable=False))
+
+    def set_alias(self, alias: str, target: str | int) -> ModelView:
+        """Have ``name@alias`` mean a version of the model, or what another alias of it means. Services follow it."""
+        name, _, which = alias.partition("@")
+        return ModelView(self._call("PUT", "models", name, "aliases", which, body={"target": str(target)}))
+
+    def alias(self, alias: str) -> ModelView:
+        """The version that ``name@alias`` means, with the ``history`` of all that it ever meant."""
+        name, _, which = alias.partition("@")
+        return ModelView(self._call("GET", "models", name, "aliases", which))
+
+    def rollback_alias(self, alias: str) -> ModelView:
+        """Have ``name@alias`` mean what it did before."""
+        name, _, which = alias.partition("@")
+        return ModelView(self._call("POST", "models", name, "aliases", which, "rollback", repeatable=False))
+
+    def remove_alias(self, alias: str) -> None:
+        """Raises ConflictError while a service follows it."""
+        name, _, which = alias.partition("@")
+        self._call("DELETE", "models", name, "aliases", which, repeatable=False)
 
     def export_model(self, ref: str, path: Path | str) -> View:
         """Copy a model's files to the directory ``path`` (on the cluster's storage), which must not exist yet."""

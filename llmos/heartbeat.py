@@ -1,8 +1,10 @@
-"""What a replica says of itself every second: to the control module, which tells the front door."""
+"""What replicas and the control module tell the front door: each replica of itself, every second, and the control
+module of each service, who is to be asked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 BEAT_S = 1.0
 FORGET_S = 3.5
@@ -28,3 +30,18 @@ class Heartbeat:
     tokens: int = 0
     draining: bool = False
     stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Who is asked for a service: ``weights`` are the shares of its requests by :attr:`Heartbeat.revision`.
+
+    ``aliases`` are its other names. It ``holds``: requests that nobody can answer now wait, for somebody is starting.
+    ``limits`` are those of :class:`llmos.spec.Limits` that are set. ``created_at`` is in seconds since 1970.
+    """
+
+    created_at: int = 0
+    aliases: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    holds: bool = False
+    limits: Mapping[str, int] = field(default_factory=dict)

@@ -105,7 +105,11 @@ class EventView(View):
 
 
 class ServiceView(View):
-    """A served model: ``replicas`` wanted, ``ready`` of them answering."""
+    """A served model: ``replicas`` wanted, ``ready`` of them answering with its present ``revision``.
+
+    ``revisions`` are all that are known, each with its ``weight``, the share of the requests. ``wake_s`` is what the
+    last start from zero took.
+    """
 
     name: str
     model: str
@@ -116,8 +120,8 @@ class ServiceView(View):
 
     @property
     def is_ready(self) -> bool:
-        """Whether every replica answers."""
-        return self.ready >= self.replicas > 0
+        """Whether every replica answers, or it is at zero until a request comes."""
+        return self.phase in ("ready", "idle")
 
     def __repr__(self) -> str:
         return f"<service {self.name} · {self.model} · {self.ready}/{self.replicas} ready>"

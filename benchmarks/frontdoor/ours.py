@@ -22,9 +22,10 @@ from benchmarks.frontdoor.mock import ENV_DOOR, PACES_S
 from llmos.errors import AuthError, ForbiddenError
 from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, LeastBusy, News
+from llmos.front.holding import Holding
 from llmos.front.listening import Server, listen
 from llmos.front.relay import Question, Relay
-from llmos.heartbeat import Heartbeat
+from llmos.heartbeat import Heartbeat, Route
 from llmos.openai.caller import Caller
 from llmos.openai.server import Authorize, create_app
 from llmos.settings import ENV_KEY
@@ -33,7 +34,7 @@ from llmos.settings import ENV_KEY
 def table(urls: list[str]) -> News:
     """Every service, each with a replica at each of ``urls``."""
     beats = [Heartbeat(name, "1", f"{name}-{url}", url) for name in PACES_S for url in urls]
-    return News(dict.fromkeys(PACES_S, 0), beats)
+    return News(dict.fromkeys(PACES_S, Route()), beats)
 
 
 def known_key(key: str) -> Authorize:
@@ -81,11 +82,12 @@ def main() -> None:
 
     fleet = Fleet(read, LeastBusy())
     relay = Relay(fleet, os.environ[ENV_DOOR].encode())
-    openai = create_app(ServiceBackend(fleet, relay, remove), known_key(os.environ[ENV_KEY]))
+    held = Holding(fleet, relay)
+    openai = create_app(ServiceBackend(fleet, held, remove), known_key(os.environ[ENV_KEY]))
     door = FrontDoor(openai, openai, openai)
 
     async def follow() -> None:
-        await fleet.follow(relay.look)
+        await fleet.follow(held.look)
 
     server = Server(with_echo(door, relay), listen("127.0.0.1", int(port)), beside=follow)
     server.start()

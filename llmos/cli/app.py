@@ -12,6 +12,7 @@ import typer
 
 from llmos import __version__
 from llmos.cli import (
+    chat,
     cluster,
     compress,
     doctor,
@@ -19,6 +20,7 @@ from llmos.cli import (
     evaluate,
     jobs,
     keys,
+    load,
     models,
     scheduler,
     services,
@@ -75,10 +77,12 @@ NOUNS = (
     evaluate,
     compress,
     services,
+    chat,
     estimate,
     simulate,
     tenants,
     keys,
+    load,
     usage,
 )
 for noun in NOUNS:

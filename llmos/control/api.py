@@ -39,9 +39,7 @@ class SubmitJob(Body):
     """What ``POST /jobs`` takes."""
 
     spec: dict[str, Any] = Field(description="a TrainJob or a TrainFunction")
-    idempotency_key: str | None = Field(
-        default=None, min_length=1, max_length=200, description="the same key again gives the same job"
-    )
+    idempotency_key: str | None = Field(None, min_length=1, max_length=200, description="the same key, the same job")
     allow_pending: bool = Field(default=False, description="accept it also if it could never start on this cluster")
 
 
@@ -51,6 +49,14 @@ class PutFunction(Body):
 
 class PutService(Body):
     spec: dict[str, Any] = Field(description="a Service of this name")
+
+
+class WeighService(Body):
+    weight: float = Field(ge=0, le=1, description="the canary's share of the requests; 0 ends it, 1 promotes it")
+
+
+class SetAlias(Body):
+    target: str = Field(max_length=200, description="a version of the model, or another alias of it")
 
 
 class ImportModel(Body):
@@ -94,6 +100,7 @@ def create_api(port: ControlPort) -> FastAPI:
     _add_job_routes(app, port)
     _add_service_routes(app, port)
     _add_model_routes(app, port)
+    _add_alias_routes(app, port)
     add_key_routes(app, port)
     add_tenant_routes(app, port)
     add_usage_routes(app, port)
@@ -162,6 +169,18 @@ def _add_service_routes(app: FastAPI, port: ControlPort) -> None:
     async def put_service(name: Name, body: PutService, authorization: Authorization = None) -> Any:
         return await port.call("put_service", authorization, name=name, spec=body.spec)
 
+    @app.put(f"{base}/{{name}}/weight", name="weigh_service")
+    async def weigh_service(name: Name, body: WeighService, authorization: Authorization = None) -> Any:
+        return await port.call("weigh_service", authorization, name=name, weight=body.weight)
+
+    @app.post(f"{base}/{{name}}/rollback", name="rollback_service")
+    async def rollback_service(name: Name, authorization: Authorization = None) -> Any:
+        return await port.call("rollback_service", authorization, name=name)
+
+    @app.get(f"{base}/{{name}}/events", name="service_events")
+    async def service_events(name: Name, authorization: Authorization = None) -> Any:
+        return await port.call("service_events", authorization, name=name)
+
     @app.delete(f"{base}/{{name}}", name="delete_service", status_code=204)
     async def delete_service(name: Name, authorization: Authorization = None) -> None:
         await port.call("delete_service", authorization, name=name)
@@ -189,6 +208,26 @@ def _add_model_routes(app: FastAPI, port: ControlPort) -> None:
     @app.delete(f"{base}/{{ref}}", name="remove_model", status_code=204)
     async def remove_model(ref: Name, authorization: Authorization = None) -> None:
         await port.call("remove_model", authorization, ref=ref)
+
+
+def _add_alias_routes(app: FastAPI, port: ControlPort) -> None:
+    base = f"{PREFIX}/models/{{name}}/aliases/{{alias}}"
+
+    @app.get(base, name="get_alias")
+    async def get_alias(name: Name, alias: Name, authorization: Authorization = None) -> Any:
+        return await port.call("get_alias", authorization, name=name, alias=alias)
+
+    @app.put(base, name="set_alias")
+    async def set_alias(name: Name, alias: Name, body: SetAlias, authorization: Authorization = None) -> Any:
+        return await port.call("set_alias", authorization, name=name, alias=alias, target=body.target)
+
+    @app.post(f"{base}/rollback", name="rollback_alias")
+    async def rollback_alias(name: Name, alias: Name, authorization: Authorization = None) -> Any:
+        return await port.call("rollback_alias", authorization, name=name, alias=alias)
+
+    @app.delete(base, name="remove_alias", status_code=204)
+    async def remove_alias(name: Name, alias: Name, authorization: Authorization = None) -> None:
+        await port.call("remove_alias", authorization, name=name, alias=alias)
 
 
 def _add_scheduler_routes(app: FastAPI, port: ControlPort) -> None:

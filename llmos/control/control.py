@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import llmos
-from llmos.control import admission, encoders, functions, journal, overview
+from llmos.control import admission, functions, journal, overview
 from llmos.control import estimate as estimates
 from llmos.control.accounts import Accounts
 from llmos.control.auth import Key
 from llmos.control.capacity import placed
-from llmos.control.describe import job_files, job_view, service_view
+from llmos.control.describe import job_files, job_view
 from llmos.control.loop import Loop
 from llmos.control.outlook import described, explained
 from llmos.control.possible import check_possible
 from llmos.control.registry import Registry
+from llmos.control.serving_verbs import ServingVerbs
 from llmos.control.store import Store
 from llmos.control.tenants import tenant_views
 from llmos.core.capacity import ModelShape
@@ -36,8 +37,10 @@ SCOPE_OF: Mapping[str, str] = {
     **dict.fromkeys(("describe_job", "explain_job", "list_queue"), "submit"),
     **dict.fromkeys(("drain_node", "undrain_node"), "admin"),
     **dict.fromkeys(("list_services", "get_service", "put_service", "delete_service"), "submit"),
-    **dict.fromkeys(("list_models", "get_model"), "submit"),
+    **dict.fromkeys(("weigh_service", "rollback_service", "service_events"), "submit"),
+    **dict.fromkeys(("list_models", "get_model", "get_alias"), "submit"),
     **dict.fromkeys(("import_model", "export_model", "remove_model"), "admin"),
+    **dict.fromkeys(("set_alias", "rollback_alias", "remove_alias"), "admin"),
     **dict.fromkeys(("list_tenants", "get_tenant"), "submit"),
     **dict.fromkeys(("put_tenant", "list_keys", "create_key", "set_key", "revoke_key"), "admin"),
     **dict.fromkeys(("status", "estimate", "usage"), "submit"),
@@ -47,7 +50,7 @@ _TOLD_WHO_ASKS = {"submit_job": "key", "usage": "asked_by"}
 """Verbs that are given the key, and what they call it."""
 
 
-class Control(Accounts):
+class Control(ServingVerbs, Accounts):
     """What can be asked of the cluster. Methods are safe to call from any thread.
 
     :meth:`call` is the way in for requests from outside; the methods themselves ask for no key.
@@ -56,9 +59,8 @@ class Control(Accounts):
     def __init__(
         self, store: Store, registry: Registry, loop: Loop, layout: Layout, clock: Callable[[], float] = time.time
     ) -> None:
-        super().__init__(store, clock)
-        self._registry = registry
-        self._loop = loop
+        ServingVerbs.__init__(self, store, registry, loop, clock)
+        Accounts.__init__(self, store, clock)
         self._layout = layout
         self._started_at = clock()
 
@@ -158,43 +160,6 @@ class Control(Accounts):
         rows = journal.read_metrics(self._layout.job(row["id"]), row["attempts"], after)
         return {"rows": rows, "final": JobPhase(row["phase"]).final}
 
-    # Services
-
-    def list_services(self) -> list[View]:
-        return [service_view(row, self._loop.sight) for row in self._store.services.all()]
-
-    def get_service(self, name: str) -> View:
-        return service_view(self._store.services.find(name), self._loop.sight)
-
-    def put_service(self, name: str, spec: Mapping[str, Any]) -> View:
-        """Create the service ``name``, or change it."""
-        service = admission.service(name, spec)
-        encoders.check(service, Path(self._registry.get(service.model)["path"]))
-        row = self._store.services.put(service, self._clock())
-        self._loop.nudge()
-        return service_view(row, self._loop.sight)
-
-    def delete_service(self, name: str) -> None:
-        self._store.services.remove(name, self._clock())
-        self._loop.nudge()
-
-    # Models
-
-    def list_models(self) -> list[View]:
-        return self._registry.all()
-
-    def get_model(self, ref: str) -> View:
-        return self._registry.get(ref)
-
-    def import_model(self, name: str, path: str) -> View:
-        return self._registry.import_model(name, path)
-
-    def export_model(self, ref: str, path: str) -> View:
-        return self._registry.export(ref, path)
-
-    def remove_model(self, ref: str) -> None:
-        self._registry.remove(ref)
-
     # Tenants and the cluster
 
     def list_tenants(self) -> list[View]:
@@ -217,8 +182,8 @@ class Control(Accounts):
 
     def status(self) -> View:
         """The cluster at a glance."""
-        sight, services = self._loop.sight, self._store.services.all()
-        nodes = overview.node_views(sight, services, self._store.drains.all())
+        sight = self._loop.sight
+        nodes = overview.node_views(sight, self._store.drains.all())
         return {
             "control": {
                 **{"pid": os.getpid(), "version": llmos.__version__, "error": sight.error},
@@ -231,7 +196,7 @@ class Control(Accounts):
             "jobs": self._store.jobs.counts(),
             "queues": overview.queue_counts(sight),
             "waiting": overview.first_waiting(sight),
-            "services": [service_view(row, sight) for row in services],
+            "services": self.list_services(),
         }
 
     def drain_node(self, node: str, why: str = "") -> View:

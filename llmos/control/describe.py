@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from llmos.control.journal import newest_metrics
 from llmos.control.loop import Sight
-from llmos.control.translate import deployment_digest, job_gangs
+from llmos.control.revisions import Rollout
+from llmos.control.rollouts import Decided
+from llmos.control.store.services import Served
+from llmos.control.translate import job_gangs, unit
 from llmos.core import reasons
-from llmos.core.types import Gang, JobPhase
+from llmos.core.types import Gang, JobPhase, ServiceStatus
 from llmos.layout import Layout
-from llmos.spec import Service, TrainFunction, TrainJob, parse
+from llmos.spec import TrainFunction, TrainJob, parse
 
 Row = dict[str, Any]
 
@@ -56,30 +58,48 @@ def estimate_view(estimate: tuple[float, float] | None) -> Row | None:
     return {"p50": estimate[0], "p90": estimate[1]} if estimate else None
 
 
-def service_view(row: Row, sight: Sight) -> Row:
-    """A service: ``ready`` counts the replicas that run its present spec."""
-    spec, status = service_spec(row), sight.snapshot.services.get(row["name"])
-    wanted = spec.replicas.min
-    if status is None:
-        ready, message = 0, sight.error or "waits to be deployed"
-    elif status.removing or status.digest != deployment_digest(spec):
-        ready, message = 0, "its former replicas are being replaced"
-    else:
-        ready, message = status.ready, status.message
+def service_view(served: Served, sight: Sight) -> Row:
+    """A service: ``ready`` counts the replicas that run its present spec. ``phase`` is `ready`, `idle` (at zero until a
+    request comes), `updating` (another revision answers meanwhile) or `starting`."""
+    row, found = served.row, sight.services.get(served.row["name"])
+    current = found is not None and found.current == row["current"]
+    wanted = found.count if found and current else served.spec.replicas.min
+    rollout = found.rollout if found else Rollout({}, {})
+    status = sight.snapshot.services.get(unit(row["name"], row["current"]))
+    ready = status.ready if status and current and not status.removing else 0
+    phase = "updating" if rollout.weights else "starting"
+    if current and ready >= wanted:
+        phase = "ready" if wanted else "idle"
+    message = _told(found, current, status, sight.error)
     if 0 < ready < wanted and not message:
         message = f"{ready} of {wanted} replicas answer"
     return {
-        **{"name": row["name"], "model": row["model"], "phase": "ready" if ready >= wanted else "starting"},
-        **{"replicas": wanted, "ready": ready, "message": message},
-        **{"created_at": row["created_at"], "spec": row["spec"]},
+        **{"name": row["name"], "model": row["model"], "phase": phase, "replicas": wanted, "ready": ready},
+        **{"message": message, "created_at": row["created_at"], "spec": row["spec"], "follows": row["follows"]},
+        **{"revision": row["current"], "previous": row["previous"], "wake_s": found.wake_s if found else None},
+        "revisions": [_revision(served, number, rollout, sight) for number in sorted(served.revisions)],
     }
 
 
-def service_spec(row: Mapping[str, Any]) -> Service:
-    """What a row of the services says."""
-    spec = parse(row["spec"])
-    assert isinstance(spec, Service)
-    return spec
+def _told(found: Decided | None, current: bool, status: ServiceStatus | None, error: str) -> str:
+    """What there is to say about the replicas of the current revision."""
+    if found is None:
+        return error or "waits to be deployed"
+    if not current:
+        return "its spec has changed"
+    trouble = status.message if status and not status.removing else ""
+    if status is None and found.count and not found.rollout.why:
+        return error or "waits to be deployed"
+    return "; ".join(filter(None, (found.rollout.why, trouble))) or found.why
+
+
+def _revision(served: Served, number: int, rollout: Rollout, sight: Sight) -> Row:
+    """``{revision, model, weight, ready, replicas}``: its share of the requests, and its replicas."""
+    status = sight.snapshot.services.get(unit(served.row["name"], number))
+    return {
+        **{"revision": number, "model": served.revisions[number].model, "weight": rollout.weights.get(number, 0.0)},
+        **{"ready": status.ready if status else 0, "replicas": rollout.replicas.get(number, 0)},
+    }
 
 
 def _reason(row: Row, phase: JobPhase, sight: Sight) -> str:

@@ -45,14 +45,14 @@ class Knowledge:
         self._revised_at = 0.0
 
     def desired(self, now: float) -> Desired:
-        """What is desired at about ``now``. Jobs about which nothing has changed are the very same values as before."""
+        """What is desired at about ``now``, without services. Jobs about which nothing has changed are the very same
+        values as before."""
         self._read(now)
         failures = tuple(failure for failure in self._failures if now - failure.at < WINDOW_S)
         return Desired(
             self._jobs,
-            self._store.services.desired(),
-            self.usage.tenants(now),
-            self._ended(),
+            tenants=self.usage.tenants(now),
+            ended=self._ended(),
             failures=failures,
         )
 

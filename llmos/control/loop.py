@@ -18,8 +18,10 @@ from llmos.control.drains import Drained
 from llmos.control.journal import newest_metrics
 from llmos.control.knowledge import Knowledge, blamed
 from llmos.control.registry import Registry
+from llmos.control.rollouts import Decided, Rollouts
 from llmos.control.steady import steady
 from llmos.control.store import Store
+from llmos.control.translate import of_unit
 from llmos.core.plan import plan
 from llmos.core.standing import Standing
 from llmos.core.types import Action, AttemptPhase, Desired, Job, JobPhase, Plan, Service, Snapshot, Verb
@@ -33,13 +35,15 @@ log = logging.getLogger("llmos.control")
 
 @dataclass(frozen=True)
 class Sight:
-    """What the last tick saw and decided: the cluster, the plan for it, why it could not look, if so, and what was
-    desired."""
+    """What the last tick saw and decided: the cluster, the plan for it, why it could not look, if so, what was desired,
+    what was decided about services, and all their revisions by unit."""
 
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(0.0))
     plan: Plan = field(default_factory=Plan)
     error: str = "the cluster has not been looked at yet"
     desired: Desired = field(default_factory=Desired)
+    services: Mapping[str, Decided] = field(default_factory=dict)
+    units: Mapping[str, Service] = field(default_factory=dict)
 
     @cached_property
     def standing(self) -> Standing:
@@ -60,6 +64,7 @@ class Loop:
     ) -> None:
         self.sight = Sight()
         self.knowledge = Knowledge(store, layout)
+        self.rollouts = Rollouts(store.services)
         self._store = store
         self._registry = registry
         self._cluster = cluster
@@ -103,11 +108,12 @@ class Loop:
         kinds = self._fleet.kinds() if self._fleet else ()
         desired = replace(self.knowledge.desired(self.sight.snapshot.now), kinds=kinds)
         try:
-            snapshot = self._drained.marked(self._cluster.observe(desired.jobs, desired.services))
+            snapshot = self._drained.marked(self._cluster.observe(desired.jobs, tuple(self.rollouts.known().values())))
             snapshot = steady(snapshot, self.sight.snapshot)
         except ClusterError as error:
             self.sight = replace(self.sight, error=str(error))
             return
+        desired = replace(desired, services=self.rollouts.decide(snapshot, desired.jobs))
         decided = plan(desired, snapshot, self._memo)
         self._memo = decided.memo
         actions, results = self._conclude(decided.actions, desired.jobs, snapshot.now)
@@ -116,8 +122,8 @@ class Loop:
             begun = sorted(running - self._running)
             self._store.record(actions, snapshot.now, running=begun, results=results, blamed=guilty)
         self._running = running
-        self.sight = Sight(snapshot, decided, "", desired)
-        self._apply(actions, snapshot.now)
+        self.sight = Sight(snapshot, decided, "", desired, self.rollouts.decided, self.rollouts.known())
+        self._apply(actions, desired.services, snapshot.now)
         self._scale(decided.wanted_nodes)
         self.knowledge.note(actions, desired.jobs, snapshot, guilty)
 
@@ -166,12 +172,12 @@ class Loop:
             why = f"trained, but its model could not be registered: {error}"
             return replace(action, phase=JobPhase.FAILED, why=why), None
 
-    def _apply(self, actions: Iterable[Action], now: float) -> None:
+    def _apply(self, actions: Iterable[Action], services: Iterable[Service], now: float) -> None:
         """Carry out what was recorded. An action that fails is an event, and does not keep the others from theirs."""
         subjects: dict[tuple[bool, str], Job | Service] = {}
         if any(action.verb is not Verb.CLOSE for action in actions):
             subjects |= {(False, job.id): job for job in self._store.jobs.unfinished()}
-            subjects |= {(True, service.id): service for service in self._store.services.desired()}
+            subjects |= {(True, service.id): service for service in services}
         for action in actions:
             about_service = action.verb in (Verb.DEPLOY, Verb.REMOVE)
             try:
@@ -180,8 +186,8 @@ class Loop:
                 expected = isinstance(error, LlmosError)
                 log.warning("could not %s %s: %s", action.verb, action.id, error, exc_info=not expected)
                 why = str(error) if expected else f"{type(error).__name__}: {error}"
-                kind = "service" if about_service else "job"
-                self._store.events.add(now, kind, action.id, f"{action.verb}_failed", why)
+                kind, subject = ("service", of_unit(action.id)[0]) if about_service else ("job", action.id)
+                self._store.events.add(now, kind, subject, f"{action.verb}_failed", why)
 
 
 def _running(jobs: Iterable[Job], snapshot: Snapshot) -> frozenset[str]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from llmos.control.describe import estimate_view, gang_view, service_spec
+from llmos.control.describe import estimate_view, gang_view
 from llmos.control.loop import Sight
-from llmos.control.translate import replica_gang
+from llmos.control.translate import of_unit
 from llmos.core.types import Gang, Job, Node, Resources
 from llmos.errors import NotFoundError, UsageError
 
@@ -20,7 +20,7 @@ FEW = 100
 OPEN = "alive"
 
 
-def node_views(sight: Sight, services: Iterable[Row], drained: Mapping[str, Row]) -> list[Row]:
+def node_views(sight: Sight, drained: Mapping[str, Row]) -> list[Row]:
     """Each machine: all it has, what llmos holds there (``used``), what others do (``foreign``), whether it takes work
     (``state``: alive, draining, quarantined) and, if not, why."""
     used = {node.id: Resources() for node in sight.snapshot.nodes}
@@ -28,18 +28,18 @@ def node_views(sight: Sight, services: Iterable[Row], drained: Mapping[str, Row]
         if attempt.alive and (job := sight.jobs.get(id)):
             nodes = attempt.nodes or job.placement
             _hold(used, job.gang_on(nodes), nodes)
-    for row in services:
-        if status := sight.snapshot.services.get(row["name"]):
-            gang = replica_gang(service_spec(row))
-            _hold(used, Gang(gang.bundles * (len(status.nodes) // len(gang.bundles))), status.nodes)
+    for id, status in sight.snapshot.services.items():
+        if known := sight.units.get(id):
+            bundles = known.gang.bundles
+            _hold(used, Gang(bundles * (len(status.nodes) // len(bundles))), status.nodes)
     return [_node(node, used[node.id], sight, drained) for node in sight.snapshot.nodes]
 
 
 def node_work(node: str, sight: Sight) -> Row:
     """``{jobs, services}``: what llmos has on a node now, by id."""
     jobs = sorted(id for id, (_, nodes) in sight.standing.running.items() if node in nodes)
-    services = sorted(id for id, status in sight.snapshot.services.items() if node in status.nodes)
-    return {"jobs": jobs, "services": services}
+    services = {of_unit(id)[0] for id, status in sight.snapshot.services.items() if node in status.nodes}
+    return {"jobs": jobs, "services": sorted(services)}
 
 
 def found_node(ref: str, sight: Sight, drained: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ from llmos.layout import Layout
 from llmos.models import ModelConfig
 from llmos.models.digest import digest as digest_of
 from llmos.models.encoder_config import EncoderConfig
-from llmos.spec.base import check_name
+from llmos.spec.base import check_name, is_alias
 
 Row = dict[str, Any]
 
@@ -40,10 +40,11 @@ class Registry:
 
     def all(self) -> list[Row]:
         """Every version, by name, then by version."""
-        return [self._view(row) for row in self._store.models.all()]
+        aliases = self._store.aliases.all()
+        return [self._view(row, aliases) for row in self._store.models.all()]
 
     def get(self, ref: str) -> Row:
-        """The version that ``name@version`` or ``name`` (its newest) means. Raises NotFoundError."""
+        """The version that ``name@version``, ``name@alias`` or ``name`` (its newest) means. Raises NotFoundError."""
         return self._view(self._store.models.find(ref))
 
     def register(self, job: str) -> str | None:
@@ -116,6 +117,29 @@ class Registry:
         row = self._store.models.remove(ref, self._clock())
         self._delete(self._path(row))
 
+    def set_alias(self, name: str, alias: str, target: str) -> Row:
+        """Have ``name@alias`` mean the version that ``target`` does. Raises UsageError, NotFoundError, and
+        ConflictError if that is another model's."""
+        _check_alias(alias)
+        target = f"{name}@{target}" if target.isdecimal() else target
+        self._store.aliases.set(name, alias, target, self._clock())
+        return self.alias(name, alias)
+
+    def rollback_alias(self, name: str, alias: str) -> Row:
+        """Have ``name@alias`` mean what it did before. Raises NotFoundError, ConflictError."""
+        self._store.aliases.undo(name, alias, self._clock())
+        return self.alias(name, alias)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Raises NotFoundError, ConflictError while a service follows it."""
+        self._store.aliases.remove(name, alias, self._clock())
+
+    def alias(self, name: str, alias: str) -> Row:
+        """The version that it means, with all that it ever meant: ``history`` of {version, created_at, undone_at}."""
+        told = ("version", "created_at", "undone_at")
+        history = [{key: row[key] for key in told} for row in self._store.aliases.history(name, alias)]
+        return self.get(f"{name}@{alias}") | {"alias": f"{name}@{alias}", "history": history}
+
     def _enter(self, name: str, source: Path, lineage: Row, *, job: str | None) -> Row:
         config = model_files.inspect(source)
         home = self._layout.models / name
@@ -178,9 +202,12 @@ class Registry:
     def _path(self, row: Mapping[str, Any]) -> Path:
         return self._layout.model(row["name"], row["version"])
 
-    def _view(self, row: Mapping[str, Any]) -> Row:
+    def _view(self, row: Mapping[str, Any], aliases: Mapping[tuple[str, str], int] | None = None) -> Row:
         shown = ("name", "version", "digest", "created_at", "size_bytes", "parameters", "lineage")
-        return {"ref": _ref(row), **{name: row[name] for name in shown}, "path": str(self._path(row))}
+        found = self._store.aliases.all() if aliases is None else aliases
+        named = [alias for (name, alias), version in found.items() if (name, version) == (row["name"], row["version"])]
+        view = {"ref": _ref(row), **{name: row[name] for name in shown}, "path": str(self._path(row))}
+        return view | {"aliases": sorted(named)}
 
 
 @contextmanager
@@ -217,6 +244,12 @@ def _lineage(directory: Path) -> Row | None:
     if found is not None and not isinstance(found, dict):
         raise ModelError(f"{path} is not a JSON object", hint="Remove it, or copy the model again.")
     return found
+
+
+def _check_alias(alias: str) -> None:
+    if not is_alias(alias):
+        what = f"`{alias[:80]}` is not an alias: expected lower-case letters, digits, `.`, `_` or `-` after a letter"
+        raise UsageError(what, hint="as in `coder@prod`", param="alias")
 
 
 def _absolute(path: str) -> Path:

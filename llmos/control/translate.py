@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 
 from llmos.core.types import Gang, Job, Resources, Strategy, Tenant
-from llmos.spec import DEFAULT_TENANT, Replicas, Service, digest
+from llmos.spec import DEFAULT_TENANT, Service, to_dict
 from llmos.spec import Job as JobSpec
 from llmos.spec import Resources as ResourcesSpec
 from llmos.spec import Tenant as TenantSpec
@@ -64,9 +66,33 @@ def replica_groups(spec: Service) -> tuple[Resources, ...]:
     return (group,) * (len(gang.bundles) // size)
 
 
+NOT_RUN = ("aliases", "replicas", "idle_s", "slo", "limits", "canary", "keep_s")
+"""The fields of a service that say how many replicas it has and who may ask them, not what they run."""
+
+
+def bare(spec: Service) -> Service:
+    """Only what replicas run: the rest has its default."""
+    return spec.model_copy(update={name: Service.model_fields[name].get_default() for name in NOT_RUN})
+
+
 def deployment_digest(spec: Service) -> str:
-    """Changes when replicas have to be started anew, which is not so when only their number changes."""
-    return digest(spec.model_copy(update={"replicas": Replicas()}))
+    """Changes when replicas have to be started anew, which is not so when only their number changes.
+
+    Fields that say nothing about what runs are left out, so that a digest outlives those that came later.
+    """
+    ran = {field: value for field, value in to_dict(bare(spec)).items() if field not in NOT_RUN or field == "replicas"}
+    return hashlib.sha256(json.dumps(ran, sort_keys=True).encode()).hexdigest()
+
+
+def unit(service: str, revision: int) -> str:
+    """What ``plan`` and Ray Serve know a revision of a service by."""
+    return f"{service}-{revision}"
+
+
+def of_unit(unit: str) -> tuple[str, int]:
+    """The service and the revision of a unit; revision 0 where the name is none of :func:`unit`'s."""
+    service, _, revision = unit.rpartition("-")
+    return (service, int(revision)) if service and revision.isdecimal() else (unit, 0)
 
 
 def bundle(wanted: ResourcesSpec) -> Resources:

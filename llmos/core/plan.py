@@ -193,15 +193,15 @@ def _leaving(services: Iterable[Service], snapshot: Snapshot) -> list[ServiceSta
 
 
 def _services(services: Iterable[Service], seen: Mapping[str, ServiceStatus]) -> list[Action]:
-    """What makes the deployments equal the desired services."""
-    wanted = {service.id for service in services}
+    """What makes the deployments equal the desired services. One without replicas has none."""
+    wanted = {one.id for one in services if one.replicas or one.id not in seen or not seen[one.id].target}
     actions = [
         Action(Verb.REMOVE, status.id, why="no longer wanted")
         for status in sorted(seen.values(), key=lambda status: status.id)
         if status.id not in wanted and not status.removing
     ]
     for service in sorted(services, key=lambda service: (service.created_at, service.id)):
-        if why := _outdated(service, seen.get(service.id)):
+        if service.replicas and (why := _outdated(service, seen.get(service.id))):
             actions.append(Action(Verb.DEPLOY, service.id, replicas=service.replicas, why=why))
     return actions
 

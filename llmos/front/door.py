@@ -6,10 +6,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from prometheus_client import Counter, Histogram
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmos.front.fleet import Fleet
-from llmos.front.relay import Question, Relay
+from llmos.front.holding import Holding
+from llmos.front.relay import Question
 from llmos.openai.caller import Caller
 from llmos.openai.embeddings import EmbeddingRequest
 from llmos.openai.replies import ModelCard, model_card
@@ -26,33 +28,35 @@ _SECONDS = Histogram("llmos_request_seconds", "time until the answer was complet
 class ServiceBackend:
     """Answers OpenAI requests (``openai.server.OpenAIBackend``) with the replicas of the service they name."""
 
-    def __init__(self, fleet: Fleet, relay: Relay, remove: Remove) -> None:
-        self._fleet, self._relay, self._remove = fleet, relay, remove
+    def __init__(self, fleet: Fleet, replicas: Holding, remove: Remove) -> None:
+        self._fleet, self._replicas, self._remove = fleet, replicas, remove
 
     async def models(self) -> Sequence[ModelCard]:
         """The services, also those that are not ready. While the control module is away, those that there were."""
-        return [model_card(name, created) for name, created in sorted(self._fleet.services.items())]
+        services = self._fleet.services.items()
+        names = {one: route.created_at for name, route in services for one in (name, *route.aliases)}
+        return [model_card(name, created) for name, created in sorted(names.items())]
 
     def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """The replica's bytes, as they come. Closing this ends the request there."""
         path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
-        body = request.model_dump_json(exclude_unset=True).encode()
-        return self._relay.pieces(Question(request.model, path, body, caller, bool(request.stream)))
+        service = self._fleet.named(request.model)
+        return self._replicas.pieces(Question(service, path, _body(request, service), caller, bool(request.stream)))
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
         """The replica's vectors. Being cancelled, it ends the request there."""
-        body = request.model_dump_json(exclude_unset=True).encode()
-        return await self.whole(request.model, "/v1/embeddings", body, caller)
+        service = self._fleet.named(request.model)
+        return await self.whole(service, "/v1/embeddings", _body(request, service), caller)
 
     async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
         """The replica's tokens of a text."""
-        body = request.model_dump_json(exclude_unset=True).encode()
-        return await self.whole(request.model, "/v1/tokenize", body, caller)
+        service = self._fleet.named(request.model)
+        return await self.whole(service, "/v1/tokenize", _body(request, service), caller)
 
     async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
         """The replica's text of tokens."""
-        body = request.model_dump_json(exclude_unset=True).encode()
-        return await self.whole(request.model, "/v1/detokenize", body, caller)
+        service = self._fleet.named(request.model)
+        return await self.whole(service, "/v1/detokenize", _body(request, service), caller)
 
     async def remove(self, model: str, authorization: str | None) -> None:
         """Have the service be no more."""
@@ -60,8 +64,13 @@ class ServiceBackend:
 
     async def whole(self, service: str, path: str, body: bytes, caller: Caller) -> bytes:
         """The JSON that a replica answers to ``body`` (JSON) at ``path``. Raises what the replica raises."""
-        pieces = self._relay.pieces(Question(service, path, body, caller, streamed=False))
+        pieces = self._replicas.pieces(Question(service, path, body, caller, streamed=False))
         return b"".join([piece async for piece in pieces])
+
+
+def _body(request: BaseModel, service: str) -> bytes:
+    """What a replica is sent: the request as it came, the service under its own name."""
+    return request.model_copy(update={"model": service}).model_dump_json(exclude_unset=True).encode()
 
 
 class FrontDoor:

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from random import Random
 from typing import Protocol
 
 from llmos.errors import LlmosError, UnavailableError
-from llmos.heartbeat import Heartbeat
+from llmos.heartbeat import Heartbeat, Route
 from llmos.openai.errors import unknown_model
 
 REFRESH_S = 0.5
@@ -27,10 +28,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the control module knows. ``services`` are all that there should be, with their creation in seconds since
-    1970. Unless ``complete``, it has just started: replicas that it does not name may be there all the same."""
+    """What the control module knows. ``services`` are all that there should be, by name.
 
-    services: Mapping[str, int] = field(default_factory=dict)
+    Unless ``complete``, it has just started: replicas that it does not name may be there all the same.
+    """
+
+    services: Mapping[str, Route] = field(default_factory=dict)
     replicas: Sequence[Heartbeat] = ()
     complete: bool = True
 
@@ -89,7 +92,8 @@ class Fleet:
     ) -> None:
         self._read, self._clock = read, clock
         self.router = router
-        self.services: Mapping[str, int] = {}
+        self.services: Mapping[str, Route] = {}
+        self._named: dict[str, str] = {}
         self._replicas: dict[str, Heartbeat] = {}
         self._suspects: dict[str, float] = {}
         self._draining: set[str] = set()
@@ -130,6 +134,7 @@ class Fleet:
             for replica in self._replicas.keys() - told.keys():
                 self._forget(replica)
         self.services, self.known = news.services, True
+        self._named = {alias: name for name, route in news.services.items() for alias in route.aliases}
         self._replicas |= told
 
     def _forget(self, replica: str) -> None:
@@ -147,17 +152,39 @@ class Fleet:
                 await self.refresh()
         return self.choose(service, tried, blocks, session)
 
+    def named(self, model: str) -> str:
+        """The service that requests for ``model`` mean: aliases are other names of one."""
+        return self._named.get(model, model)
+
+    def answering(self, service: str) -> int:
+        """How many replicas of a service take requests."""
+        return sum(self._takes(one) for one in self._replicas.values() if one.service == service)
+
+    def _takes(self, one: Heartbeat) -> bool:
+        return not (one.draining or one.replica in self._draining)
+
     def choose(self, service: str, tried: set[str], blocks: Sequence[bytes] = (), session: str = "") -> Heartbeat:
         """A replica of ``service`` that is not one of ``tried``.
 
         Raises NotFoundError for a service that does not exist, UnavailableError when no replica is left.
         """
         there = [one for one in self._replicas.values() if one.service == service]
-        fit = [one for one in there if not (one.draining or one.replica in self._draining or one.replica in tried)]
+        fit = [one for one in there if self._takes(one) and one.replica not in tried]
         if not fit:
             self._none(service, tried)
         trusted = [one for one in fit if not (one.stalled or self._suspected(one.replica))]
-        return self.router.choose(trusted or fit, blocks, session)
+        return self.router.choose(self._revision(service, trusted or fit, session), blocks, session)
+
+    def _revision(self, service: str, fit: Sequence[Heartbeat], session: str) -> Sequence[Heartbeat]:
+        """Those of ``fit`` that run the revision whose turn it is, a session always the same. Where no revision that is
+        to be asked can answer, all of them."""
+        route = self.services.get(service)
+        shares = {one: route.weights.get(one, 0.0) for one in sorted({one.revision for one in fit})} if route else {}
+        if not sum(shares.values()):
+            return fit
+        turn = Random(session or None)  # seeded by the session: in each of its requests it draws the same
+        (chosen,) = turn.choices(list(shares), list(shares.values()))
+        return [one for one in fit if one.revision == chosen]
 
     def _none(self, service: str, tried: set[str]) -> None:
         if not self.known:

@@ -99,7 +99,7 @@ class Fleet:
         return Service(self.plans.name, "1", gang, self.wanted.count, owned=self.plans.bounds[1])
 
     def status(self) -> ServiceStatus | None:
-        """The deployment as the planner is to see it; None before the first."""
+        """The deployment as the planner is to see it; None while it has no replicas."""
         if self.target is None:
             return None
         nodes = tuple(node for replica in self.replicas for node in replica.nodes)

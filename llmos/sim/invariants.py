@@ -179,9 +179,10 @@ def services_match(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iterator
         status, service = snapshot.services.get(id), wanted.get(id)
         same = status and service and (status.digest, status.target) == (service.digest, service.replicas)
         going = bool(status and status.removing)
-        if (id in removed) != (service is None and not going):
+        ends = bool(status and not going and (service is None or (status.target and not service.replicas)))
+        if (id in removed) != ends:
             yield f"service {id}: removal is wrong"
-        if told.get(id) != (service.replicas if service and not same and not going else None):
+        if told.get(id) != (service.replicas if service and service.replicas and not same and not going else None):
             yield f"service {id}: deployment is wrong"
 
 

@@ -179,13 +179,13 @@ class Planned:
             if action.verb in (Verb.START, Verb.CLOSE):
                 self._apply(action, world)
         self._tell(made)
-        return missing or any(action.verb in (Verb.STOP, Verb.DEPLOY) for action in made.actions)
+        return missing or any(action.verb in (Verb.STOP, Verb.DEPLOY, Verb.REMOVE) for action in made.actions)
 
     def _resize(self, made: Plan, world: World) -> bool:
         """End what is to end, and come nearer to the replicas that are to be. Whether some are missing."""
         for action in made.actions:
-            if action.verb is Verb.DEPLOY:
-                self._fleets[action.id].target = action.replicas
+            if action.verb in (Verb.DEPLOY, Verb.REMOVE):
+                self._fleets[action.id].target = action.replicas or None
             elif action.verb is Verb.STOP:
                 self._apply(action, world)
         names = [node.id for node in self._nodes] if self._fleets else []

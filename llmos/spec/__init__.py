@@ -7,7 +7,7 @@ from llmos.spec.load import KINDS, Job, Spec, digest, json_schema, load, load_fi
 from llmos.spec.lora import Lora
 from llmos.spec.presets import PRESETS, Preset
 from llmos.spec.scheduling import DEFAULT_TENANT, Gang
-from llmos.spec.service import Replicas, Service
+from llmos.spec.service import Canary, Replicas, Service, Slo
 from llmos.spec.tenant import Quota, Tenant
 from llmos.spec.train_function import Function, TrainFunction
 from llmos.spec.train_job import CheckpointPolicy, ModelSource, Optimizer, Output, TrainJob, Workers
@@ -18,6 +18,7 @@ __all__ = [
     "KINDS",
     "PRESETS",
     "Anomalies",
+    "Canary",
     "CheckpointPolicy",
     "Data",
     "Function",
@@ -35,6 +36,7 @@ __all__ = [
     "Replicas",
     "Resources",
     "Service",
+    "Slo",
     "Source",
     "Spec",
     "Tenant",

@@ -70,13 +70,19 @@ def check_name(value: str) -> str:
 
 
 def check_model_ref(value: str) -> str:
-    """``value`` if it is ``name`` (the newest version) or ``name@version``; else ValueError."""
+    """``value`` if it is ``name`` (the newest version), ``name@version`` or ``name@alias``; else ValueError."""
     name, at, version = value.partition("@")
-    if not _NAME.fullmatch(name) or (at and not re.fullmatch(r"[1-9][0-9]{0,8}", version)):
+    if not _NAME.fullmatch(name) or (at and not (re.fullmatch(r"[1-9][0-9]{0,8}", version) or is_alias(version))):
         raise ValueError(
-            f"{value[:80]!r} is not a model: expected `name` (its newest version) or `name@version`, as in `coder@1`"
+            f"{value[:80]!r} is not a model: expected `name` (its newest version), `name@version` or `name@alias`, "
+            "as in `coder@1` or `coder@prod`"
         )
     return value
+
+
+def is_alias(value: str) -> bool:
+    """Whether ``value`` can stand for a version of a model: a name that begins with a letter."""
+    return value[:1].isalpha() and bool(_NAME.fullmatch(value))
 
 
 def check_variable(value: str) -> str:

@@ -26,7 +26,7 @@ def model(cluster: llmos.Client) -> str:
 
 
 def test_life_of_a_service(cluster: llmos.Client, model: str) -> None:
-    service = llmos.Service(name="text", model=model)
+    service = llmos.Service(name="text", model=model, keep_s=0)
     cluster.serve(service)
     cluster.wait_service("text", timeout_s=60)
     assert listening(Path.home()) <= LOOPBACK

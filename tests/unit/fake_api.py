@@ -114,6 +114,13 @@ class FakeApi:
             "GET /api/v1/services": lambda: ok(list(self.services.values())),
             f"GET /api/v1/services/{name}": self.service,
             f"PUT /api/v1/services/{name}": self.serve,
+            f"PUT /api/v1/services/{name}/weight": self.weigh,
+            f"POST /api/v1/services/{name}/rollback": self.roll_back,
+            f"GET /api/v1/services/{name}/events": lambda _: ok(self.events),
+            f"GET /api/v1/models/{name}/aliases/{name}": lambda name, alias: ok(self.alias(name, alias)),
+            f"PUT /api/v1/models/{name}/aliases/{name}": self.set_alias,
+            f"POST /api/v1/models/{name}/aliases/{name}/rollback": self.set_alias,
+            f"DELETE /api/v1/models/{name}/aliases/{name}": lambda name, alias: httpx.Response(204),
             f"DELETE /api/v1/services/{name}": lambda which: ok(self.services.pop(which)),
             "GET /api/v1/models": lambda: ok(self.models),
             "POST /api/v1/models": self.import_model,
@@ -256,6 +263,24 @@ class FakeApi:
         self.services[name] |= {"phase": "ready", "ready": before["replicas"], "message": ""}
         return ok(before)
 
+    def weigh(self, name: str, body: Row) -> httpx.Response:
+        spec = self.services[name]["spec"]
+        spec["canary"] = spec["canary"] | body if body["weight"] else None
+        return ok(self.services[name])
+
+    def roll_back(self, name: str) -> httpx.Response:
+        return ok(self.services[name] | {"revision": 1})
+
+    def alias(self, name: str, alias: str) -> Row:
+        history = [
+            {"version": 1, "created_at": time.time() - 60, "undone_at": None},
+            {"version": 2, "created_at": time.time() - 30, "undone_at": time.time()},
+        ]
+        return self.models[0] | {"alias": f"{name}@{alias}", "history": history}
+
+    def set_alias(self, name: str, alias: str, body: Row | None = None) -> httpx.Response:
+        return ok(self.alias(name, alias) | {"ref": f"{name}@{(body or {'target': 1})['target']}"})
+
     def add_model(self, name: str = "coder", version: int = 1) -> Row:
         model = {
             **{"ref": f"{name}@{version}", "name": name, "version": version, "digest": "0123456789abcdef" * 4},
@@ -265,7 +290,7 @@ class FakeApi:
                 "parameters": 2_300_000,
                 "path": f"/models/{name}",
             },
-            **{"lineage": {"job": "coder-1", "metrics": {"bits_per_byte": 1.5}}},
+            **{"lineage": {"job": "coder-1", "metrics": {"bits_per_byte": 1.5}}, "aliases": ["prod"]},
         }
         self.models.append(model)
         return model

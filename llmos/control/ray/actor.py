@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,19 @@ class ControlActor:
     def heartbeat(self, beat: Heartbeat) -> None:
         """A replica says how it is doing."""
         self._replicas.heard(beat)
+        if self._loop.rollouts.scaling.heard(beat):
+            self._loop.nudge()
 
     def left(self, replica: str) -> None:
         """A replica says that it ends."""
         self._replicas.left(replica)
 
-    def fleet(self) -> dict[str, Any]:
-        """What the front door wants to know: the fields of :class:`llmos.front.fleet.News`."""
-        services = {one["name"]: int(one.get("created_at") or 0) for one in self._control.list_services()}
+    def fleet(self, door: str = "", asked: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Any]:
+        """What the front door wants to know: the fields of :class:`llmos.front.fleet.News`. ``asked`` is what it tells
+        itself: the requests that have arrived so far, and those that it holds, by service."""
+        if self._loop.rollouts.scaling.demand(door, asked or {}):
+            self._loop.nudge()
+        services = self._control.routes()
         return {"services": services, "replicas": self._replicas.all(), "complete": self._replicas.complete}
 
     def training(self) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from llmos.spec import Service as ServiceSpec
 class RayCluster:
     """Observes and changes the Ray cluster this process is connected to.
 
-    ``service_spec`` gives the spec of a service by name, its model pinned to one version.
+    ``service_spec`` gives what replicas of a unit, a revision of a service, run: its model pinned to one version.
     """
 
     def __init__(self, layout: Layout, service_spec: Callable[[str], ServiceSpec]) -> None:
@@ -67,7 +67,7 @@ class RayCluster:
                 attempt.ask_to_stop(self._layout.job(action.id).attempt(action.attempt))
             case Verb.DEPLOY if isinstance(subject, Service):
                 spec = self._service_spec(action.id)
-                services.deploy(self._layout, spec, subject.digest, action.replicas)
+                services.deploy(self._layout, action.id, spec, subject.digest, action.replicas)
             case Verb.REMOVE:
                 services.remove(action.id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -78,9 +79,9 @@ class ControlProxy:
         task = self._asking[authorization, scope] = asyncio.create_task(ask())
         task.add_done_callback(lambda _: self._asking.pop((authorization, scope)))
 
-    async def fleet(self) -> dict[str, Any]:
+    async def fleet(self, door: str = "", asked: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Any]:
         """The services and the replicas that answer, as :meth:`llmos.control.ray.actor.ControlActor.fleet` says."""
-        return dict(await self._ask("fleet", patience_s=0.0))
+        return dict(await self._ask("fleet", door, asked, patience_s=0.0))
 
     async def completions(self, verb: str, tenant: str, **arguments: Any) -> Any:
         """See :class:`llmos.openai.stored.CompletionPort`. Doing one twice changes nothing, but for removing."""

@@ -1,4 +1,4 @@
-"""Services as Ray Serve applications, one each.
+"""Revisions of services as Ray Serve applications, one each.
 
 Serve starts replicas, looks after them and restarts those that die; how many there are is ``plan``'s decision. Requests
 do not pass through Serve: replicas listen themselves, and the front door knows where (``deployments/replica.py``).
@@ -24,23 +24,24 @@ _PREFIX = "llmos-service-"
 _REPLICA = "deployments.replica:build"
 
 
-def deploy(layout: Layout, service: Service, digest: str, replicas: int) -> None:
-    """Bring ``service`` to ``replicas`` replicas of the spec with ``digest``. Returns before they answer."""
+def deploy(layout: Layout, unit: str, service: Service, digest: str, replicas: int) -> None:
+    """Bring ``unit``, a revision of ``service``, to ``replicas`` replicas of the spec with ``digest``. Returns before
+    they answer."""
     name, _, version = service.model.partition("@")
     app = _load(_REPLICA)(layout, service, layout.model(name, int(version)), digest, replicas)
     if not _details():
         serve.start(proxy_location=ProxyLocation.Disabled)
     # without waiting: the control loop must not stand still while a replica loads its model
     serve.run_many(
-        [serve.RunTarget(app, name=_PREFIX + service.name, route_prefix=None)],
+        [serve.RunTarget(app, name=_PREFIX + unit, route_prefix=None)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
 
 
-def remove(service: str) -> None:
-    """Ask a service's replicas to end."""
-    serve.delete(_PREFIX + service, _blocking=False)
+def remove(unit: str) -> None:
+    """Ask a unit's replicas to end."""
+    serve.delete(_PREFIX + unit, _blocking=False)
 
 
 def remove_everything() -> None:
@@ -54,7 +55,7 @@ def remove_everything() -> None:
 
 
 def observe() -> dict[str, ServiceStatus]:
-    """Every deployed service, by name."""
+    """Every deployed unit, by name."""
     apps = _applications(_details())
     ours = {name.removeprefix(_PREFIX): app for name, app in apps.items() if name.startswith(_PREFIX)}
     groups = _groups() if ours else {}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.schema import CreateColumn
 
-from llmos.control.store.tables import metadata, tenants
-from llmos.spec import DEFAULT_TENANT, Tenant, to_dict
+from llmos.control.store.tables import metadata, revisions, services, tenants
+from llmos.control.translate import bare, deployment_digest
+from llmos.spec import DEFAULT_TENANT, Service, Tenant, parse, to_dict
 
 
 def add_missing(connection: Connection) -> None:
@@ -30,6 +31,17 @@ def add_default_tenant(connection: Connection) -> None:
     connection.execute(insert(tenants).prefix_with("OR IGNORE").values(row))
 
 
+def add_revisions(connection: Connection) -> None:
+    """Make what each service runs its first revision."""
+    for row in connection.execute(select(services)).mappings().all():
+        spec = parse(row["spec"])
+        assert isinstance(spec, Service)
+        first = {"service": row["name"], "number": 1, "digest": deployment_digest(spec), "spec": to_dict(bare(spec))}
+        first |= {"model": row["model"], "created_at": row["created_at"]}
+        connection.execute(insert(revisions).values(first))
+        connection.execute(update(services).where(services.c.name == row["name"]).values(current=1))
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     metadata.create_all,
     metadata.create_all,  # with the table of drained nodes
@@ -37,5 +49,6 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     add_default_tenant,
     metadata.create_all,  # with the table of stored completions
     add_missing,  # with limits of keys and the usage of requests
+    add_revisions,
 )
 """Step ``n`` brings a database of version ``n`` to version ``n + 1``; version 0 is an empty file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from llmos.control.store.aliases import Aliases
 from llmos.control.store.completions import Completions
 from llmos.control.store.database import Database, Row
 from llmos.control.store.drains import Drains
@@ -16,6 +17,7 @@ from llmos.control.store.progress import begin, carry_out
 from llmos.control.store.request_usage import RequestUsage
 from llmos.control.store.services import Services
 from llmos.control.store.tenants import Tenants
+from llmos.control.translate import of_unit
 from llmos.core.types import Action, Verb
 from llmos.layout import Layout
 
@@ -34,6 +36,7 @@ class Store:
         self.jobs.mend()
         self.services = Services(self._database)
         self.models = Models(self._database)
+        self.aliases = Aliases(self._database, self.services)
         self.keys = Keys(self._database)
         self.drains = Drains(self._database)
         self.tenants = Tenants(self._database)
@@ -66,7 +69,8 @@ class Store:
             for action in actions:
                 kind = "service" if action.verb in (Verb.DEPLOY, Verb.REMOVE) else "job"
                 what = _WHAT.get(action.verb) or str(action.phase)
-                told.append(_event(now, kind, action.id, what, action.why))
+                subject = of_unit(action.id)[0] if kind == "service" else action.id
+                told.append(_event(now, kind, subject, what, action.why))
             append_all(connection, told)
         self.jobs.changed(action.id for action in recorded)
 

@@ -75,6 +75,22 @@ services = Table(
     Column("spec", JSON, nullable=False),  # the version of `model` is pinned
     Column("model", String, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("follows", String, nullable=False, server_default=""),  # `name@alias`: the model is what it means
+    Column("current", Integer, nullable=False, server_default="0"),  # numbers of revisions
+    Column("previous", Integer),  # what a rollback goes to
+    Column("canary", Integer),
+)
+
+revisions = Table(  # what replicas of a service run or ran
+    "revisions",
+    metadata,
+    Column("service", String, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("digest", String, nullable=False),
+    Column("spec", JSON, nullable=False),  # only what replicas run: everything else has its default
+    Column("model", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("service", "digest"),
 )
 
 models = Table(
@@ -89,6 +105,18 @@ models = Table(
     Column("job", ForeignKey("jobs.id"), unique=True),
     Column("created_at", Float, nullable=False),
     Column("removed_at", Float),  # a version is never given twice, so removed ones stay as rows
+)
+
+aliases = Table(  # every meaning that an alias ever had: the newest that is not undone counts
+    "aliases",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("model", String, nullable=False),
+    Column("alias", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("undone_at", Float),
+    Index("aliases_of", "model", "alias"),
 )
 
 keys = Table(

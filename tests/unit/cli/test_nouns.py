@@ -24,6 +24,7 @@ def test_models_are_listed_described_exported_and_removed(llmos: Run, api: FakeA
         (row,) = table(llmos(*command).out)
         assert row == {
             "MODEL": "coder@1",
+            "ALIASES": "prod",
             "PARAMETERS": "2.3M",
             "SIZE": "9.2 MB",
             "AGE": "1h 0m",
@@ -243,3 +244,39 @@ def test_status_tells_why_no_node_comes(llmos: Run, monkeypatch: pytest.MonkeyPa
         "gpu   1      3       8     no room in eu-1; next try in 1m 15s\n" in shown
         and "\ncpu   0      0       2" in shown
     )
+
+
+def test_aliases_are_set_promoted_rolled_back_and_removed(llmos: Run, api: FakeApi) -> None:
+    api.add_model()
+    assert llmos("models", "alias", "coder@prod", "3").err == "coder@prod means coder@3\n"
+    assert llmos("models", "promote", "coder@2").err == "coder@prod means coder@coder@2\n"
+    assert api.requests[-1].url.path == "/api/v1/models/coder/aliases/prod"
+    llmos("models", "promote", "coder@2", "--to", "next")
+    assert api.requests[-1].url.path == "/api/v1/models/coder/aliases/next"
+    assert llmos("models", "rollback", "coder@prod").err == "coder@prod means coder@1 again\n"
+    first, second = table(llmos("models", "alias", "coder@prod").out)
+    assert (first["VERSION"], second["VERSION"]) == ("coder@1", "coder@2")
+    assert llmos("models", "alias", "coder@prod", "--rm").err == "alias coder@prod is removed\n"
+    assert "is not an alias" in llmos("models", "rollback", "coder").err
+
+
+def test_a_canary_is_weighed_and_a_service_rolled_back(llmos: Run, api: FakeApi) -> None:
+    llmos("serve", "coder@1")
+    api.services["coder"]["spec"]["canary"] = {"model": "coder@2", "weight": 0.1}
+    assert llmos("services", "set-weight", "coder", "0.3").err == (
+        "service coder: coder@1, coder@2 gets 30% of the requests\n"
+    )
+    assert llmos("services", "set-weight", "coder", "0").err == "service coder: coder@1, no canary\n"
+    assert llmos("services", "set-weight", "coder", "2").code == 2
+    assert llmos("services", "rollback", "coder").err == "service coder goes back to revision 1: coder@1\n"
+    api.services["coder"] |= {
+        **{"revision": 2, "previous": 1, "wake_s": 4.25, "follows": "coder@prod"},
+        "revisions": [
+            {"revision": 1, "model": "coder@1", "weight": 0.0, "ready": 1, "replicas": 1},
+            {"revision": 2, "model": "coder@2", "weight": 1.0, "ready": 2, "replicas": 2},
+        ],
+    }
+    shown = llmos("services", "describe", "coder").out
+    assert "followed from coder@prod" in shown and "4.2s" in shown
+    assert "100%" in shown and "a rollback goes here" in shown
+    assert llmos("services", "events", "coder").code == 0

@@ -15,7 +15,10 @@ from llmos.control.http import MAX_BODY_BYTES
 from llmos.errors import CapacityError, ClusterError
 from tests.unit.control.world import Port, World
 
-VALUES = {"job": "coder-1", "name": "coder", "ref": "coder@1", "id": "nobody", "sha256": "a" * 64, "node": "n0"}
+VALUES = {
+    **{"job": "coder-1", "name": "coder", "ref": "coder@1", "alias": "prod", "id": "nobody", "sha256": "a" * 64},
+    **{"node": "n0"},
+}
 
 
 class CountingPort(Port):

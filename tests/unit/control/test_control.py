@@ -9,14 +9,15 @@ import pytest
 
 from llmos.control.accounts import Accounts
 from llmos.control.control import SCOPE_OF, Control
+from llmos.control.serving_verbs import ServingVerbs
 from llmos.errors import AuthError, ConflictError, LlmosError, ModelError, NotFoundError, SpecError, UsageError
 from llmos.views import JobView, ModelView, ServiceView
 from tests.unit.control.world import World
 
 
 def test_verbs_are_what_the_table_says(world: World) -> None:
-    methods = {name for name in (*vars(Control), *vars(Accounts)) if not name.startswith("_")}
-    inside = {"authorize", "training", "record_usage"}
+    methods = {name for part in (Control, Accounts, ServingVerbs) for name in vars(part) if not name.startswith("_")}
+    inside = {"authorize", "training", "record_usage", "completions", "routes"}
     assert methods == {*SCOPE_OF, "call", *inside}
     for inner in inside:  # for the gateway itself, not for whoever asks it
         with pytest.raises(KeyError):
@@ -77,8 +78,8 @@ def test_a_service_is_served_as_pinned(world: World) -> None:
     ref = world.trained()
     world.control.put_service("s", {"kind": "Service", "name": "s", "model": "coder"})
     assert [view["name"] for view in world.control.list_services()] == ["s"]
-    assert world.store.services.spec("s").model == ref
-    for call in (world.control.get_service, world.control.delete_service, world.store.services.spec):
+    assert world.store.services.spec("s-1").model == ref
+    for call in (world.control.get_service, world.control.delete_service):
         with pytest.raises(NotFoundError, match="no service `t`"):
             call("t")
 

@@ -210,30 +210,6 @@ def test_quiet_ticks_write_nothing(world: World, monkeypatch: pytest.MonkeyPatch
     world.run(5)
 
 
-def test_services_follow_what_is_wanted(world: World) -> None:
-    world.trained()
-    spec = {"kind": "Service", "name": "s", "model": "coder", "replicas": {"min": 2, "max": 2}}
-    shown = world.control.put_service("s", spec)
-    assert (shown["phase"], shown["model"], shown["replicas"], shown["ready"]) == ("starting", "coder@1", 2, 0)
-    assert shown["message"] == "waits to be deployed"
-    world.run(3)
-    shown = world.control.get_service("s")
-    assert (shown["phase"], shown["ready"], shown["message"]) == ("ready", 2, "")
-    assert world.control.status()["nodes"][0]["used"]["cpus"] == 2
-    changed = world.control.put_service("s", spec | {"max_batch": 4})
-    assert (changed["ready"], changed["message"]) == (0, "its former replicas are being replaced")
-    world.run(3)
-    assert world.control.get_service("s")["ready"] == 2
-    before = world.store.services.desired()[0].digest
-    world.control.put_service("s", spec | {"max_batch": 4, "replicas": {"min": 1, "max": 1}})
-    assert world.store.services.desired()[0].digest == before  # nothing has to start anew
-    world.run(3)
-    assert world.control.get_service("s")["ready"] == 1
-    world.control.delete_service("s")
-    world.run(3)
-    assert world.cluster.observe((), ()).services == {}
-
-
 def test_the_loop_survives_a_bug_and_hears_nudges(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     honest, calls = world.loop.tick, []
 

@@ -8,10 +8,10 @@ import pytest
 
 from llmos.errors import NotFoundError, UnavailableError
 from llmos.front.fleet import SILENCE_S, SUSPECT_S, Fleet, LeastBusy, News
-from llmos.heartbeat import Heartbeat
+from llmos.heartbeat import Heartbeat, Route
 
 A, B = (Heartbeat("m", "1", name, f"http://127.0.0.1:{port}") for name, port in (("a", 1), ("b", 2)))
-SERVICES = {"m": 7}
+SERVICES = {"m": Route(7)}
 
 
 class World:
@@ -71,7 +71,7 @@ def test_one_that_broke_off_is_let_alone_for_a_while(world: World) -> None:
 
 
 def test_services_without_replicas_are_unavailable_and_others_unknown(world: World) -> None:
-    world.fleet.learn(News({"m": 7, "cold": 8}, [A]))
+    world.fleet.learn(News({"m": Route(7), "cold": Route(8)}, [A]))
     with pytest.raises(UnavailableError, match="no replica of `cold`") as found:
         world.fleet.choose("cold", set())
     assert found.value.retry_after_s >= 1

@@ -15,7 +15,7 @@ from llmos.errors import CapacityError, ContextLengthError, LlmosError
 from llmos.front.caller import HEADER, sign
 from llmos.front.fleet import News
 from llmos.front.relay import DRAINING
-from llmos.heartbeat import Heartbeat
+from llmos.heartbeat import Heartbeat, Route
 from llmos.openai.caller import Caller
 from llmos.openai.sse import DONE, sse
 from tests.unit.front.world import BODY, HANG, SECRET, Door, door, replicas
@@ -125,7 +125,7 @@ async def test_a_replica_that_hangs_is_given_up() -> None:
                 assert await anext(pieces) == ANSWER[0]
                 one.relay.look()  # it says that it lives
                 stalled = [replace(replica.beat, stalled=True) for replica in (first, second)]
-                one.fleet.learn(News({"m": 7}, [*stalled, third.beat]))
+                one.fleet.learn(News({"m": Route(7)}, [*stalled, third.beat]))
                 one.relay.look()
                 assert b'"error"' in await anext(pieces)
             assert (await before).endswith("[DONE]\n\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -15,10 +15,12 @@ from llmos.errors import ForbiddenError
 from llmos.front.caller import authorizer
 from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, LeastBusy, News
+from llmos.front.holding import Holding
 from llmos.front.listening import Drain, Server, listen
 from llmos.front.relay import Relay
 from llmos.front.replica import create_replica_app
-from llmos.heartbeat import Heartbeat
+from llmos.front.waiting import WaitingRoom
+from llmos.heartbeat import Heartbeat, Route
 from llmos.openai.caller import Caller
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
@@ -94,22 +96,31 @@ def replicas(*scripts: Iterable[object]) -> Iterator[list[Replica]]:
 
 @dataclass
 class Door:
-    """A front door in this event loop, and a client of it. ``now`` is its fleet's time in seconds."""
+    """A front door in this event loop, and a client of it. ``now`` is its fleet's time in seconds.
+
+    It knows the replicas of ``beats`` whenever it asks, and has ``told`` what is asked of services.
+    """
 
     fleet: Fleet
     relay: Relay
     client: httpx.AsyncClient
     url: str
+    held: Holding
+    beats: list[Heartbeat]
     now: list[float] = field(default_factory=lambda: [0.0])
+    told: list[dict[str, tuple[int, int]]] = field(default_factory=list)
 
 
 @asynccontextmanager
-async def door(*beats: Heartbeat, services: Sequence[str] = ("m",)) -> AsyncIterator[Door]:
+async def door(
+    *beats: Heartbeat, services: Sequence[str] = ("m",), routes: Mapping[str, Route] | None = None
+) -> AsyncIterator[Door]:
     """A front door on a port of its own that knows replicas by ``beats``."""
-    now = [0.0]
+    now, there, told = [0.0], list(beats), list[dict[str, tuple[int, int]]]()
 
     async def read() -> News:
-        return News(dict.fromkeys(services, 7), beats)
+        told.append(held.asked())
+        return News(routes or dict.fromkeys(services, Route(7)), list(there))
 
     async def authorize(request: Request, _scope: str) -> Caller:
         return Caller("key-1", "tenant-1", request.headers.get("x-request-id", "req"))
@@ -118,9 +129,10 @@ async def door(*beats: Heartbeat, services: Sequence[str] = ("m",)) -> AsyncIter
         raise ForbiddenError("not here")
 
     fleet = Fleet(read, LeastBusy(), lambda: now[0])
-    await fleet.refresh()
     relay = Relay(fleet, SECRET)
-    app = create_app(ServiceBackend(fleet, relay, remove), authorize)
+    held = Holding(fleet, relay, WaitingRoom(every_s=0.05))
+    await fleet.refresh()
+    app = create_app(ServiceBackend(fleet, held, remove), authorize)
     listener = listen("127.0.0.1")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = Server(FrontDoor(app, app, app), listener)
@@ -129,7 +141,7 @@ async def door(*beats: Heartbeat, services: Sequence[str] = ("m",)) -> AsyncIter
         await asyncio.sleep(0.01)
     try:
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            yield Door(fleet, relay, client, url, now)
+            yield Door(fleet, relay, client, url, held, there, now, told)
     finally:
         server.should_exit = True
         await task

@@ -156,8 +156,8 @@ def mesh(sizes: str, **changes: str) -> str:
         (
             job(model="{ref: a@0}"),
             (
-                "line 3: `model.ref`: 'a@0' is not a model: expected `name` (its newest version) or "
-                "`name@version`, as in `coder@1`"
+                "line 3: `model.ref`: 'a@0' is not a model: expected `name` (its newest version), "
+                "`name@version` or `name@alias`, as in `coder@1` or `coder@prod`"
             ),
         ),
         (
