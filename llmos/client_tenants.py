@@ -44,6 +44,10 @@ class TenantCalls(ABC):
         body = {"spec": spec, "new": new}
         return TenantView(self._call("PUT", "tenants", spec["name"], body=body, repeatable=new is None))
 
+    def remove_tenant(self, name: str) -> None:
+        """Forget a tenant. Raises ConflictError while keys, unfinished jobs or other tenants name it."""
+        self._call("DELETE", "tenants", name, repeatable=False)
+
     def keys(self) -> list[KeyView]:
         """Every API key, without its secret."""
         return [KeyView(row) for row in self._call("GET", "keys")]

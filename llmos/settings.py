@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -95,6 +94,8 @@ def client_file(directory: Path | None = None) -> Path:
 def save_connection(connection: Connection, directory: Path | None = None) -> Path:
     """Remember ``connection`` in ``client.json`` (0600, replaced in one step). Returns the file's path."""
     path = client_file(directory)
+    import tempfile  # loading it costs more than all that commands need of this module
+
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".client-")  # mkstemp creates it 0600
     try:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from llmos.cli.output import columns, duration, fields, phase, plain, size
-
-if TYPE_CHECKING:
-    from llmos.views import View
+from llmos.cli.text import columns, duration, fields, phase, plain, size
 
 Rows = list[tuple[str, ...]]
 
@@ -20,10 +17,10 @@ WAITING = 5
 SERVICES = 10
 
 
-def overview(view: View) -> str:
+def overview(view: Mapping[str, Any]) -> str:
     """The screen for the answer of ``GET /status``."""
-    control = view.control
-    running = ", ".join(f"{count} {phase(word)}" for word, count in view.jobs.items() if count)
+    control = view["control"]
+    running = ", ".join(f"{count} {phase(word)}" for word, count in view["jobs"].items() if count)
     about = [
         ("control", f"pid {control['pid']}, up {duration(control['uptime_s'])}, llmos {control['version']}"),
         ("error", plain(control["error"])),
@@ -31,17 +28,17 @@ def overview(view: View) -> str:
         *((kind, _amounts(view[kind.lower()])) for kind in ("GPUs", "CPUs") if view[kind.lower()]["total"]),
     ]
     services: Rows = [
-        (s["name"], s["model"], phase(s["phase"]), f"{s['ready']}/{s['replicas']}") for s in view.services
+        (s["name"], s["model"], phase(s["phase"]), f"{s['ready']}/{s['replicas']}") for s in view["services"]
     ]
-    waiting: Rows = [(job, plain(why)) for job, why in view.waiting.items()]
-    more = sum(queue["waiting"] for queue in view.queues) - len(waiting)
+    waiting: Rows = [(job, plain(why)) for job, why in view["waiting"].items()]
+    more = sum(queue["waiting"] for queue in view["queues"]) - len(waiting)
     tables: list[tuple[Sequence[str], Rows, int]] = [
-        (("NODE", "CPUS", "GPUS", "MEMORY", "STATE", "WHY"), _nodes(view.nodes), 0),
+        (("NODE", "CPUS", "GPUS", "MEMORY", "STATE", "WHY"), _nodes(view["nodes"]), 0),
         (("KIND", "NODES", "WANTED", "MOST", "TROUBLE"), [_kind(kind) for kind in view.get("kinds", [])], 0),
         (
             ("TENANT", "RUNNING", "WAITING", "CPUS", "GPUS", "HOLDS", "SHARE"),
-            [*map(_queue, view.queues[:QUEUES])],
-            len(view.queues) - QUEUES,
+            [*map(_queue, view["queues"][:QUEUES])],
+            len(view["queues"]) - QUEUES,
         ),
         (("SERVICE", "MODEL", "PHASE", "READY"), services[:SERVICES], len(services) - SERVICES),
         (("WAITING", "WHY"), waiting[:WAITING], max(len(waiting) - WAITING, 0) + max(more, 0)),

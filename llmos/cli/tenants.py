@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmos.views import TenantView
 
 app = typer.Typer()
-tenants = typer.Typer(help="List, create and change tenants.", invoke_without_command=True)
+tenants = typer.Typer(help="List, create, change and remove tenants.", invoke_without_command=True)
 app.add_typer(tenants, name="tenants", rich_help_panel="Tenants and keys")
 
 _QUOTA = ("cpus", "gpus", "memory")
@@ -98,6 +98,15 @@ def set_tenant(
     if output is Format.JSON:
         return say_json(view)
     say(_table([view]))
+
+
+@tenants.command("remove")
+def remove_tenant(names: Annotated[list[str], typer.Argument(metavar="NAME")]) -> None:
+    """Forget tenants that no key, no unfinished job and no other tenant names. What their jobs have made stays."""
+    cluster = client()
+    for name in names:
+        cluster.remove_tenant(name)
+        note(f"tenant {name} is removed")
 
 
 def _changes(

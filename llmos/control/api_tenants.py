@@ -50,6 +50,10 @@ def add_tenant_routes(app: FastAPI, port: ControlPort) -> None:
     async def put_tenant(name: Name, body: PutTenant, authorization: Authorization = None) -> Any:
         return await port.call("put_tenant", authorization, name=name, **body.model_dump())
 
+    @app.delete(f"{base}/{{name}}", name="remove_tenant", status_code=204)
+    async def remove_tenant(name: Name, authorization: Authorization = None) -> None:
+        await port.call("remove_tenant", authorization, name=name)
+
 
 def add_usage_routes(app: FastAPI, port: ControlPort) -> None:
     """``/usage``."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import llmos
 from llmos.control import admission, functions, journal, overview
 from llmos.control import estimate as estimates
+from llmos.control.access import Access
 from llmos.control.accounts import Accounts
 from llmos.control.auth import Key
 from llmos.control.capacity import placed
@@ -42,7 +43,7 @@ SCOPE_OF: Mapping[str, str] = {
     **dict.fromkeys(("import_model", "export_model", "remove_model"), "admin"),
     **dict.fromkeys(("set_alias", "rollback_alias", "remove_alias"), "admin"),
     **dict.fromkeys(("list_tenants", "get_tenant"), "submit"),
-    **dict.fromkeys(("put_tenant", "list_keys", "create_key", "set_key", "revoke_key"), "admin"),
+    **dict.fromkeys(("put_tenant", "remove_tenant", "list_keys", "create_key", "set_key", "revoke_key"), "admin"),
     **dict.fromkeys(("status", "estimate", "usage"), "submit"),
 }
 """The scope that each verb needs: all that can be called from outside, and nothing else."""
@@ -62,11 +63,13 @@ class Control(ServingVerbs, Accounts):
         ServingVerbs.__init__(self, store, registry, loop, clock)
         Accounts.__init__(self, store, clock)
         self._layout = layout
+        self._access = Access(store)
         self._started_at = clock()
 
     def call(self, verb: str, authorization: str | None, **arguments: Any) -> Any:
         """Carry out ``verb`` for whoever sent the header ``authorization``, if their key allows it."""
         key = self._auth.authorize(authorization, SCOPE_OF[verb])
+        arguments = self._access.bounded(key, verb, arguments)
         if verb in _TOLD_WHO_ASKS:
             arguments[_TOLD_WHO_ASKS[verb]] = key
         return getattr(self, verb)(**arguments)
@@ -93,7 +96,8 @@ class Control(ServingVerbs, Accounts):
             job = placed(job, Path(base["path"]) if base else None, self._loop.sight.snapshot.nodes)
         if not (allow_pending or self._store.jobs.known(idempotency_key)):
             check_possible(job, self._loop.sight)
-        row = self._store.jobs.submit(job, asked, idempotency_key, self._clock())
+        tenants = self._access.tenants(key) if job.after else None
+        row = self._store.jobs.submit(job, asked, idempotency_key, self._clock(), tenants)
         self._loop.nudge()
         return self._job(row)
 
@@ -101,13 +105,14 @@ class Control(ServingVerbs, Accounts):
         """Keep a function (its bytes in base64) for TrainFunctions to name by its SHA-256. It is not looked into."""
         return functions.keep(self._layout, sha256, pickle)
 
-    def list_jobs(self, tenant: str | None = None, state: str | None = None) -> list[View]:
-        """The jobs, newest first: all, or those of one tenant, or in one phase."""
+    def list_jobs(
+        self, tenant: str | None = None, state: str | None = None, tenants: Collection[str] | None = None
+    ) -> list[View]:
+        """The jobs, newest first: all, or those of one tenant, or of ``tenants``, or in one phase."""
         if state is not None and state not in {phase.value for phase in JobPhase}:
             phases = ", ".join(JobPhase)
             raise UsageError(f"no job is ever `{state[:50]}`: expected one of {phases}", param="state")
-        rows = self._store.jobs.all(state)
-        return [self._job(row) for row in rows if tenant in (None, row.get("tenant", "default"))]
+        return [self._job(row) for row in self._store.jobs.all(state, tenants if tenant is None else [tenant])]
 
     def get_job(self, job: str) -> View:
         """One job, by id or by name (its newest job), with the files of its newest attempt."""
@@ -124,9 +129,11 @@ class Control(ServingVerbs, Accounts):
         """Why a job waits, and what would let it start now: the plan is asked with one thing changed at a time."""
         return explained(self._store.jobs.find(job), self._loop.sight)
 
-    def list_queue(self, tenant: str | None = None, limit: int = 1000) -> View:
-        """Who waits, in the order of their turns, the first ``limit`` of them, with why and until when."""
-        return overview.queue_view(self._loop.sight, self._store.drains.all(), tenant, limit)
+    def list_queue(self, tenant: str | None = None, limit: int = 1000, tenants: Collection[str] | None = None) -> View:
+        """Who waits, in the order of their turns, the first ``limit`` of them, with why and until when: all, or those
+        of one tenant, or of ``tenants``."""
+        wanted = tenants if tenant is None else overview.queued_tenant(tenant, self._loop.sight)
+        return overview.queue_view(self._loop.sight, self._store.drains.all(), wanted, limit)
 
     def training(self) -> list[View]:
         """``{id, metrics}`` of the jobs that an attempt is open of: what Prometheus is told."""
@@ -180,8 +187,14 @@ class Control(ServingVerbs, Accounts):
         """Carry out a verb of :class:`llmos.control.store.completions.Completions` for whoever has been let in."""
         return self._store.completions.call(verb, tenant, arguments)
 
-    def status(self) -> View:
-        """The cluster at a glance."""
+    def remove_tenant(self, name: str) -> None:
+        """Forget a tenant that nobody is a part of. Raises ConflictError while keys, tenants or jobs name it."""
+        self._store.tenants.remove(name, self._clock())
+        self._loop.knowledge.usage.forget(name)
+        self._loop.nudge()
+
+    def status(self, tenants: Collection[str] | None = None) -> View:
+        """The cluster at a glance. Those that wait are named if they are of ``tenants``."""
         sight = self._loop.sight
         nodes = overview.node_views(sight, self._store.drains.all())
         return {
@@ -195,7 +208,7 @@ class Control(ServingVerbs, Accounts):
             "kinds": overview.kind_views(sight),
             "jobs": self._store.jobs.counts(),
             "queues": overview.queue_counts(sight),
-            "waiting": overview.first_waiting(sight),
+            "waiting": overview.first_waiting(sight, tenants),
             "services": self.list_services(),
         }
 

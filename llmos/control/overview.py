@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -116,23 +116,30 @@ def kind_views(sight: Sight) -> list[Row]:
     ]
 
 
-def first_waiting(sight: Sight) -> dict[str, str]:
-    """Why each of the first that wait does, in the order of their turns."""
-    first = islice(sight.standing.in_order(), FEW)
+def first_waiting(sight: Sight, tenants: Collection[str] | None = None) -> dict[str, str]:
+    """Why each of the first that wait does, in the order of their turns: of all, or of ``tenants``."""
+    first = islice((job for job in sight.standing.in_order() if tenants is None or job.tenant in tenants), FEW)
     return {job.id: why for job in first if (why := sight.plan.waiting.get(job.id))}
 
 
-def queue_view(sight: Sight, drained: Mapping[str, Row], tenant: str | None, limit: int) -> Row:
-    """``{total, jobs, quarantined, drained}``: who waits, in the order of their turns, the first ``limit`` of them."""
+def queued_tenant(name: str, sight: Sight) -> list[str]:
+    """The tenant, as the only one. Raises NotFoundError if it has no jobs."""
+    known = sight.standing.tenants
+    if name not in known:
+        others = _listed(known) if known else "nobody"
+        raise NotFoundError(f"no tenant `{name[:100]}` has jobs: {others} has", hint="see `llmos queue`")
+    return [name]
+
+
+def queue_view(sight: Sight, drained: Mapping[str, Row], tenants: Collection[str] | None, limit: int) -> Row:
+    """``{total, jobs, quarantined, drained}``: who waits, in the order of their turns, the first ``limit`` of them: of
+    all, or of ``tenants``."""
     standing = sight.standing
-    if tenant is not None and tenant not in standing.tenants:
-        known = _listed(standing.tenants) if standing.tenants else "nobody"
-        raise NotFoundError(f"no tenant `{tenant[:100]}` has jobs: {known} has", hint="see `llmos queue`")
     turns = enumerate(standing.in_order(), start=1)
-    jobs = (_waiting_view(job, turn, sight) for turn, job in turns if tenant in (None, job.tenant))
+    jobs = (_waiting_view(job, turn, sight) for turn, job in turns if tenants is None or job.tenant in tenants)
     counts = standing.waiting
     return {
-        **{"total": sum(counts.values()) if tenant is None else counts.get(tenant, 0)},
+        **{"total": sum(count for name, count in counts.items() if tenants is None or name in tenants)},
         **{"jobs": list(islice(jobs, limit)), "quarantined": dict(sight.plan.quarantined)},
         **{"drained": {node: row["why"] for node, row in drained.items()}, "error": sight.error},
     }

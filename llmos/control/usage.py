@@ -7,6 +7,7 @@ written down last; what ended meanwhile is not.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -20,11 +21,12 @@ _NOTHING = Resources()
 
 
 class UsageBook:
-    """The usage of every tenant. One thread adds; all may read."""
+    """The usage of every tenant. One thread adds; all may read and forget."""
 
     def __init__(self, store: Store) -> None:
         self._tenants = store.tenants
         self._usage = store.tenants.usage()
+        self._lock = threading.Lock()
         self._saved_at = 0.0
         self._written = True
 
@@ -36,6 +38,11 @@ class UsageBook:
         """What its own jobs have used until the last tick."""
         return self._usage.get(tenant, Usage()).spent_gpu_s
 
+    def forget(self, tenant: str) -> None:
+        """The tenant is gone: another of its name begins with nothing."""
+        with self._lock:
+            self._usage = {name: usage for name, usage in self._usage.items() if name != tenant}
+
     def add(self, jobs: Iterable[Job], snapshot: Snapshot) -> None:
         """Count what the living attempts of ``jobs`` held until ``snapshot``; write it down if that is due."""
         held: dict[str, list[tuple[float, Resources]]] = {}
@@ -46,7 +53,8 @@ class UsageBook:
                 held.setdefault(job.tenant, []).append((job.opened_at, amount))
         if held:
             more = {name: _used(self._usage.get(name, Usage()), some, snapshot.now) for name, some in held.items()}
-            self._usage = {**self._usage, **more}
+            with self._lock:
+                self._usage = {**self._usage, **more}
             self._written = False
         if not self._written and snapshot.now - self._saved_at >= SAVE_EVERY_S:
             self.save(snapshot.now)

@@ -130,6 +130,7 @@ class FakeApi:
             "GET /api/v1/tenants": lambda: ok(list(self.tenants.values())),
             f"GET /api/v1/tenants/{name}": self.look_at_tenant,
             f"PUT /api/v1/tenants/{name}": self.put_tenant,
+            f"DELETE /api/v1/tenants/{name}": self.remove_tenant,
             "GET /api/v1/keys": lambda: ok(self.keys),
             "POST /api/v1/keys": self.create_key,
             f"PATCH /api/v1/keys/{name}": self.limit_key,
@@ -317,6 +318,11 @@ class FakeApi:
             return error(409, "conflict", f"tenant `{name}` exists already")
         self.tenants[name] = tenant(body["spec"])
         return ok(self.tenants[name])
+
+    def remove_tenant(self, name: str) -> httpx.Response:
+        if any(key["tenant"] == name for key in self.keys):
+            return error(409, "conflict", f"tenant `{name}` is still in use", "revoke the keys")
+        return httpx.Response(204) if self.tenants.pop(name, None) else self.look_at_tenant(name)
 
     def create_key(self, body: Row) -> httpx.Response:
         key = {"id": f"k{len(self.keys)}", "created_at": time.time(), "revoked_at": None, **body}

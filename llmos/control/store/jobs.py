@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
@@ -37,20 +37,27 @@ class Jobs:
         self._unfinished = Unfinished(database)
         self._ended: dict[str, JobPhase] = {}
 
-    def submit(self, spec: JobSpec, digest: str, idempotency_key: str | None, now: float) -> Row:
+    def submit(
+        self,
+        spec: JobSpec,
+        digest: str,
+        idempotency_key: str | None,
+        now: float,
+        tenants: Collection[str] | None = None,
+    ) -> Row:
         """Accept ``spec`` (``model.ref`` pinned; ``digest`` is that of what was submitted) and return its row.
 
-        Its ``after`` are pinned to the jobs that they mean now. Durable on return. The job's ``spec.json`` is there,
-        too; after a power cut :meth:`mend` sees to it. The same key again gives the same job. Raises ConflictError if
-        the key stands for another spec, NotFoundError if the model, the tenant or a job that it comes after is not
-        there.
+        Its ``after`` are pinned to the jobs (of ``tenants``, if given) that they mean now. Durable on return. The job's
+        ``spec.json`` is there, too; after a power cut :meth:`mend` sees to it. The same key again gives the same job.
+        Raises ConflictError if the key stands for another spec, NotFoundError if the model, the tenant or a job that it
+        comes after is not there.
         """
         with self._database.write() as connection:
             if idempotency_key is not None and (known := _by_key(connection, idempotency_key)):
                 return _same(known, digest, idempotency_key)
             if base := _base_model(spec):
                 require(connection, base)
-            spec = _pinned(connection, spec)
+            spec = _pinned(connection, spec, tenants)
             number = self._next_number(connection, spec.name)
             row = _new(spec, number, now) | {"digest": digest, "idempotency_key": idempotency_key}
             _write(self._layout.job(row["id"]).spec, row["spec"])
@@ -79,18 +86,19 @@ class Jobs:
                 found.update(connection.execute(query).scalars())
         return found
 
-    def find(self, ref: str) -> Row:
-        """The job with this id, else the newest of this name. Raises NotFoundError."""
+    def find(self, ref: str, tenants: Collection[str] | None = None) -> Row:
+        """The job with this id, else the newest of this name; of ``tenants``, if given. Raises NotFoundError."""
         with self._database.read() as connection:
-            row = _meant(connection, ref)
+            row = _meant(connection, ref, tenants)
         if row is None:
             raise NotFoundError(f"no job `{ref[:200]}`: expected a job's id or name", hint="see `llmos jobs`")
         return row
 
-    def all(self, phase: str | None = None) -> list[Row]:
-        """Every job, or those in ``phase``, newest first."""
+    def all(self, phase: str | None = None, tenants: Collection[str] | None = None) -> list[Row]:
+        """Every job, or those in ``phase``, of ``tenants``, newest first."""
         query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.number.desc())
         query = query if phase is None else query.where(jobs.c.phase == phase)
+        query = query if tenants is None else query.where(jobs.c.tenant.in_(tenants))
         with self._database.read() as connection:
             return rows(connection, query)
 
@@ -175,7 +183,7 @@ def _base_model(spec: JobSpec) -> str | None:
     return spec.model.ref if isinstance(spec, TrainJob) else None
 
 
-def _pinned(connection: Connection, spec: JobSpec) -> JobSpec:
+def _pinned(connection: Connection, spec: JobSpec, tenants: Collection[str] | None) -> JobSpec:
     """``spec`` of a tenant that there is, and after jobs by their ids. Raises NotFoundError.
 
     No job can come after itself, also not through others: it has no id before those that it comes after have theirs.
@@ -183,7 +191,7 @@ def _pinned(connection: Connection, spec: JobSpec) -> JobSpec:
     tenant = require_tenant(connection, spec.tenant or DEFAULT_TENANT)["name"]
     after: dict[str, None] = {}
     for ref in spec.after:
-        found = _meant(connection, ref)
+        found = _meant(connection, ref, tenants)
         if found is None:
             what = f"no job `{ref[:200]}` to come after: expected the id or name of one that was submitted before"
             raise NotFoundError(what, hint="see `llmos jobs`", param="after")
@@ -191,9 +199,10 @@ def _pinned(connection: Connection, spec: JobSpec) -> JobSpec:
     return spec.model_copy(update={"tenant": tenant, "after": tuple(after)})
 
 
-def _meant(connection: Connection, ref: str) -> Row | None:
-    """The job with this id, else the newest of this name."""
+def _meant(connection: Connection, ref: str, tenants: Collection[str] | None) -> Row | None:
+    """The job with this id, else the newest of this name; of ``tenants``, if given."""
     wanted = or_(jobs.c.id == ref, jobs.c.name == ref)
+    wanted = wanted if tenants is None else and_(wanted, jobs.c.tenant.in_(tenants))
     return first(connection, select(jobs).where(wanted).order_by(jobs.c.id != ref, jobs.c.number.desc()).limit(1))
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
-from llmos.control.store.tables import tenants
+from llmos.control.store.tables import jobs, keys, tenants
 from llmos.control.translate import tenant
 from llmos.core.types import Resources, Tenant
 from llmos.errors import ConflictError, NotFoundError
+from llmos.spec import DEFAULT_TENANT, parse, to_dict
 from llmos.spec import Tenant as TenantSpec
-from llmos.spec import parse, to_dict
 
 _NAMED = select(tenants).where(tenants.c.name == bindparam("wanted"))
+_SHOWN = 5
+"""So many of what names a tenant are told by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,28 @@ class Tenants:
                 connection.execute(insert(tenants).values(name=spec.name, created_at=now, used_at=now, **values))
             append(connection, now, "tenant", spec.name, "changed" if known else "created", _told(spec))
         return self.find(spec.name)
+
+    def remove(self, name: str, now: float) -> None:
+        """Forget a tenant. Its jobs that have ended and its revoked keys stay as they are.
+
+        Raises NotFoundError; ConflictError for ``default``, and while keys, unfinished jobs or other tenants name it.
+        """
+        with self._database.write() as connection:
+            require_tenant(connection, name)
+            if name == DEFAULT_TENANT:
+                what = f"tenant `{name}` stays: it is whose keys and jobs are that belong to nobody else"
+                raise ConflictError(what, hint="remove those that you have made", param="name")
+            if uses := _uses(connection, name):
+                what = f"tenant `{name}` is still in use, by {' and '.join(uses)}: expected nothing to name it"
+                hint = "revoke the keys, cancel the jobs (or let them end), give the tenants another parent"
+                raise ConflictError(what, hint=hint, param="name")
+            connection.execute(delete(tenants).where(tenants.c.name == name))
+            append(connection, now, "tenant", name, "removed")
+
+    def below(self, name: str) -> frozenset[str]:
+        """The tenant itself and all that are a part of it, also of its parts."""
+        parents = {row["name"]: row["spec"].get("parent") for row in self.all()}
+        return frozenset(one for one in {name, *parents} if name in _upwards(one, parents))
 
     def find(self, name: str) -> Row:
         """Raises NotFoundError."""
@@ -93,6 +117,23 @@ def require_tenant(connection: Connection, name: str) -> Row:
         return row
     what = f"no tenant `{name[:200]}`: expected one of those that `llmos tenants` lists"
     raise NotFoundError(what, hint="an admin makes one with `llmos tenants create NAME`", param="tenant")
+
+
+def _uses(connection: Connection, name: str) -> list[str]:
+    """What names the tenant, in words."""
+    named = {
+        "key": select(keys.c.id).where(keys.c.tenant == name, keys.c.revoked_at.is_(None)).order_by(keys.c.id),
+        "unfinished job": select(jobs.c.id).where(jobs.c.tenant == name, jobs.c.ended_at.is_(None)).order_by(jobs.c.id),
+        "tenant": select(tenants.c.name).where(tenants.c.spec["parent"].as_string() == name).order_by(tenants.c.name),
+    }
+    found = {what: connection.execute(query).scalars().all() for what, query in named.items()}
+    return [_counted(what, ids) for what, ids in found.items() if ids]
+
+
+def _counted(what: str, ids: Sequence[str]) -> str:
+    """``2 keys (a, b)``; the first few of them by name."""
+    shown = ", ".join(ids[:_SHOWN]) + (", …" if len(ids) > _SHOWN else "")
+    return f"{len(ids):,} {what}{'s' * (len(ids) > 1)} ({shown})"
 
 
 def _check(spec: TenantSpec, parents: Mapping[str, str | None], new: bool | None) -> None:

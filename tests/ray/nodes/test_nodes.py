@@ -31,12 +31,14 @@ def test_from_one_node_to_four_for_a_gang(gang: Run) -> None:
     assert start.count(",") == NODES - 1, start  # a worker on each
 
 
+@pytest.mark.slow
 def test_nodes_that_nothing_needs_go(cluster: llmos.Client, gang: Run, figure: Figure) -> None:
     until(lambda: kind(cluster)["wanted"] == 0)
     figure("nothing needs them to one node", until(lambda: nodes(cluster) == 1, timeout_s=60))
     until(lambda: _directories() <= BEFORE)  # a node that has left the cluster still ends its processes
 
 
+@pytest.mark.slow
 def test_why_no_node_starts_is_told_and_tried_again_after_a_pause(cluster: llmos.Client, figure: Figure) -> None:
     until(lambda: nodes(cluster) == 1)
     directory = Layout(state_dir(None)).local_nodes

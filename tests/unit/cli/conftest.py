@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from llmos import Client, client
-from llmos.cli import app
+from llmos.cli import app, glance
 from tests.unit.fake_api import KEY, FakeApi
 
 URL = "http://127.0.0.1:8000"
@@ -44,6 +44,7 @@ def llmos(api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     """Runs ``llmos ARGS…`` in this process, against ``api``, in an empty directory with a home of its own."""
     monkeypatch.setattr(Client, "of", lambda at: Client(at.url, at.key, retry_s=0, transport=httpx.MockTransport(api)))
     monkeypatch.setattr(client, "POLL_S", 0.0)
+    monkeypatch.setattr(glance, "asked", lambda cluster: Client.of(cluster).status())
     for name, value in {"LLMOS_URL": URL, "LLMOS_API_KEY": KEY, "LLMOS_DEBUG": "", "HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LLMOS_STATE_DIR", raising=False)

@@ -18,7 +18,7 @@ import pytest
 import typer.main
 
 from llmos import __version__
-from llmos.cli.app import app
+from llmos.cli.commands import app
 from tests.unit.cli.conftest import Run
 from tests.unit.fake_api import KEY, FakeApi, listening
 

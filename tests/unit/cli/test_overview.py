@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import subprocess
-import sys
-import time
 from typing import Any
 
+import httpx
+import pytest
+
+from llmos.cli import glance
+from llmos.settings import Connection
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.test_app import process
-from tests.unit.fake_api import NODE, STATUS, FakeApi, listening
+from tests.unit.fake_api import KEY, NODE, STATUS, FakeApi, listening, ok
 
 Row = dict[str, Any]
 
@@ -59,26 +62,41 @@ def test_a_cluster_without_gpus_or_jobs(llmos: Run, api: FakeApi) -> None:
     assert lines[1:3] == ["jobs     none", "CPUs     8: 2.5 used, 1 foreign, 4.5 free"]
 
 
-def test_the_status_is_there_in_300_ms_and_loads_little(api: FakeApi) -> None:
+MODULES = 90
+"""`llmos status` loads at most so many beyond those of a bare Python: 77 were seen."""
+
+
+def test_the_status_loads_little(api: FakeApi) -> None:
+    """What is loaded decides how long it takes, and is the same on a machine that is slow or busy."""
     code = (
-        "import sys; sys.argv = ['llmos', 'status']\n"
+        "import sys; sys.argv = ['llmos', 'status']; bare = set(sys.modules)\n"
         "from llmos.cli.app import main\n"
         "try: main()\n"
-        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+        "except SystemExit: print(*(set(sys.modules) - bare), file=sys.stderr)"
     )
-    with listening(api) as url:
-        taken_s = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            with process("status", url=url, stdout=subprocess.PIPE) as command:
-                assert b"coder-3" in command.communicate(timeout=30)[0]
-            taken_s.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import asyncio, json"], check=True, timeout=60)
-        bare_s = time.perf_counter() - begun
-        with process("status", url=url, main=code, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
-            loaded = command.communicate(timeout=30)[1].decode().split()
-    print(f"llmos status: {min(taken_s) * 1e3:.0f} ms, of which Python alone {bare_s * 1e3:.0f} ms")
-    heavy = {"ray", "torch", "numpy", "pydantic", "openai", "yaml", "rich", "pygments", "fastapi", "sqlalchemy"}
-    assert not {name.partition(".")[0] for name in loaded} & heavy
-    assert min(taken_s) < max(0.3, 6 * bare_s)  # the second on machines that are slow, or busy
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with listening(api) as url, process("status", url=url, main=code, **pipes) as command:
+        out, loaded = (text.decode() for text in command.communicate(timeout=30))
+    assert "coder-3" in out
+    heavy = {"ray", "torch", "numpy", "pydantic", "httpx", "typer", "openai", "yaml", "rich", "fastapi", "sqlalchemy"}
+    assert not {name.partition(".")[0] for name in loaded.split()} & heavy
+    assert len(loaded.split()) <= MODULES, loaded
+
+
+@pytest.mark.parametrize("trouble", ["nobody", "refused", "no JSON", "no object"])
+def test_what_does_not_answer_at_once_is_asked_by_the_client(api: FakeApi, trouble: str) -> None:
+    """A second request, by the client, shows the status or says why there is none."""
+    answers = {"refused": httpx.Response(503), "no JSON": httpx.Response(200, text="<html>"), "no object": ok([])}
+    api.trouble = [answers[trouble]] if trouble in answers else []
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with listening(api) as url, process("status", url=url if api.trouble else "http://127.0.0.1:1", **pipes) as command:
+        out, err = (text.decode() for text in command.communicate(timeout=30))
+    if trouble == "nobody":
+        assert (command.returncode, out) == (1, "") and "cannot be reached" in err and "llmos up" in err
+    else:
+        assert (command.returncode, err, len(api.requests)) == (0, "", 2) and "coder-3" in out
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:1", "http://192.0.2.1"])
+def test_other_machines_and_certificates_are_left_to_the_client(url: str) -> None:
+    assert glance.asked(Connection(url, KEY)) is None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmos.cli import output
+from llmos.cli import text
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.test_jobs import table
 from tests.unit.fake_api import FakeApi
@@ -19,7 +19,7 @@ WHY = "needs 8 bundles of 1 GPU in one rack; 6 GPUs free of 8; next release 14:0
 
 def wide(monkeypatch: pytest.MonkeyPatch, columns: int | float) -> None:
     """As on a terminal of so many columns."""
-    monkeypatch.setattr(output, "screen_width", lambda: columns)
+    monkeypatch.setattr(text, "screen_width", lambda: columns)
 
 
 def words(text: str) -> list[str]:
@@ -208,4 +208,4 @@ def test_a_node_is_drained_and_let_go(llmos: Run, api: FakeApi) -> None:
 
 def test_times_of_which_only_the_size_matters() -> None:
     seconds = (-5, 0, 89, 90, 5399, 5400, 129_599, 129_600)
-    assert [output.rough(s) for s in seconds] == ["0s", "0s", "89s", "2m", "90m", "2h", "36h", "2d"]
+    assert [text.rough(s) for s in seconds] == ["0s", "0s", "89s", "2m", "90m", "2h", "36h", "2d"]

@@ -61,6 +61,15 @@ def test_what_is_wrong_is_said(llmos: Run, api: FakeApi, arguments: list[str], c
     assert result.code == code and message in result.err and list(api.tenants) == ["default"]
 
 
+def test_tenants_are_removed_and_one_in_use_is_refused(llmos: Run, api: FakeApi) -> None:
+    for name in ("vision", "audio"):
+        llmos("tenants", "create", name)
+    llmos("keys", "create", "ci", "--tenant", "audio")
+    result = llmos("tenants", "remove", "vision", "audio")
+    assert result.code == 1 and result.err.startswith("tenant vision is removed\nerror: tenant `audio` is still in use")
+    assert list(api.tenants) == ["default", "audio"]
+
+
 def test_a_key_is_made_for_a_tenant(llmos: Run, api: FakeApi) -> None:
     llmos("keys", "create", "ci", "--scope", "submit", "--tenant", "vision")
     assert api.keys[0]["tenant"] == "vision" and table(llmos("keys").out)[0]["TENANT"] == "vision"

@@ -285,3 +285,8 @@ def test_tenants_can_be_put_listed_and_looked_at(cluster: Client, api: FakeApi) 
     with pytest.raises(UsageError, match="exactly one Tenant, found TrainJob"):
         cluster.put_tenant(JOB)
     assert cluster.create_key("ci", ["submit"], "vision").tenant == "vision"
+    with pytest.raises(llmos.ConflictError, match="tenant `vision` is still in use"):
+        cluster.remove_tenant("vision")
+    api.keys.clear()
+    cluster.remove_tenant("vision")
+    assert [tenant.name for tenant in cluster.tenants()] == ["default"]

@@ -145,6 +145,8 @@ async def test_an_estimate_is_that_of_python(http: httpx.AsyncClient, headers: d
         ("POST", "/api/v1/keys", {"name": "k", "scopes": ["root"]}, 400, "found `root`"),
         ("POST", "/api/v1/keys", {"name": "k", "tenant": "ghost"}, 404, "no tenant `ghost`"),
         ("GET", "/api/v1/tenants/ghost", None, 404, "no tenant `ghost`"),
+        ("DELETE", "/api/v1/tenants/ghost", None, 404, "no tenant `ghost`"),
+        ("DELETE", "/api/v1/tenants/default", None, 409, "tenant `default` stays"),
         ("PUT", "/api/v1/tenants/b", {"spec": {"kind": "Tenant", "name": "a"}}, 400, "same name"),
         ("PUT", "/api/v1/tenants/a", {"spec": {"kind": "Tenant", "name": "a", "parent": "g"}}, 404, "no such tenant"),
         ("PUT", "/api/v1/tenants/a", {"spec": {"kind": "Tenant", "name": "a", "share": 0}}, 422, "`share`"),
@@ -194,7 +196,7 @@ async def test_errors_of_the_port_keep_their_status(
             raise error
 
         monkeypatch.setattr(world.control, "status", fail)
-        response = await http.get("/api/v1/status", headers=headers["submit"])
+        response = await http.get("/api/v1/status", headers=headers["admin"])
         assert response.status_code == status
     assert response.headers["retry-after"] == "3"
 
@@ -205,5 +207,5 @@ async def test_a_bug_is_answered_in_the_same_shape(
     monkeypatch.setattr(port.control, "status", lambda: 1 / 0)
     transport = httpx.ASGITransport(create_api(port), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://llmos") as client:
-        response = await client.get("/api/v1/status", headers=headers["submit"])
+        response = await client.get("/api/v1/status", headers=headers["admin"])
     assert response.status_code == 500 and "ZeroDivisionError" in response.json()["error"]["message"]
