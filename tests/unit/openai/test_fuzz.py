@@ -32,6 +32,12 @@ def _document(url: str) -> dict[str, Any]:
     return found
 
 
+@cache
+def _client() -> httpx.Client:
+    """One for all: making one takes longer than a request."""
+    return httpx.Client(headers={**HEADERS, "Content-Type": "application/json"}, timeout=60)
+
+
 class Making:
     """Strategies for the values that the schemas of a document allow."""
 
@@ -131,25 +137,25 @@ def test_whatever_is_asked_nothing_breaks(served: Served, data: st.DataObject) -
     method, path, operation = data.draw(st.sampled_from([route for route in routes if "requestBody" in route[2]]))
     text = json.dumps(_body(served.url, data, operation))
     address = f"{served.url}{path}".replace("{completion_id}", "none")
-    with httpx.Client(headers={**HEADERS, "Content-Type": "application/json"}, timeout=60) as client:
-        _healthy(client.request(method, address, content=text))
-        found = client.post(f"{served.url}/v1/completions", json={"model": "small", "prompt": "x", "max_tokens": 1})
-        assert found.status_code == 200, "the engine is gone"
+    client = _client()
+    _healthy(client.request(method, address, content=text))
+    found = client.post(f"{served.url}/v1/completions", json={"model": "small", "prompt": "x", "max_tokens": 1})
+    assert found.status_code == 200, "the engine is gone"
 
 
 @given(body=st.binary(max_size=60) | ANYTHING.map(lambda value: json.dumps(value).encode()), path=st.text(max_size=10))
 @settings(suppress_health_check=list(HealthCheck))
 def test_bodies_and_addresses_that_are_none(served: Served, body: bytes, path: str) -> None:
-    with httpx.Client(headers=HEADERS, timeout=60) as client:
-        for route in ("completions", "chat/completions", "embeddings", "tokenize", "detokenize", "chat/completions/x"):
-            _healthy(client.post(f"{served.url}/v1/{route}", content=body))
-        quoted = httpx.URL(f"{served.url}/v1/models").copy_with(
-            path=f"/v1/models/{path}".encode("utf-8", "replace").decode()
-        )
-        for method in ("GET", "DELETE"):
-            _healthy(client.request(method, quoted))
+    client = _client()
+    for route in ("completions", "chat/completions", "embeddings", "tokenize", "detokenize", "chat/completions/x"):
+        _healthy(client.post(f"{served.url}/v1/{route}", content=body))
+    quoted = httpx.URL(f"{served.url}/v1/models").copy_with(
+        path=f"/v1/models/{path}".encode("utf-8", "replace").decode()
+    )
+    for method in ("GET", "DELETE"):
+        _healthy(client.request(method, quoted))
 
 
 @given(query=st.dictionaries(st.sampled_from(["after", "limit", "order", "model", "metadata[a]"]), st.text(max_size=6)))
 def test_queries_of_lists(served: Served, query: dict[str, str]) -> None:
-    _healthy(httpx.get(f"{served.url}/v1/chat/completions", params=query, headers=HEADERS))
+    _healthy(_client().get(f"{served.url}/v1/chat/completions", params=query))
