@@ -20,6 +20,7 @@ from llmos.infer.local import LocalEngine
 from llmos.models import train_bpe, weights
 from llmos.openai.caller import Caller
 from llmos.openai.embeddings import EmbeddingRequest, embedding_reply
+from llmos.openai.errors import unknown_model
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
@@ -57,7 +58,7 @@ class Models:
     """One engine under many names, and vectors that stand in for an encoder's."""
 
     def __init__(self, engine: LocalEngine) -> None:
-        self._backend = EngineBackend(engine, engine.tokenizer, MODEL)
+        self._backends = {name: EngineBackend(engine, engine.tokenizer, name) for name in (MODEL, *CHATS)}
         self._tokenizer = engine.tokenizer
         self.cards = {name: model_card(name, 1_700_000_000) for name in (MODEL, ENCODER)}
 
@@ -69,12 +70,12 @@ class Models:
             longest = LONGEST if request.limit is None else min(request.limit, LONGEST)
             fields = ("max_tokens", "max_completion_tokens") if isinstance(request, ChatRequest) else ("max_tokens",)
             request = request.model_copy(update=dict.fromkeys(fields, longest))
-        async for piece in self._backend.answer(request, caller):
+        async for piece in self._backend(request.model).answer(request, caller):
             yield piece
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
-        if request.model not in (ENCODER, *ENCODERS):
-            return await self._backend.embed(request, caller)
+        if request.model not in (ENCODER, *ENCODERS) or request.model not in self.cards:
+            return await self._backend(request.model).embed(request, caller)
         inputs = [self._tokenizer.encode(one) if isinstance(one, str) else one for one in request.inputs]
         vectors_ND = np.zeros((len(inputs), WIDTH), np.float32)
         for row, tokens in enumerate(inputs):
@@ -83,10 +84,15 @@ class Models:
         return embedding_reply(request, vectors_ND, sum(map(len, inputs)))
 
     async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
-        return await self._backend.tokenize(request, caller)
+        return await self._backend(request.model).tokenize(request, caller)
 
     async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
-        return await self._backend.detokenize(request, caller)
+        return await self._backend(request.model).detokenize(request, caller)
+
+    def _backend(self, model: str) -> EngineBackend:
+        if model not in self.cards or model not in self._backends:
+            raise unknown_model(model, self.cards)
+        return self._backends[model]
 
     async def remove(self, model: str, authorization: str | None) -> None:
         del self.cards[model]
