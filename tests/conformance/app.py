@@ -111,7 +111,7 @@ def conformance_app(engine: LocalEngine, store: Path) -> FastAPI:
 
     @app.post("/seed", include_in_schema=False)
     async def seed() -> Response:
-        models.cards |= {name: model_card(name, 1_700_000_000) for name in (*CHATS, *ENCODERS)}
+        models.cards |= {name: model_card(name, 1_700_000_000) for name in (MODEL, ENCODER, *CHATS, *ENCODERS)}
         message = {"role": "assistant", "content": "Walk.", "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
         chat = {"id": STORED, "object": "chat.completion", "created": 1_700_000_000, "model": CHATS[0]}
