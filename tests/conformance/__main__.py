@@ -22,9 +22,11 @@ from pathlib import Path
 
 import httpx
 
+from llmos.infer.encoder import EncoderEngine
 from llmos.infer.local import LocalEngine
 from tests.conformance import environments, openai_python, openapi
 from tests.conformance.app import ENCODER, KEY, MODEL, conformance_app, write_model
+from tests.unit.models.encoders import write_encoder
 from tests.unit.openai.world import listening
 
 CLIENTS = (
@@ -41,6 +43,7 @@ CLIENTS = (
 GOAL = 45
 TIMEOUT_S = 300.0
 SEED_S = 0.05
+NESTED = {"matryoshka_dimensions": [1, 32]}
 
 
 @contextmanager
@@ -48,12 +51,15 @@ def served() -> Iterator[str]:
     """The address of a server of its own."""
     with tempfile.TemporaryDirectory() as directory:
         model = write_model(Path(directory, "model"))
+        write_encoder(Path(directory, "encoder"), config={"max_position_embeddings": 512, **NESTED})
         engine = LocalEngine(model, dtype="float32", max_batch=8, runner="torch", threads=1)
+        encoder = EncoderEngine(Path(directory, "encoder"), dtype="float32", threads=1)
         try:
-            with listening(conformance_app(engine, Path(directory, "store.db"))) as url:
+            with listening(conformance_app(engine, encoder, Path(directory, "store.db"))) as url:
                 yield url
         finally:
             engine.close()
+            encoder.close()
 
 
 @contextmanager
