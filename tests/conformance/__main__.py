@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,11 @@ from pathlib import Path
 
 import httpx
 
+from llmos.infer.encoder import EncoderEngine
 from llmos.infer.local import LocalEngine
 from tests.conformance import environments, openai_python, openapi
 from tests.conformance.app import ENCODER, KEY, MODEL, conformance_app, write_model
+from tests.unit.models.encoders import write_encoder
 from tests.unit.openai.world import listening
 
 CLIENTS = (
@@ -39,6 +42,8 @@ CLIENTS = (
 )
 GOAL = 45
 TIMEOUT_S = 300.0
+SEED_S = 0.05
+NESTED = {"matryoshka_dimensions": [1, 32]}
 
 
 @contextmanager
@@ -46,12 +51,34 @@ def served() -> Iterator[str]:
     """The address of a server of its own."""
     with tempfile.TemporaryDirectory() as directory:
         model = write_model(Path(directory, "model"))
+        write_encoder(Path(directory, "encoder"), config={"max_position_embeddings": 512, **NESTED})
         engine = LocalEngine(model, dtype="float32", max_batch=8, runner="torch", threads=1)
+        encoder = EncoderEngine(Path(directory, "encoder"), dtype="float32", threads=1)
         try:
-            with listening(conformance_app(engine, Path(directory, "store.db"))) as url:
+            with listening(conformance_app(engine, encoder, Path(directory, "store.db"))) as url:
                 yield url
         finally:
             engine.close()
+            encoder.close()
+
+
+@contextmanager
+def seeded(url: str) -> Iterator[None]:
+    """What is removed comes back at once: who tries everything removes everything, too."""
+    over = threading.Event()
+
+    def seed() -> None:
+        with httpx.Client() as client:
+            while not over.is_set():
+                client.post(f"{url}/seed").raise_for_status()
+                over.wait(SEED_S)
+
+    thread = threading.Thread(target=seed)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+    httpx.post(f"{url}/seed").raise_for_status()
 
 
 class Report:
@@ -125,8 +152,8 @@ def document(report: Report, given: str | None, examples: int) -> None:
         )
     environments.SCHEMATHESIS.make()
     with served() as url:
-        httpx.post(f"{url}/seed").raise_for_status()
-        well, said = openapi.run(Path(found), url, examples)
+        with seeded(url):
+            well, said = openapi.run(Path(found), url, examples)
         headers = {"Authorization": f"Bearer {KEY}"}
         alive = httpx.post(f"{url}/v1/completions", headers=headers, json={"model": MODEL, "prompt": "x"}).is_success
     version = environments.SCHEMATHESIS.requirements[0].partition("==")[2]

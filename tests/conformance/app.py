@@ -6,20 +6,21 @@ they are not there. Answers are short: a model without sense does not know when 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 
 from llmos.control.store.completions import Completions
 from llmos.control.store.database import Database
+from llmos.embedding import EncoderBackend
 from llmos.errors import AuthError
+from llmos.infer.encoder import EncoderEngine
 from llmos.infer.local import LocalEngine
 from llmos.models import train_bpe, weights
 from llmos.openai.caller import Caller
-from llmos.openai.embeddings import EmbeddingRequest, embedding_reply
+from llmos.openai.embeddings import EmbeddingRequest
+from llmos.openai.errors import unknown_model
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
@@ -33,7 +34,7 @@ MODEL, ENCODER = "small", "encoder"
 CHATS = ("gpt-5.4", "gpt-3.5-turbo-instruct", "gpt-4o-mini", "ft:gpt-4o-mini:acemeco:suffix:abc123")
 ENCODERS = ("text-embedding-3-small",)
 STORED = "completion_id"
-CONTEXT, LONGEST, WIDTH = 1024, 48, 64
+CONTEXT, LONGEST = 1024, 48
 
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\nCalled as <tool_call></tool_call>: {{ tools | tojson }}<|im_end|>\n{% endif %}"
@@ -54,11 +55,13 @@ def write_model(directory: Path) -> Path:
 
 
 class Models:
-    """One engine under many names, and vectors that stand in for an encoder's."""
+    """One engine and one encoder under many names."""
 
-    def __init__(self, engine: LocalEngine) -> None:
-        self._backend = EngineBackend(engine, engine.tokenizer, MODEL)
-        self._tokenizer = engine.tokenizer
+    def __init__(self, engine: LocalEngine, encoder: EncoderEngine) -> None:
+        self._backends: dict[str, EngineBackend | EncoderBackend] = {
+            **{name: EngineBackend(engine, engine.tokenizer, name) for name in (MODEL, *CHATS)},
+            **{name: EncoderBackend(encoder, name) for name in (ENCODER, *ENCODERS)},
+        }
         self.cards = {name: model_card(name, 1_700_000_000) for name in (MODEL, ENCODER)}
 
     async def models(self) -> Sequence[ModelCard]:
@@ -69,32 +72,30 @@ class Models:
             longest = LONGEST if request.limit is None else min(request.limit, LONGEST)
             fields = ("max_tokens", "max_completion_tokens") if isinstance(request, ChatRequest) else ("max_tokens",)
             request = request.model_copy(update=dict.fromkeys(fields, longest))
-        async for piece in self._backend.answer(request, caller):
+        async for piece in self._backend(request.model).answer(request, caller):
             yield piece
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
-        if request.model not in (ENCODER, *ENCODERS):
-            return await self._backend.embed(request, caller)
-        inputs = [self._tokenizer.encode(one) if isinstance(one, str) else one for one in request.inputs]
-        vectors_ND = np.zeros((len(inputs), WIDTH), np.float32)
-        for row, tokens in enumerate(inputs):
-            np.add.at(vectors_ND[row], [zlib.crc32(b"%d" % token) % WIDTH for token in tokens], 1)
-        vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-        return embedding_reply(request, vectors_ND, sum(map(len, inputs)))
+        return await self._backend(request.model).embed(request, caller)
 
     async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
-        return await self._backend.tokenize(request, caller)
+        return await self._backend(request.model).tokenize(request, caller)
 
     async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
-        return await self._backend.detokenize(request, caller)
+        return await self._backend(request.model).detokenize(request, caller)
+
+    def _backend(self, model: str) -> EngineBackend | EncoderBackend:
+        if model not in self.cards or model not in self._backends:
+            raise unknown_model(model, self.cards)
+        return self._backends[model]
 
     async def remove(self, model: str, authorization: str | None) -> None:
         del self.cards[model]
 
 
-def conformance_app(engine: LocalEngine, store: Path) -> FastAPI:
-    """The server over ``engine``; chats are kept in ``store``."""
-    models, completions = Models(engine), Completions(Database(store), kept=100)
+def conformance_app(engine: LocalEngine, encoder: EncoderEngine, store: Path) -> FastAPI:
+    """The server over ``engine`` and ``encoder``; chats are kept in ``store``."""
+    models, completions = Models(engine, encoder), Completions(Database(store), kept=100)
 
     async def authorize(request: Request, _scope: str) -> Caller:
         if request.headers.get("Authorization") != f"Bearer {KEY}":
@@ -105,7 +106,7 @@ def conformance_app(engine: LocalEngine, store: Path) -> FastAPI:
 
     @app.post("/seed", include_in_schema=False)
     async def seed() -> Response:
-        models.cards |= {name: model_card(name, 1_700_000_000) for name in (*CHATS, *ENCODERS)}
+        models.cards |= {name: model_card(name, 1_700_000_000) for name in (MODEL, ENCODER, *CHATS, *ENCODERS)}
         message = {"role": "assistant", "content": "Walk.", "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
         chat = {"id": STORED, "object": "chat.completion", "created": 1_700_000_000, "model": CHATS[0]}

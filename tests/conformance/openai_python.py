@@ -79,5 +79,5 @@ def _name(case: ElementTree.Element) -> str:
 def _why(case: ElementTree.Element) -> str | None:
     for kind in ("failure", "error"):
         if (found := case.find(kind)) is not None:
-            return re.sub(r"\s+", " ", found.get("message") or "")[:200]
+            return re.sub(r"\s+", " ", found.get("message") or "")[:120]
     return None

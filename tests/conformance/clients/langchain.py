@@ -13,7 +13,7 @@ class Place(BaseModel):
     colour: bool
 
 
-chat = ChatOpenAI(model=os.environ["MODEL"], max_tokens=60, use_responses_api=False)
+chat = ChatOpenAI(model=os.environ["MODEL"], max_tokens=200, seed=1, use_responses_api=False)
 assert chat.invoke("Walk?").content
 assert len(list(chat.stream("Walk?"))) > 1
 for method in ("json_schema", "function_calling"):

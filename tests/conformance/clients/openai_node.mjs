@@ -17,7 +17,7 @@ for await (const chunk of await client.chat.completions.create({ ...chat, stream
 assert.equal(text, whole.choices[0].message.content);
 const parameters = { type: "object", properties: { hour: { enum: [1, 2] } }, required: ["hour"], additionalProperties: false };
 const tools = [{ type: "function", function: { name: "clock", parameters } }];
-const called = await client.chat.completions.create({ ...chat, max_tokens: 60, tools, tool_choice: "required" });
+const called = await client.chat.completions.create({ ...chat, max_tokens: 200, parallel_tool_calls: false, tools, tool_choice: "required" });
 assert.equal(called.choices[0].message.tool_calls[0].function.name, "clock");
 const vectors = await client.embeddings.create({ model: process.env.ENCODER, input: ["a", "b"] });
 assert.equal(vectors.data.length, 2);

@@ -35,9 +35,11 @@ chunks = list(
 )
 assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
 assert chunks[-1].usage.completion_tokens == 12
-parsed = client.chat.completions.parse(**{**chat, "max_tokens": 60}, response_format=Place)
+parsed = client.chat.completions.parse(**{**chat, "max_tokens": 200, "seed": 1}, response_format=Place)
 assert isinstance(parsed.choices[0].message.parsed, Place)
-with client.chat.completions.stream(**{**chat, "max_tokens": 60}, tools=[tool], tool_choice="required") as stream:
+with client.chat.completions.stream(
+    **{**chat, "max_tokens": 200}, parallel_tool_calls=False, tools=[tool], tool_choice="required"
+) as stream:
     stream.until_done()
     call = stream.get_final_completion().choices[0].message.tool_calls[0]
 assert call.function.name == "clock" and json.loads(call.function.arguments)["hour"] in (1, 2)

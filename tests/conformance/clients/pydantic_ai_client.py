@@ -18,7 +18,7 @@ class Place(BaseModel):
 
 provider = OpenAIProvider(base_url=os.environ["OPENAI_BASE_URL"], api_key=os.environ["OPENAI_API_KEY"])
 model = OpenAIChatModel(os.environ["MODEL"], provider=provider)
-settings = {"max_tokens": 60}
+settings = {"max_tokens": 200, "seed": 1}
 assert Agent(model, model_settings=settings).run_sync("Walk?").output
 assert isinstance(Agent(model, output_type=Place, model_settings=settings).run_sync("Walk?").output, Place)
 assert isinstance(

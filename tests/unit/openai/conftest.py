@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import httpx
 import openai
 import pytest
 
@@ -27,6 +28,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with listening(standalone(engine, "small", KEY)) as url:
         yield Served(url, engine)
     assert not engine.stats()["healthy"]  # the server closed it
+
+
+@pytest.fixture(scope="session")
+def http() -> Iterator[httpx.Client]:
+    """One client for many requests, with a key: making one takes longer than a request."""
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    with httpx.Client(headers=headers, timeout=60) as client:
+        yield client
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tests.unit.openai.conftest import Served
 from tests.unit.openai.world import KEY
 
+pytestmark = pytest.mark.timeout(3600)  # with as many examples as test-full has
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 ODD = ("", "<|im_end|>", "\ud800", "\0", "{{ 7 * 7 }}", "small", "none", "auto")
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
@@ -120,8 +122,7 @@ def _healthy(response: httpx.Response) -> None:
 
 @given(data=st.data())
 @settings(suppress_health_check=list(HealthCheck))
-@pytest.mark.timeout(1800)
-def test_whatever_is_asked_nothing_breaks(served: Served, data: st.DataObject) -> None:
+def test_whatever_is_asked_nothing_breaks(served: Served, http: httpx.Client, data: st.DataObject) -> None:
     routes = [
         (method, path, operation)
         for path, methods in sorted(_document(served.url)["paths"].items())
@@ -131,25 +132,21 @@ def test_whatever_is_asked_nothing_breaks(served: Served, data: st.DataObject) -
     method, path, operation = data.draw(st.sampled_from([route for route in routes if "requestBody" in route[2]]))
     text = json.dumps(_body(served.url, data, operation))
     address = f"{served.url}{path}".replace("{completion_id}", "none")
-    with httpx.Client(headers={**HEADERS, "Content-Type": "application/json"}, timeout=60) as client:
-        _healthy(client.request(method, address, content=text))
-        found = client.post(f"{served.url}/v1/completions", json={"model": "small", "prompt": "x", "max_tokens": 1})
-        assert found.status_code == 200, "the engine is gone"
+    _healthy(http.request(method, address, content=text))
+    found = http.post(f"{served.url}/v1/completions", json={"model": "small", "prompt": "x", "max_tokens": 1})
+    assert found.status_code == 200, "the engine is gone"
 
 
 @given(body=st.binary(max_size=60) | ANYTHING.map(lambda value: json.dumps(value).encode()), path=st.text(max_size=10))
 @settings(suppress_health_check=list(HealthCheck))
-def test_bodies_and_addresses_that_are_none(served: Served, body: bytes, path: str) -> None:
-    with httpx.Client(headers=HEADERS, timeout=60) as client:
-        for route in ("completions", "chat/completions", "embeddings", "tokenize", "detokenize", "chat/completions/x"):
-            _healthy(client.post(f"{served.url}/v1/{route}", content=body))
-        quoted = httpx.URL(f"{served.url}/v1/models").copy_with(
-            path=f"/v1/models/{path}".encode("utf-8", "replace").decode()
-        )
-        for method in ("GET", "DELETE"):
-            _healthy(client.request(method, quoted))
+def test_bodies_and_addresses_that_are_none(served: Served, http: httpx.Client, body: bytes, path: str) -> None:
+    for route in ("completions", "chat/completions", "embeddings", "tokenize", "detokenize", "chat/completions/x"):
+        _healthy(http.post(f"{served.url}/v1/{route}", content=body))
+    quoted = f"{served.url}/v1/models/{quote(path, safe='', errors='replace')}"
+    for method in ("GET", "DELETE"):
+        _healthy(http.request(method, quoted))
 
 
 @given(query=st.dictionaries(st.sampled_from(["after", "limit", "order", "model", "metadata[a]"]), st.text(max_size=6)))
-def test_queries_of_lists(served: Served, query: dict[str, str]) -> None:
-    _healthy(httpx.get(f"{served.url}/v1/chat/completions", params=query, headers=HEADERS))
+def test_queries_of_lists(served: Served, http: httpx.Client, query: dict[str, str]) -> None:
+    _healthy(http.get(f"{served.url}/v1/chat/completions", params=query))
