@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from llmos.errors import CapacityError, ContextLengthError, LlmosError
-from llmos.front.caller import HEADER, sign
+from llmos.front.caller import HEADER, place, sign
 from llmos.front.fleet import News
 from llmos.front.relay import DRAINING
 from llmos.heartbeat import Heartbeat
@@ -87,7 +87,8 @@ async def test_who_refuses_or_drains_is_passed_over() -> None:
                 assert (await streamed(one)).endswith("[DONE]\n\n")
             assert time.monotonic() - began_s < 2.0
             assert (len(draining.callers), len(other.callers)) == (0, 21)
-            refused = await one.client.post(draining.url + PATH, json=BODY, headers={HEADER: sign(Caller("k"), SECRET)})
+            signed = {HEADER: sign(Caller("k"), SECRET, place(draining.url, PATH))}
+            refused = await one.client.post(draining.url + PATH, json=BODY, headers=signed)
             assert (refused.status_code, refused.headers[DRAINING]) == (503, "1")
 
 
@@ -146,11 +147,14 @@ async def test_a_client_that_leaves_ends_its_request() -> None:
 async def test_a_replica_lets_in_whom_the_front_door_sends_and_nobody_else() -> None:
     with replicas(ANSWER) as (replica,):
         async with httpx.AsyncClient(base_url=replica.url) as client:
-            for headers in ({}, {HEADER: "x"}, {HEADER: sign(Caller("k"), b"guessed")}, {"Authorization": "Bearer x"}):
+            used = {HEADER: sign(Caller("k"), SECRET, place(replica.url, PATH))}
+            assert (await client.post(PATH, json=BODY, headers=used)).status_code == 200
+            guessed = {HEADER: sign(Caller("k"), b"guessed", place(replica.url, PATH))}
+            for headers in ({}, {HEADER: "x"}, used, guessed, {"Authorization": "Bearer x"}):
                 for method, path in (("POST", PATH), ("GET", "/v1/models"), ("GET", "/v1/openapi.json")):
                     found = await client.request(method, path, headers=headers, json=BODY if method == "POST" else None)
                     assert found.status_code == 401, (method, path, headers)
-        assert replica.callers == []
+        assert len(replica.callers) == 1
 
 
 async def test_a_draining_replica_waits_for_those_that_run() -> None:
