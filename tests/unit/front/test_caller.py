@@ -38,7 +38,7 @@ def test_it_counts_for_a_minute() -> None:
 
 def test_it_counts_once_and_in_one_place() -> None:
     one, now = Verifier(SECRET), 1000.0
-    for _ in range(6):  # longer than what has been used is remembered
+    for _ in range(8):  # longer than what has been used is remembered
         header = sign(WHO, SECRET, HERE, now)
         for where in (place("http://127.0.0.1:6", "/v1/completions"), place("http://127.0.0.1:5", "/v1/models")):
             with pytest.raises(AuthError, match="another place"):
@@ -48,7 +48,7 @@ def test_it_counts_once_and_in_one_place() -> None:
             with pytest.raises(AuthError, match="sent twice"):
                 one.verify(header, HERE, moment)
         now += VALID_S
-    assert len(one._used | one._before) < 6
+    assert len(one._used | one._before) <= 6
     assert sign(WHO, SECRET, HERE, now) != sign(WHO, SECRET, HERE, now)
 
 

@@ -100,7 +100,9 @@ async def test_a_replica_that_dies_before_it_answers_is_replaced() -> None:
             began_s = time.monotonic()
             dying.cut()
             assert (await asked).endswith("[DONE]\n\n")
-            assert time.monotonic() - began_s < 1.0
+            retried_ms = 1e3 * (time.monotonic() - began_s)
+            print(f"answered elsewhere {retried_ms:.1f} ms after the replica was killed")
+            assert retried_ms < 500  # 50, on a machine that does nothing else
 
 
 async def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
