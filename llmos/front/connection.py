@@ -34,7 +34,7 @@ class Connection(asyncio.Protocol):
         self.status, self.headers = 0, dict[str, str]()
         self.complete = False
         self.kept_s = 0.0
-        self._begun = self._paused = False
+        self._begun = self._paused = self._kept_open = False
         self._parser = httptools.HttpResponseParser(self)
         self._unread: list[bytes] = []
         self._size = 0
@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Whether the answer has come to its end, and the replica takes another request."""
-        return self.complete and not self._unread and self._error is None and self._parser.should_keep_alive()
+        return self.complete and not self._unread and self._error is None and self._kept_open
 
     async def _news(self) -> None:
         if self._error is not None:
@@ -132,6 +132,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self.complete = self._begun
+        self._kept_open = self._parser.should_keep_alive()  # by now: it forgets at the end of this
 
 
 class Connections:

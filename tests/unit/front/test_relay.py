@@ -39,6 +39,20 @@ async def test_a_stream_arrives_as_it_was_sent_and_the_replica_knows_who_asks() 
             assert (await one.client.post(PATH, json=BODY)).content == b"".join(ANSWER[:1])
 
 
+async def test_connections_to_replicas_are_kept() -> None:
+    with replicas(ANSWER) as (replica,):
+        async with door(replica.beat) as one:
+            for _ in range(4):
+                await streamed(one)
+                assert (await one.client.post(PATH, json=BODY)).status_code == 200
+            assert len(replica.server.server_state.connections) == 1
+            await asyncio.gather(*(streamed(one) for _ in range(4)))
+            kept = len(replica.server.server_state.connections)
+            assert 1 < kept <= 4
+            await streamed(one)
+            assert len(replica.server.server_state.connections) == kept
+
+
 async def test_pieces_come_when_they_are_sent() -> None:
     with replicas([ANSWER[0], HANG]) as (replica,):
         async with (
