@@ -115,8 +115,12 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         self._wake()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
+    def on_message_begin(self) -> None:
         """Called by the parser, as all of these."""
+        if self.complete:
+            raise ValueError("an answer to nothing")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.lower().decode("latin-1")] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:

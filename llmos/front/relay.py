@@ -24,6 +24,8 @@ DRAINING = "llmos-draining"
 """The header of a replica's 503 that means: ask another one."""
 ERROR = "llmos-error"
 """The header of an answer that is a :meth:`llmos.errors.LlmosError.to_json`."""
+MAX_FAILED = 3
+"""A request over which so many replicas have failed is asked no more: it may be what ends them."""
 _END = b"\n\n"
 
 _log = logging.getLogger(__name__)
@@ -97,7 +99,7 @@ class Relay:
 
     async def _begin(self, question: Question) -> Exchange:
         """An exchange whose first byte is there."""
-        tried: set[str] = set()
+        tried, failed = set[str](), 0
         while True:
             replica = await self._fleet.find(question.service, tried, question.blocks, question.session)
             tried.add(replica.replica)
@@ -114,6 +116,10 @@ class Relay:
                 _log.warning("replica %s of %s is passed over: %s", replica.replica, replica.service, error)
                 self._fleet.suspect(replica.replica)
                 self._end(exchange, question)
+                failed += exchange.asked
+                if failed == MAX_FAILED:
+                    what = f"{failed} replicas of `{question.service}` failed over this request"
+                    raise EngineError(what, hint="Ask for something else.") from error
             except BaseException:
                 self._end(exchange, question)
                 raise
@@ -125,12 +131,14 @@ class Relay:
 
 
 class Exchange:
-    """One request at one replica. ``first`` is the beginning of its answer, ``heard_s`` when its last byte came."""
+    """One request at one replica, which has ``asked`` once it is connected. ``first`` is the beginning of its answer,
+    ``heard_s`` when its last byte came."""
 
     def __init__(self, connections: Connections, replica: Heartbeat) -> None:
         self._connections, self.replica = connections, replica
         self.first, self._half = b"", b""
         self.heard_s = time.monotonic()
+        self.asked = False
         self._connection: Connection | None = None
 
     async def begin(self, question: Question, secret: bytes) -> None:
@@ -139,6 +147,7 @@ class Exchange:
         url = self.replica.url
         try:
             connection = self._connection = await self._connections.take(url)
+            self.asked = True
             caller = sign(question.caller, secret, place(url, question.path))
             headers = {HEADER: caller, "content-type": "application/json"}
             await connection.ask(request(url, question.path, question.body, headers))
@@ -192,7 +201,8 @@ def _told(answer: Connection, body: bytes) -> Exception:
     if answer.status == 503 and DRAINING in answer.headers:
         return Draining()
     if ERROR in answer.headers:
-        return from_json(json.loads(body))
+        error = from_json(json.loads(body))
+        return Broken(str(error)) if type(error) is EngineError else error
     what = f"the replica answered {answer.status}: {body[:500].decode(errors='replace')}"
     return UsageError(what) if 400 <= answer.status < 500 else EngineError(what)
 

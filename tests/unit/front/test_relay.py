@@ -11,7 +11,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from llmos.errors import CapacityError, ContextLengthError, LlmosError
+from llmos.errors import CapacityError, ContextLengthError, EngineError, LlmosError
 from llmos.front.caller import HEADER, place, sign
 from llmos.front.fleet import News
 from llmos.front.relay import DRAINING
@@ -117,6 +117,18 @@ async def test_a_replica_that_dies_before_it_answers_is_replaced() -> None:
             retried_ms = 1e3 * (time.monotonic() - began_s)
             print(f"answered elsewhere {retried_ms:.1f} ms after the replica was killed")
             assert retried_ms < 500  # 50, on a machine that does nothing else
+
+
+async def test_a_replica_whose_engine_has_failed_is_passed_over_and_a_request_that_breaks_engines_is_not() -> None:
+    failed = EngineError("the engine is closed")
+    with replicas([failed], ANSWER) as (failing, other):
+        async with door(failing.beat, replace(other.beat, waiting=9)) as one:
+            assert (await streamed(one)).endswith("[DONE]\n\n") and len(failing.callers) == 1
+    with replicas(*[[failed]] * 4) as four:
+        async with door(*(replica.beat for replica in four)) as one:
+            found = await one.client.post(PATH, json=STREAM)
+            assert found.status_code == 503 and "3 replicas of `m` failed" in found.json()["error"]["message"]
+            assert sum(len(replica.callers) for replica in four) == 3
 
 
 async def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
