@@ -154,11 +154,12 @@ class Connections:
             if found.reusable:
                 return found
         parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or 0
         tls = self._tls if parts.scheme == "https" else None
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_S):
             _, made = await loop.create_connection(
-                Connection, parts.hostname, parts.port, ssl=tls, server_hostname=parts.hostname if tls else None
+                Connection, host, port, ssl=tls, server_hostname=host if tls else None
             )
         return made
 

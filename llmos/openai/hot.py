@@ -63,10 +63,9 @@ class HotApp(FastAPI):
 
     async def _told(self, request: Request, error: Exception) -> Response:
         """What the application answers to ``error``, the same on either way."""
-        handlers = self.exception_handlers
+        handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = self.exception_handlers
         handler = next(handlers[one] for one in type(error).__mro__ if one in handlers)
-        response: Response = await handler(request, error)
-        return response
+        return await handler(request, error)
 
 
 def _parsed(request: Request, raw: bytes, kind: type[Wire]) -> Wire | None:

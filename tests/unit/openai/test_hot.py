@@ -21,7 +21,17 @@ from tests.unit.openai.test_server import Script, Scripted
 PATH, JSON = "/v1/completions", "application/json"
 GOOD = {"model": "m", "prompt": "x"}
 VALID = (GOOD, {**GOOD, "stream": True}, {**GOOD, "suffix": "é", "temperature": 1})
-WRONG = ({}, {**GOOD, "user": "\ud800"}, {**GOOD, "temprature": 1}, {**GOOD, "n": "1"}, {**GOOD, "prompt": []}, [], None, "x", 7)
+WRONG = (
+    {},
+    {**GOOD, "user": "\ud800"},
+    {**GOOD, "temprature": 1},
+    {**GOOD, "n": "1"},
+    {**GOOD, "prompt": []},
+    [],
+    None,
+    "x",
+    7,
+)
 RAW = (b"", b"{", b"\xff", b'{"model": "m"', b"[" * 100_000, b'{"model": "m", "prompt": "x", "temperature": NaN}')
 LARGE = 2**18
 SCRIPTS: tuple[Script, ...] = (
