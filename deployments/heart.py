@@ -14,7 +14,8 @@ from ray.exceptions import RayError
 from llmos.control.ray.session import CONTROL, NAMESPACE
 from llmos.heartbeat import BEAT_S, Heartbeat
 
-STALL_S = 15.0
+STALL_S = 12.0
+"""Whoever waits for a replica that hangs knows within 15 s: until then it is told, fetched and looked at."""
 _TELL_TIMEOUT_S = 2.0
 
 _log = logging.getLogger("llmos.front")

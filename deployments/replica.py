@@ -29,7 +29,7 @@ from llmos.layout import Layout
 from llmos.models.encoder_config import is_encoder
 from llmos.serving import backend_of
 from llmos.settings import FAKE_GPUS
-from llmos.spec import Service
+from llmos.spec import Replicas, Service
 
 SHUTDOWN_GRACE_S = 30.0
 """What requests that run have when their replica is to end."""
@@ -167,7 +167,9 @@ def build(layout: Layout, service: Service, model_dir: Path, digest: str, replic
         graceful_shutdown_wait_loop_s=0.05,  # Serve itself has sent it no requests that it would have to wait for
         **_place(groups),
     )
-    return cast(serve.Application, deployment.bind(layout, service, str(model_dir), ray.util.get_node_ip_address()))
+    # Serve starts replicas anew when their arguments change: how many there are is no argument of any of them
+    alone = service.model_copy(update={"replicas": Replicas()})
+    return cast(serve.Application, deployment.bind(layout, alone, str(model_dir), ray.util.get_node_ip_address()))
 
 
 def _place(groups: Sequence[Resources]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Who asks, signed by the front door: the header that a replica lets a request in for.
+"""Who asks, signed by the front door: the header that a replica lets a request in for, once.
 
 A replica knows no keys. What the front door has found out about the caller travels with the request, together with the
-time until which it counts and an HMAC-SHA256 of both, made with a secret that only processes of the cluster can read.
+time until which it counts, the place where, and an HMAC-SHA256 of all that, made with a secret that only processes of
+the cluster can read. Whoever has got hold of a header can do nothing with it: where it counts, it has been used.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import dataclasses
 import hashlib
 import hmac
 import json
+import operator
+import secrets
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import Request
 
@@ -24,6 +28,8 @@ from llmos.openai.server import Authorize
 HEADER = "llmos-caller"
 VALID_S = 60.0
 """From signing to the replica's check: a retry takes less, and clocks of a cluster differ by less."""
+_VALUES = operator.attrgetter(*(field.name for field in dataclasses.fields(Caller)))
+_SIGNATURE_CHARS = 2 * hashlib.sha256().digest_size
 
 
 def read_secret(layout: Layout) -> bytes:
@@ -37,33 +43,60 @@ def read_secret(layout: Layout) -> bytes:
         ) from error
 
 
-def sign(caller: Caller, secret: bytes, now: float | None = None) -> str:
-    """The header's value for ``caller``, good for VALID_S from ``now`` (seconds since 1970)."""
+def place(url: str, path: str) -> str:
+    """Where a header counts: ``path`` at the replica that listens at ``url``."""
+    return urlsplit(url).netloc + path
+
+
+def sign(caller: Caller, secret: bytes, where: str, now: float | None = None) -> str:
+    """The header's value for ``caller`` at the :func:`place` ``where``, good for VALID_S from ``now`` (seconds since
+    1970). No two are the same."""
     until = int((time.time() if now is None else now) + VALID_S)
-    claim = json.dumps([until, dataclasses.asdict(caller)], separators=(",", ":")).encode()
+    claim = json.dumps([until, where, secrets.token_hex(8), _VALUES(caller)], separators=(",", ":")).encode()
     return f"{base64.urlsafe_b64encode(claim).decode()}.{hmac.digest(secret, claim, hashlib.sha256).hex()}"
 
 
-def verify(header: str | None, secret: bytes, now: float | None = None) -> Caller:
-    """The caller whom the front door has signed. Raises AuthError."""
-    until, fields = _claim(header or "", secret)
-    moment = time.time() if now is None else now
-    if not moment < until < moment + 2 * VALID_S:
-        raise _refusal("is out of date: the clocks of the two machines differ, or it was sent twice")
-    return Caller(**fields)
+class Verifier:
+    """Lets in whom the front door has signed, with each header once."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._used, self._before = set[str](), set[str]()  # signatures; those of `before` are about to count no more
+        self._turn_s = 0.0
+
+    def verify(self, header: str | None, where: str, now: float | None = None) -> Caller:
+        """The caller whom the front door has signed for the place ``where``. Raises AuthError."""
+        until, there, _, fields = _claim(header or "", self._secret)
+        moment = time.time() if now is None else now
+        if not moment < until < moment + 2 * VALID_S:
+            raise _refusal("is out of date: the clocks of the two machines differ, or it was sent twice")
+        if there != where:
+            raise _refusal("is for another place")
+        self._use((header or "")[-_SIGNATURE_CHARS:], moment)
+        return Caller(*fields)
+
+    def _use(self, signature: str, moment: float) -> None:
+        if signature in self._used or signature in self._before:
+            raise _refusal("was sent twice")
+        if moment - self._turn_s > 2 * VALID_S:  # longer than any header counts
+            self._before, self._used, self._turn_s = self._used, set(), moment
+        self._used.add(signature)
 
 
 def authorizer(secret: bytes) -> Authorize:
     """The check of a replica, for :func:`llmos.openai.server.create_app`."""
+    verifier = Verifier(secret)
 
     async def authorize(request: Request, _scope: str) -> Caller:
-        return verify(request.headers.get(HEADER), secret)
+        host, port = request.scope["server"]  # where this process listens, whatever the request says
+        return verifier.verify(request.headers.get(HEADER), f"{host}:{port}{request.scope['path']}")
 
     return authorize
 
 
-def _claim(header: str, secret: bytes) -> tuple[float, dict[str, Any]]:
-    """Until when the header counts, and what it says. Nothing of it is looked at before the signature was."""
+def _claim(header: str, secret: bytes) -> tuple[float, str, str, list[Any]]:
+    """Until when the header counts, where, what makes it the only one, and whom it names. Nothing of that is looked at
+    before the signature was."""
     text, _, signature = header.partition(".")
     try:
         claim = base64.urlsafe_b64decode(text.encode())
@@ -71,8 +104,8 @@ def _claim(header: str, secret: bytes) -> tuple[float, dict[str, Any]]:
         claim = b""
     if not hmac.compare_digest(hmac.digest(secret, claim, hashlib.sha256).hex().encode(), signature.encode()):
         raise _refusal("is missing or not signed by this cluster's front door")
-    until, fields = json.loads(claim)
-    return until, fields
+    until, where, once, fields = json.loads(claim)
+    return until, where, once, fields
 
 
 def _refusal(what: str) -> AuthError:

@@ -13,7 +13,8 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmos.front.relay import DRAINING, IDLE_S
+from llmos.front.connection import IDLE_S
+from llmos.front.relay import DRAINING
 
 START_S = 30.0
 CLOSE_S = 1.0

@@ -6,17 +6,16 @@ an error. Nothing is parsed: the one thing looked at is where server-sent events
 
 from __future__ import annotations
 
-import asyncio
+import json
 import logging
 import ssl
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-import aiohttp
-
 from llmos.errors import EngineError, UsageError, from_json
-from llmos.front.caller import HEADER, sign
+from llmos.front.caller import HEADER, place, sign
+from llmos.front.connection import Connection, Connections, request
 from llmos.front.fleet import Fleet
 from llmos.heartbeat import Heartbeat
 from llmos.openai.caller import Caller
@@ -25,11 +24,9 @@ DRAINING = "llmos-draining"
 """The header of a replica's 503 that means: ask another one."""
 ERROR = "llmos-error"
 """The header of an answer that is a :meth:`llmos.errors.LlmosError.to_json`."""
-CONNECT_S = 2.0
-IDLE_S = 60.0
-"""How long a connection to a replica is kept for the next request; replicas keep theirs longer."""
+MAX_FAILED = 3
+"""A request over which so many replicas have failed is asked no more: it may be what ends them."""
 _END = b"\n\n"
-_SKIPPED = ("Accept", "Accept-Encoding", "User-Agent")
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +62,9 @@ class Relay:
     """
 
     def __init__(self, fleet: Fleet, secret: bytes, certificate: str | None = None) -> None:
-        self._fleet, self._secret, self._certificate = fleet, secret, certificate
+        self._fleet, self._secret = fleet, secret
         self._exchanges: set[Exchange] = set()
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections(_trust(certificate) if certificate else None)
 
     async def pieces(self, question: Question) -> AsyncGenerator[bytes, None]:
         """The answer's bytes as they come, whole events each; all at once unless ``streamed``.
@@ -94,23 +91,23 @@ class Relay:
         for exchange in list(self._exchanges):
             if self._fleet.dead(exchange.replica.replica, now - exchange.heard_s):
                 exchange.give_up()
+        self._connections.expire()
 
     async def close(self) -> None:
-        """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        """Close all connections that nobody uses."""
+        self._connections.close()
 
     async def _begin(self, question: Question) -> Exchange:
         """An exchange whose first byte is there."""
-        tried: set[str] = set()
+        tried, failed = set[str](), 0
         while True:
             replica = await self._fleet.find(question.service, tried, question.blocks, question.session)
             tried.add(replica.replica)
-            exchange = Exchange(self._client(), replica)
+            exchange = Exchange(self._connections, replica)
             self._exchanges.add(exchange)
             self._fleet.router.begun(replica.replica, question.blocks)
             try:
-                await exchange.begin(question, sign(question.caller, self._secret))
+                await exchange.begin(question, self._secret)
                 return exchange
             except Draining:
                 self._fleet.drained(replica.replica)
@@ -119,6 +116,10 @@ class Relay:
                 _log.warning("replica %s of %s is passed over: %s", replica.replica, replica.service, error)
                 self._fleet.suspect(replica.replica)
                 self._end(exchange, question)
+                failed += exchange.asked
+                if failed == MAX_FAILED:
+                    what = f"{failed} replicas of `{question.service}` failed over this request"
+                    raise EngineError(what, hint="Ask for something else.") from error
             except BaseException:
                 self._end(exchange, question)
                 raise
@@ -128,60 +129,50 @@ class Relay:
         self._exchanges.discard(exchange)
         self._fleet.router.ended(exchange.replica.replica, question.blocks)
 
-    def _client(self) -> aiohttp.ClientSession:
-        """Made where it is used: it belongs to an event loop."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=_trust(self._certificate)),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=_SKIPPED,
-                auto_decompress=False,
-            )
-        return self._session
-
 
 class Exchange:
-    """One request at one replica. ``first`` is the beginning of its answer, ``heard_s`` when its last byte came."""
+    """One request at one replica, which has ``asked`` once it is connected. ``first`` is the beginning of its answer,
+    ``heard_s`` when its last byte came."""
 
-    def __init__(self, client: aiohttp.ClientSession, replica: Heartbeat) -> None:
-        self._client, self.replica = client, replica
+    def __init__(self, connections: Connections, replica: Heartbeat) -> None:
+        self._connections, self.replica = connections, replica
         self.first, self._half = b"", b""
         self.heard_s = time.monotonic()
-        self._patience = asyncio.timeout(None)
-        self._response: aiohttp.ClientResponse | None = None
+        self.asked = False
+        self._connection: Connection | None = None
 
-    async def begin(self, question: Question, caller: str) -> None:
+    async def begin(self, question: Question, secret: bytes) -> None:
         """Ask, and wait for the first bytes, for all of them unless ``streamed``. Raises Draining, Broken, and what the
         replica answered if that is an error."""
-        headers = {HEADER: caller, "Content-Type": "application/json"}
+        url = self.replica.url
         try:
-            async with self._patience:
-                self._response = await self._client.post(
-                    self.replica.url + question.path, data=question.body, headers=headers, allow_redirects=False
-                )
-                if self._response.status != 200:
-                    raise await _told(self._response)
-                self.first = await self._some() if question.streamed else await self._response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            connection = self._connection = await self._connections.take(url)
+            self.asked = True
+            caller = sign(question.caller, secret, place(url, question.path))
+            headers = {HEADER: caller, "content-type": "application/json"}
+            await connection.ask(request(url, question.path, question.body, headers))
+            if connection.status != 200:
+                raise _told(connection, await connection.read_all())
+            self.first = await (self._some(connection) if question.streamed else connection.read_all())
+        except (TimeoutError, OSError) as error:
             raise Broken(f"{type(error).__name__}: {error}") from error
         if not self.first:
             raise Broken("it answered nothing")
 
     async def rest(self) -> AsyncGenerator[bytes, None]:
         """What comes after ``first``, in whole events. Raises Broken."""
+        assert self._connection is not None
         try:
-            while piece := await self._some():
+            while piece := await self._some(self._connection):
                 yield piece
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise Broken(f"{type(error).__name__}: {error}") from error
         if self._half:
             raise Broken("its last event was not whole")
 
-    async def _some(self) -> bytes:
+    async def _some(self, connection: Connection) -> bytes:
         """The whole events that have come, at least one; nothing at the end."""
-        assert self._response is not None
-        while data := await self._response.content.readany():
+        while data := await connection.read():
             self.heard_s = time.monotonic()
             if not self._half and data.endswith(_END):
                 return data
@@ -194,33 +185,30 @@ class Exchange:
         return b""
 
     def give_up(self) -> None:
-        """Whoever waits for it gets Broken."""
-        if self._response is not None:
-            self._response.close()
-        elif self._patience.when() is None:
-            self._patience.reschedule(0.0)
+        """Whoever waits for it gets Broken. One that is still connecting does so by itself, soon."""
+        if self._connection is not None:
+            self._connection.abort()
 
     def close(self) -> None:
         """Let go of the connection: it is kept for the next request if the answer is complete, else closed."""
-        if self._response is not None:
-            self._response.close() if not self._response.content.at_eof() else self._response.release()
+        if self._connection is not None:
+            self._connections.give(self.replica.url, self._connection)
+            self._connection = None
 
 
-async def _told(response: aiohttp.ClientResponse) -> Exception:
+def _told(answer: Connection, body: bytes) -> Exception:
     """What an answer other than 200 means."""
-    if response.status == 503 and DRAINING in response.headers:
+    if answer.status == 503 and DRAINING in answer.headers:
         return Draining()
-    if ERROR in response.headers:
-        return from_json(await response.json())
-    text = (await response.text())[:500]
-    what = f"the replica answered {response.status}: {text}"
-    return UsageError(what) if 400 <= response.status < 500 else EngineError(what)
+    if ERROR in answer.headers:
+        error = from_json(json.loads(body))
+        return Broken(str(error)) if type(error) is EngineError else error
+    what = f"the replica answered {answer.status}: {body[:500].decode(errors='replace')}"
+    return UsageError(what) if 400 <= answer.status < 500 else EngineError(what)
 
 
-def _trust(certificate: str | None) -> ssl.SSLContext | bool:
+def _trust(certificate: str) -> ssl.SSLContext:
     """Whoever has the key of this one certificate is a replica, whatever its address."""
-    if certificate is None:
-        return True
     context = ssl.create_default_context(cafile=certificate)
     context.check_hostname = False
     return context

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +21,8 @@ from llmos.openai.wire import Wire
 
 REQUEST_ID = "x-request-id"
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs do (nginx's convention)
+
+GRACE_S = 0.05
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -36,15 +38,22 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        scope["llmos"] = {"request_id": new_request_id()}  # what copies of the scope share
+        await self._app(scope, receive, named(scope, send))
 
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                name = str(scope["llmos"]["request_id"]).encode()
-                message["headers"] = [*message.get("headers", ()), (REQUEST_ID.encode(), name)]
-            await send(message)
 
-        await self._app(scope, receive, named)
+def named(scope: Scope, send: Send) -> Send:
+    """``send`` of a request that has a name from now on, if it had none, which its answer says."""
+    if "llmos" not in scope:
+        scope["llmos"] = {"request_id": new_request_id()}
+    known = scope["llmos"]  # what copies of the scope share
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            name = str(known["request_id"]).encode()
+            message["headers"] = [*message.get("headers", ()), (REQUEST_ID.encode(), name)]
+        await send(message)
+
+    return sent
 
 
 def enter(request: Request, caller: Caller) -> None:
@@ -59,17 +68,46 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+class WhileConnected:
+    """Within it, what the current task waits for is cancelled when the client leaves; then :attr:`left` is true, and
+    the task goes on after the block.
+
+    That is looked for only after GRACE_S: most answers are there before, and cost less than a task that looks.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.left = receive, False
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._timer = asyncio.get_running_loop().call_later(GRACE_S, self._watch)
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> bool:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.remove_done_callback(self._leave)
+            self._watcher.cancel()
+        # whoever else cancels the task means it
+        return self.left and self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError)
+
+    def _watch(self) -> None:
+        self._watcher = asyncio.ensure_future(_disconnected(self._receive))
+        self._watcher.add_done_callback(self._leave)
+
+    def _leave(self, watcher: asyncio.Task[None]) -> None:
+        self.left = not watcher.cancelled() and watcher.exception() is None
+        if self.left:
+            self._task.cancel()
+
+
 async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result | None:
     """The result of ``work``, or None when the client leaves before: then ``work`` is cancelled."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for pending in (task, gone):
-            pending.cancel()
-        await asyncio.wait((task, gone))
+    with WhileConnected(request.receive):
+        return await work
+    return None
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -91,19 +129,24 @@ async def error_events(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[by
         await pieces.aclose()
 
 
-class EventStream(StreamingResponse):
-    """Closes its source when the client leaves, in whatever moment."""
+class EventStream(Response):
+    """Sends ``events`` as they come, and closes their source when the client leaves, in whatever moment."""
 
     def __init__(
         self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str], close: Callable[[], Awaitable[None]]
     ) -> None:
         kept = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
-        super().__init__(events, media_type=MEDIA_TYPE, headers=kept)
+        super().__init__(None, headers=kept, media_type=MEDIA_TYPE)
+        del self.headers["content-length"]
         self._events, self._close = events, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            with WhileConnected(receive):
+                async for piece in self._events:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
         finally:
             await self._events.aclose()
             await self._close()  # events that were never asked for have closed nothing

@@ -14,6 +14,7 @@ from llmos.openai import errors
 from llmos.openai.answering import Answering
 from llmos.openai.caller import Caller
 from llmos.openai.embeddings import EmbeddingRequest
+from llmos.openai.hot import HotApp
 from llmos.openai.http import RequestIds, answer_errors, caller_of, enter, limited
 from llmos.openai.replies import ModelCard, ModelDeleted, ModelList
 from llmos.openai.schema import ChatRequest, CompletionRequest
@@ -75,7 +76,7 @@ def create_app(
     """
     port = stored or Nowhere()
     answering = Answering(backend, Keeper(port))
-    app = FastAPI(title="llmos /v1", docs_url=None, redoc_url=None, openapi_url=None)
+    app = HotApp(title="llmos /v1", docs_url=None, redoc_url=None, openapi_url=None)
     for router in (
         _models(backend, _router(authorize, max_body_bytes), _router(authorize, max_body_bytes, "admin")),
         _generation(backend, answering, _router(authorize, max_body_bytes), port),
@@ -86,6 +87,7 @@ def create_app(
     app.router.add_route("/v1/openapi.json", _document(app, authorize), include_in_schema=False)
     answer_errors(app, _BODIES)
     app.add_middleware(RequestIds)
+    app.heat(authorize, answering.generate, max_body_bytes)
     return app
 
 
@@ -108,7 +110,8 @@ def _router(authorize: Authorize, max_body_bytes: int, scope: str = "infer") -> 
             handle = super().get_route_handler()
 
             async def guarded(request: Request) -> Response:
-                enter(request, await authorize(request, scope))
+                if "caller" not in request.scope["llmos"]:  # else `HotApp` has asked
+                    enter(request, await authorize(request, scope))
                 return await handle(limited(request, max_body_bytes))
 
             return guarded

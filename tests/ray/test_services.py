@@ -15,7 +15,7 @@ import llmos
 import llmos.settings
 from llmos.errors import ConflictError
 from tests.ray.test_jobs import LOOPBACK, named, nothing_is_held, until
-from tests.support import LLMOS, listening, nano
+from tests.support import LLMOS, nano, processes, words
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,45 @@ def model(cluster: llmos.Client) -> str:
     return str(done.model)
 
 
-def test_life_of_a_service(cluster: llmos.Client, model: str) -> None:
+@pytest.fixture(scope="module")
+def text(cluster: llmos.Client, model: str) -> llmos.Service:
+    """A service that answers; the test of its life ends it."""
     service = llmos.Service(name="text", model=model, keep_s=0)
     cluster.serve(service)
     cluster.wait_service("text", timeout_s=60)
-    assert listening(Path.home()) <= LOOPBACK
+    return service
+
+
+def test_every_socket_of_a_cluster_that_serves_is_on_loopback(cluster: llmos.Client, text: llmos.Service) -> None:
+    assert cluster.complete(text.name, "def f(", max_tokens=1)
+    found = open_sockets(Path.home())
+    assert {host for _, host, _ in found} <= LOOPBACK, found
+    kinds = "doorman", "GatewayActor", "ServeReplica:llmos-service-text", "gcs_server", "raylet"
+    for kind in kinds:  # whoever is known to listen was looked at
+        assert any(kind in line for line, _, _ in found), (kind, found)
+
+
+def open_sockets(home: Path) -> list[tuple[str, str, int]]:
+    """(command line, host, port) of every socket that others can send to: all that listen, and UDP that is bound. Of
+    every process of ``home`` and all that these have started, whatever environment they gave them."""
+    ours = {one for process in processes(home) for one in (process, *descendants(process))}
+    found = []
+    for process in ours:
+        with suppress(psutil.NoSuchProcess):  # has just ended
+            for one in process.net_connections("inet"):
+                if one.laddr and not one.raddr and one.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
+                    found.append((" ".join(words(process)), str(one.laddr.ip), int(one.laddr.port)))
+    return sorted(found)
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
+
+
+def test_life_of_a_service(cluster: llmos.Client, model: str, text: llmos.Service) -> None:
+    service = text
     before = cluster.complete("text", "def f(", max_tokens=5, temperature=0)
     (replica,) = named("ServeReplica:llmos-service-text")
     nobody_else_is_let_in(replica)
