@@ -28,6 +28,7 @@ KINDS: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
 
 Authorize = Callable[[Request, str], Awaitable[Caller]]
 Answer = Callable[[Request, Any], Awaitable[Response]]
+Told = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class HotApp(FastAPI):
@@ -63,8 +64,8 @@ class HotApp(FastAPI):
 
     async def _told(self, request: Request, error: Exception) -> Response:
         """What the application answers to ``error``, the same on either way."""
-        handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = self.exception_handlers
-        handler = next(handlers[one] for one in type(error).__mro__ if one in handlers)
+        handlers: dict[Any, Any] = self.exception_handlers
+        handler: Told = next(handlers[one] for one in type(error).__mro__ if one in handlers)
         return await handler(request, error)
 
 
