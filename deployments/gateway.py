@@ -57,6 +57,8 @@ class GatewayActor:
             server = Server(app, port.listener, beside=lambda: fleet.follow(held.look))
             server.start()
             server.join()
+        except Exception:
+            log.exception("the front door ends")
         finally:
             os._exit(1)
 
