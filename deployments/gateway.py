@@ -50,13 +50,15 @@ class GatewayActor:
         return self._failure
 
     def _serve(self) -> None:
-        app, fleet, held = self._build()
-        port = self._ask_for_port()
-        threading.Thread(target=self._keep_doorman, args=[port], name="llmos-port", daemon=True).start()
         try:
+            app, fleet, held = self._build()
+            port = self._ask_for_port()
+            threading.Thread(target=self._keep_doorman, args=[port], name="llmos-port", daemon=True).start()
             server = Server(app, port.listener, beside=lambda: fleet.follow(held.look))
             server.start()
             server.join()
+        except Exception:
+            log.exception("the front door ends")
         finally:
             os._exit(1)
 

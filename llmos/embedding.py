@@ -50,10 +50,7 @@ class EncoderBackend(OneModel):
         if request.prompt is None:
             what = f"`{request.model}` is an encoder, which reads no chats"
             raise UsageError(what, hint="Send `prompt`.", param="messages")
-        tokenizer = self._engine.tokenizer
-        tokens = await asyncio.to_thread(tokenizer.tokens, request.prompt, request.add_special_tokens)
-        spelled = [tokenizer.spelling(token) for token in tokens] if request.return_token_strs else None
-        return tokens_reply(tokens, self._engine.context_length, spelled)
+        return await asyncio.to_thread(self._tokens_reply, request, request.prompt)
 
     async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
         """The text of tokens; control tokens are spelled out. Raises UsageError for what is no token."""
@@ -61,7 +58,7 @@ class EncoderBackend(OneModel):
         size = self._engine.tokenizer.vocab_size
         if wrong := next((token for token in request.tokens if token >= size), None):
             raise UsageError(f"`tokens` has {wrong}: expected 0 to {size - 1}", param="tokens")
-        return text_reply(self._engine.tokenizer.decode(request.tokens))
+        return text_reply(await asyncio.to_thread(self._engine.tokenizer.decode, request.tokens))
 
     def texts(self, request: EmbeddingRequest) -> tuple[Text, ...]:
         """The tokens of each input, with those around it; tokens are taken as they are."""
@@ -69,6 +66,12 @@ class EncoderBackend(OneModel):
         written = [one for one in request.inputs if isinstance(one, str)]
         encoded = iter(self._engine.tokenizer.encode(written, longest))
         return tuple(next(encoded) if isinstance(one, str) else tuple(one[:longest]) for one in request.inputs)
+
+    def _tokens_reply(self, request: TokenizeRequest, text: str) -> bytes:
+        tokenizer = self._engine.tokenizer
+        tokens = tokenizer.tokens(text, request.add_special_tokens)
+        spelled = [tokenizer.spelling(token) for token in tokens] if request.return_token_strs else None
+        return tokens_reply(tokens, self._engine.context_length, spelled)
 
     def _check_dimensions(self, request: EmbeddingRequest) -> None:
         width, asked = self._engine.config.hidden_size, request.dimensions

@@ -88,10 +88,7 @@ class EngineBackend(OneModel):
     async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
         """The tokens of a text or a chat, as the model gets them."""
         self.check(request.model)
-        tokens = await asyncio.to_thread(self._tokens_of, request)
-        spelled = [self._spelling(token).decode(errors="replace") for token in tokens]
-        length = self._engine.stats()["context_length"]
-        return tokens_reply(tokens, length, spelled if request.return_token_strs else None)
+        return await asyncio.to_thread(self._tokens_reply, request)
 
     async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
         """The text of tokens; control tokens are spelled out. Raises UsageError for what is no token."""
@@ -99,8 +96,7 @@ class EngineBackend(OneModel):
         size = self._tokenizer.vocab_size
         if wrong := next((token for token in request.tokens if token >= size), None):
             raise UsageError(f"`tokens` has {wrong}: expected 0 to {size - 1}", param="tokens")
-        spelled = b"".join(map(self._spelling, request.tokens))
-        return text_reply(spelled.decode(errors="replace"))
+        return await asyncio.to_thread(self._text_reply, request.tokens)
 
     def prompts(self, request: CompletionRequest | ChatRequest) -> list[tuple[int, ...]]:
         """The tokens of each prompt. Raises what the tokenizer raises."""
@@ -136,6 +132,16 @@ class EngineBackend(OneModel):
     def _events(self, request: CompletionRequest | ChatRequest, asked: GenerationRequest) -> AsyncIterator[TokenEvent]:
         """The engine's answer; without it, if no tokens are wanted."""
         return _nothing(asked) if request.limit == 0 else self._engine.generate(asked)
+
+    def _tokens_reply(self, request: TokenizeRequest) -> bytes:
+        """Megabytes of text take a second: in a thread, so that streams go on."""
+        tokens = self._tokens_of(request)
+        asked = bool(request.return_token_strs)
+        spelled = [self._spelling(token).decode(errors="replace") for token in tokens] if asked else None
+        return tokens_reply(tokens, self._engine.stats()["context_length"], spelled)
+
+    def _text_reply(self, tokens: Sequence[int]) -> bytes:
+        return text_reply(b"".join(map(self._spelling, tokens)).decode(errors="replace"))
 
     def _tokens_of(self, request: TokenizeRequest) -> list[int]:
         if request.messages is None:

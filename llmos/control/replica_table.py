@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from llmos.heartbeat import FORGET_S, Heartbeat
+from llmos.heartbeat import BEAT_S, FORGET_S, Heartbeat
 
 
 class ReplicaTable:
@@ -16,7 +16,7 @@ class ReplicaTable:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._began_s = clock()
+        self._began_s = self._awake_s = clock()
         self._heard: dict[str, tuple[float, Heartbeat]] = {}
 
     @property
@@ -26,6 +26,7 @@ class ReplicaTable:
 
     def heard(self, beat: Heartbeat) -> None:
         """A replica has spoken."""
+        self._wake()
         self._heard[beat.replica] = self._clock(), beat
 
     def left(self, replica: str) -> None:
@@ -33,9 +34,17 @@ class ReplicaTable:
         self._heard.pop(replica, None)
 
     def all(self) -> list[Heartbeat]:
-        """Those who have spoken lately, in a fixed order."""
+        """Those who have spoken lately, in a fixed order. To be asked before :attr:`complete` is."""
+        self._wake()
         oldest_s = self._clock() - FORGET_S
         for replica, (at_s, _) in list(self._heard.items()):
             if at_s < oldest_s:
                 self._heard.pop(replica, None)
         return [beat for _, (_, beat) in sorted(self._heard.items())]
+
+    def _wake(self) -> None:
+        """Whoever was not awake to hear replicas does not know who is silent: everybody has the time to speak again."""
+        now = self._clock()
+        if now - self._awake_s > FORGET_S - 2 * BEAT_S:
+            self._began_s = now
+        self._awake_s = now

@@ -21,6 +21,8 @@ MAX_MODELS = 16
 """Tokenizers that are kept."""
 LONG = 2_000
 """Characters or tokens from which on a prompt is left to a thread: it would keep others waiting."""
+TURN = 50
+"""What a turn of a chat takes to be written by a template, as characters."""
 CHARS_PER_TOKEN = 3
 """Where the tokenizer cannot be used: rather too many tokens than too few."""
 
@@ -52,7 +54,7 @@ class Prompts:
         size = _size(request)
         if tokenizer is None:
             return Prompt(-(-size // CHARS_PER_TOKEN))
-        if size < LONG:
+        if _quick(request, size):
             return _read(tokenizer, request, key)
         return await asyncio.to_thread(_read, tokenizer, request, key)
 
@@ -83,15 +85,22 @@ def _read(tokenizer: Tokenizer, request: CompletionRequest | ChatRequest, key: s
 
 
 def _size(request: CompletionRequest | ChatRequest) -> int:
-    """Characters of texts, and tokens; tools are not counted."""
+    """Characters of texts, and tokens; of a chat, also those of earlier calls, but not of tools."""
     if isinstance(request, ChatRequest):
-        return sum(len(message.content) for message in request.messages if isinstance(message.content, str))
+        calls = (call.function.arguments for message in request.messages for call in message.tool_calls or ())
+        return sum(len(message.content or "") for message in request.messages) + sum(map(len, calls))
     return sum(map(len, request.prompts))
+
+
+def _quick(request: CompletionRequest | ChatRequest, size: int) -> bool:
+    """Whether reading it keeps nobody waiting. Templates go over every turn and every tool, however short."""
+    turns = len(request.messages) if isinstance(request, ChatRequest) else 0
+    return size + turns * TURN < LONG and not (isinstance(request, ChatRequest) and request.offered)
 
 
 def _load(directory: str) -> Tokenizer | None:
     try:
         return Tokenizer.load(directory)
-    except ModelError as error:
-        _log.warning("requests for %s are routed without their prompts: %s", directory, error.message)
+    except (ModelError, OSError) as error:
+        _log.warning("requests for %s are routed without their prompts: %s", directory, error)
         return None

@@ -26,7 +26,7 @@ Place = tuple[str, str]
 class _Entry:
     digest: bytes
     until_s: float
-    answer: bytes | None = None
+    answer: bytes
 
 
 class Replays:
@@ -34,6 +34,7 @@ class Replays:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._bytes = clock, 0
+        self._open: dict[Place, bytes] = {}  # digests of requests that are being answered, as long as that takes
         self._entries: OrderedDict[Place, _Entry] = OrderedDict()  # oldest first
 
     def begin(self, caller: str, key: str, path: str, body: bytes) -> bytes | None:
@@ -48,37 +49,34 @@ class Replays:
         self._forget_old()
         digest, place = hashlib.sha256(path.encode() + b"\0" + body).digest(), (caller, key)
         entry = self._entries.get(place)
-        if entry is None:
-            self._entries[place] = _Entry(digest, self._clock() + KEEP_S)
+        if (before := entry.digest if entry else self._open.get(place)) is None:
+            self._open[place] = digest
             return None
-        if entry.digest != digest:
+        if before != digest:
             what = f"the idempotency key `{key[:50]}` was used for another request: expected the same body"
             raise ConflictError(what, hint="Use a new key for a new request.", param=HEADER)
-        if entry.answer is None:
+        if entry is None:
             what = f"the request with the idempotency key `{key[:50]}` is being answered"
             raise ConflictError(what, hint="Ask again when it is complete.", param=HEADER)
         return entry.answer
 
     def keep(self, caller: str, key: str, answer: bytes) -> None:
         """The request has its ``answer``, all of it."""
-        entry = self._entries.get((caller, key))
-        if len(answer) > MAX_ANSWER_BYTES:
-            self.forget(caller, key)
-        elif entry is not None:
-            entry.answer = answer
+        digest = self._open.pop((caller, key))
+        if len(answer) <= MAX_ANSWER_BYTES:
+            self._entries[caller, key] = _Entry(digest, self._clock() + KEEP_S, answer)
             self._bytes += len(answer)
-            self._make_room()
+            while len(self._entries) > MAX_ANSWERS or self._bytes > MAX_BYTES:
+                self._forget_oldest()
 
     def forget(self, caller: str, key: str) -> None:
         """The request has no answer: the key may be used again."""
-        entry = self._entries.pop((caller, key), None)
-        if entry is not None and entry.answer is not None:
-            self._bytes -= len(entry.answer)
+        self._open.pop((caller, key), None)
 
     def _forget_old(self) -> None:
         while self._entries and next(iter(self._entries.values())).until_s < self._clock():
-            self.forget(*next(iter(self._entries)))
+            self._forget_oldest()
 
-    def _make_room(self) -> None:
-        while len(self._entries) > MAX_ANSWERS or self._bytes > MAX_BYTES:
-            self.forget(*next(iter(self._entries)))
+    def _forget_oldest(self) -> None:
+        _, entry = self._entries.popitem(last=False)
+        self._bytes -= len(entry.answer)

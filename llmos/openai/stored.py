@@ -5,6 +5,7 @@ Who keeps them is behind :class:`CompletionPort`: the control module's store, or
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -69,15 +70,21 @@ class Keeper:
 
     async def keep(self, request: ChatRequest, caller: Caller, answer: bytes) -> None:
         """Keep ``answer``, all of it. What cannot be kept is logged: the answer itself is complete and goes out."""
-        found = joined(events(answer)) if request.stream else json.loads(answer)
         if len(answer) > MAX_STORED_BYTES:
-            return _log.warning("completion %s is not stored: it has %d bytes", found["id"], len(answer))
+            return _log.warning("the answer of %s is not stored: it has %d bytes", caller.request_id, len(answer))
+        found = await asyncio.to_thread(_read, answer, request.stream)
         found |= {"metadata": request.metadata or {}, "request_id": caller.request_id}
         messages = [{"role": m.role, "content": m.content, "name": m.name} for m in request.messages]
         try:
             await self._port.completions("add", caller.tenant, completion=found, messages=messages)
         except LlmosError as error:
             _log.warning("completion %s is not stored: %s", found["id"], error)
+
+
+def _read(answer: bytes, stream: bool | None) -> dict[str, Any]:
+    """What a whole answer says."""
+    found: dict[str, Any] = joined(events(answer)) if stream else json.loads(answer)
+    return found
 
 
 def joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:

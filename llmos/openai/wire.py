@@ -36,7 +36,8 @@ Hint = Annotated[
 class Wire(BaseModel):
     """A part of a request."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True)
+    """What was read is written as it was read: the front door passes requests on to replicas."""
 
     def ignored(self) -> set[str]:
         """The dotted names of what was set and has no effect: ``{"verbosity", "messages.name"}``."""

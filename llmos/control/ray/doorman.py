@@ -28,6 +28,7 @@ LEAVE_S = 10.0
 BACKLOG = 2048
 END = b"end"
 _PATIENCE_S = 2.0
+_PAUSE_S = 0.1
 _MAX_HEAD = 1 << 16
 _CROWD = 64
 """So many are answered at once; others wait in the queue."""
@@ -96,8 +97,9 @@ class Doorman:
             self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _refuse(self) -> None:
+        if not self._crowd.acquire(timeout=_PAUSE_S):
+            return  # a front door may have come: it is not kept waiting by slow clients
         with contextlib.suppress(OSError):
-            self._crowd.acquire()
             client, _ = self._listener.accept()
             threading.Thread(target=self._answer, args=[client], daemon=True).start()
             return
@@ -107,8 +109,10 @@ class Doorman:
         """Reads to the end before and after: a socket that is closed over unread bytes takes its answer back."""
         with client, contextlib.suppress(OSError):
             client.settimeout(_PATIENCE_S)
-            head = b""
-            while b"\r\n\r\n" not in head and len(head) < _MAX_HEAD and (more := client.recv(_MAX_HEAD)):
+            head, deadline = b"", time.monotonic() + _PATIENCE_S
+            while b"\r\n\r\n" not in head and len(head) < _MAX_HEAD and time.monotonic() < deadline:
+                if not (more := client.recv(_MAX_HEAD)):
+                    break
                 head += more
             client.sendall(_ANSWER)
             client.shutdown(socket.SHUT_WR)
@@ -162,8 +166,13 @@ def dismiss(meeting: Path) -> None:
 
 def _connect(meeting: Path) -> Port:
     connection = _connection(meeting)
-    _, (descriptor, *_), _, _ = socket.recv_fds(connection, 1, 1)
-    return Port(connection, socket.socket(fileno=descriptor))
+    connection.settimeout(LEAVE_S)  # one that hangs is told of
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+    if not descriptors:
+        connection.close()
+        raise ConnectionResetError("the process that holds the port ended when it was asked for it")
+    connection.settimeout(None)
+    return Port(connection, socket.socket(fileno=descriptors[0]))
 
 
 def _connection(meeting: Path) -> socket.socket:

@@ -21,6 +21,8 @@ KEY_FRESH_S = 1.0
 """How long a key that was valid is taken for valid: also how late a revoked key stops working."""
 KEY_GRACE_S = 60.0
 """The same while the control module is away, so that text goes on being generated."""
+KEY_WAIT_S = 1.0
+"""One that has not said anything for so long is away, too: it may hang."""
 
 _REPEATABLE = (
     *("list_", "get_", "job_", "describe_", "explain_", "status", "usage"),
@@ -33,7 +35,7 @@ class ControlProxy:
 
     def __init__(self) -> None:
         self._keys: dict[tuple[str | None, str], tuple[float, dict[str, Any]]] = {}
-        self._asking: dict[tuple[str | None, str], asyncio.Task[None]] = {}
+        self._asking: dict[tuple[str | None, str], tuple[asyncio.Task[None], float]] = {}
 
     async def call(self, verb: str, authorization: str | None, **arguments: Any) -> Any:
         """The answer of ``verb``. Repeated while the control module restarts, unless doing it twice would differ."""
@@ -42,24 +44,23 @@ class ControlProxy:
 
     async def authorize(self, authorization: str | None, scope: str) -> dict[str, Any]:
         """The key in the header, if it allows ``scope``; remembered for a moment."""
-        found = self._keys.get((authorization, scope))
-        age_s = time.monotonic() - found[0] if found else float("inf")
-        if found and age_s < KEY_FRESH_S:
-            if age_s > KEY_FRESH_S / 2 and (authorization, scope) not in self._asking:
-                self._ask_beside(authorization, scope)
-            return found[1]
-        try:
-            patience_s = 0.0 if age_s < KEY_GRACE_S else PATIENCE_S
-            return await self._check(authorization, scope, patience_s)
-        except ClusterError:
-            if found and age_s < KEY_GRACE_S:
-                return found[1]
-            raise
+        place = authorization, scope
+        if place in self._keys and (age_s := time.monotonic() - self._keys[place][0]) < KEY_GRACE_S:
+            if age_s > KEY_FRESH_S / 2:
+                asking, since_s = self._ask_beside(place)
+                if age_s >= KEY_FRESH_S:
+                    await asyncio.wait([asking], timeout=max(0.0, since_s + KEY_WAIT_S - time.monotonic()))
+            if place in self._keys:  # it is not when it has turned out to be no longer valid
+                return self._keys[place][1]
+        return await self._check(authorization, scope)
 
-    async def _check(self, authorization: str | None, scope: str, patience_s: float) -> dict[str, Any]:
+    async def _check(self, authorization: str | None, scope: str) -> dict[str, Any]:
         asked_s = time.monotonic()
         try:
-            key = await self._ask("authorize", authorization, scope, patience_s=patience_s)
+            async with asyncio.timeout(PATIENCE_S):
+                key = await self._ask("authorize", authorization, scope)
+        except TimeoutError as error:
+            raise _no_answer() from error
         except ClusterError:
             raise
         except LlmosError:
@@ -69,15 +70,18 @@ class ControlProxy:
         self._keys[authorization, scope] = asked_s, key
         return dict(key)
 
-    def _ask_beside(self, authorization: str | None, scope: str) -> None:
-        """Ask again while the key counts, so that nobody who uses it all the time has to wait for that."""
+    def _ask_beside(self, place: tuple[str | None, str]) -> tuple[asyncio.Task[None], float]:
+        """Ask again while the key counts, once for all who use it, so that nobody who does so all the time has to wait.
+        Returns also since when."""
 
         async def ask() -> None:
             with suppress(LlmosError):  # whoever shows the key next is told
-                await self._check(authorization, scope, 0.0)
+                await self._check(*place)
 
-        task = self._asking[authorization, scope] = asyncio.create_task(ask())
-        task.add_done_callback(lambda _: self._asking.pop((authorization, scope)))
+        if place not in self._asking:
+            self._asking[place] = asyncio.create_task(ask()), time.monotonic()
+            self._asking[place][0].add_done_callback(lambda _: self._asking.pop(place))
+        return self._asking[place]
 
     async def fleet(self, door: str = "", asked: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Any]:
         """The services and the replicas that answer, as :meth:`llmos.control.ray.actor.ControlActor.fleet` says."""
@@ -107,15 +111,19 @@ class ControlProxy:
                 answer = await getattr(actor, method).remote(*arguments)
             except (_Away, RayActorError, GetTimeoutError) as error:
                 if not (repeatable or isinstance(error, _Away)) or time.monotonic() > deadline:
-                    raise ClusterError(
-                        "the control module did not answer; it restarts by itself",
-                        hint="try again in a few seconds; what was submitted before is not lost",
-                    ) from error
+                    raise _no_answer() from error
                 await asyncio.sleep(PAUSE_S)
                 continue
             if isinstance(answer, LlmosError):
                 raise answer
             return answer
+
+
+def _no_answer() -> ClusterError:
+    return ClusterError(
+        "the control module did not answer; it restarts by itself",
+        hint="try again in a few seconds; what was submitted before is not lost",
+    )
 
 
 class _Away(Exception):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +85,42 @@ def test_a_taken_port_is_told_of(tmp_path: Path) -> None:
         with pytest.raises(ClusterError, match=f"port {port} of 127.0.0.1: .*in use"):
             doorman.ask("127.0.0.1", port, tmp_path / "front.sock")
     doorman.dismiss(tmp_path / "front.sock")  # nobody: nothing happens
+
+
+def test_slow_clients_keep_no_front_door_waiting(place: tuple[int, Path]) -> None:
+    port, meeting = place
+    leave(doorman.ask("127.0.0.1", port, meeting))
+    over = threading.Event()
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(doorman._CROWD + 5)]
+
+        def trickle() -> None:
+            while not over.wait(0.3):
+                for one in crowd:
+                    with contextlib.suppress(OSError):
+                        one.sendall(b"x")
+
+        slow = threading.Thread(target=trickle)
+        slow.start()
+        began_s = time.monotonic()
+        try:
+            time.sleep(0.5)
+            leave(doorman.ask("127.0.0.1", port, meeting))
+            assert time.monotonic() - began_s < doorman._PATIENCE_S
+            crowd[0].settimeout(10)
+            assert crowd[0].recv(1 << 16).startswith(b"HTTP/1.1 503")
+        finally:
+            over.set()
+            slow.join()
+
+
+def test_a_doorman_that_ends_while_it_is_asked_is_no_surprise(tmp_path: Path) -> None:
+    meeting = tmp_path / "front.sock"
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(meeting))
+        unix.listen()
+        gone = threading.Thread(target=lambda: unix.accept()[0].close())
+        gone.start()
+        with pytest.raises(OSError, match="ended when it was asked"):
+            doorman._connect(meeting)
+        gone.join()

@@ -142,3 +142,29 @@ def test_neither_torch_nor_ray_is_imported() -> None:
     said = "import sys, llmos.front.prompts, llmos.front.routing; print(sorted({'torch', 'ray'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+async def test_templates_go_over_many_turns_and_tools_in_a_thread(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, where = threading.get_ident(), list[bool]()
+
+    def noted(*_: object) -> module.Prompt:
+        where.append(threading.get_ident() == here)
+        return module.Prompt(1)
+
+    monkeypatch.setattr(module, "_read", noted)
+    earlier = {"id": "1", "function": {"name": "look", "arguments": "x" * LONG}}
+    called = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [earlier]}]
+    asked = [chat("short"), chat(*[""] * 100)]
+    asked += [ChatRequest.model_validate({"model": "m", "messages": called})]
+    asked += [ChatRequest.model_validate({"model": "m", "messages": called[:1], "tools": [TOOL]})]
+    for request in asked:
+        await Prompts().read(model, request, "")
+    assert where == [True, False, False, False]
+
+
+async def test_a_model_that_may_not_be_read_is_no_error(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_: str) -> None:
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(module.Tokenizer, "load", forbidden)
+    assert (await Prompts().read(model, chat("x" * 300), "")).tokens == 100

@@ -209,3 +209,18 @@ async def test_what_a_replica_says_in_no_known_form_is_an_error_of_the_engine() 
         async with door(replica.beat) as one:
             found = await one.client.post(PATH, json=BODY)
             assert found.status_code == 503 and "answered 500" in found.json()["error"]["message"]
+
+
+async def test_forms_of_answers_reach_the_replica_as_they_were_asked_for() -> None:
+    schema = {"type": "object"}
+    chat = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    forms = [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
+        {"structured_outputs": {"json": schema}},
+    ]
+    with replicas([ANSWER[0]]) as (replica,):
+        async with door(replica.beat) as one:
+            for form in forms:
+                found = await one.client.post("/v1/chat/completions", json={**chat, **form})
+                assert found.status_code == 200, found.text
+            assert replica.prompts == [{**chat, **form} for form in forms]

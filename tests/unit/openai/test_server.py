@@ -342,4 +342,19 @@ def test_kept_answers_are_bounded_in_number_size_and_time() -> None:
     with pytest.raises(ConflictError, match="is being answered"):
         replays.begin("me", "huge", "/", b"other")
     now = KEEP_S + 1
-    assert replays.begin("me", "large39", "/", b"") is None and len(replays._entries) == 1
+    assert replays.begin("me", "large39", "/", b"") is None and not replays._entries and not replays._bytes
+
+
+def test_a_key_stands_for_its_request_for_as_long_as_that_is_answered() -> None:
+    now = 0.0
+    replays = Replays(lambda: now)
+    assert replays.begin("me", "slow", "/", b"one") is None
+    for number in range(MAX_ANSWERS + 1):
+        replays.begin("me", str(number), "/", b"")
+        replays.keep("me", str(number), b"x")
+    now = KEEP_S + 1
+    for body in (b"one", b"two"):
+        with pytest.raises(ConflictError):
+            replays.begin("me", "slow", "/", body)
+    replays.keep("me", "slow", b"the answer to one")
+    assert replays.begin("me", "slow", "/", b"one") == b"the answer to one"

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from llmos.control.store.completions import MAX_BYTES, Completions
 from llmos.control.store.database import Database
 from llmos.errors import CapacityError, ClusterError, NotFoundError
+from llmos.openai import stored
 from llmos.openai.caller import Caller
 from llmos.openai.calls import CallDelta
 from llmos.openai.replies import ChatReply, Piece, Token, usage
@@ -177,3 +178,15 @@ async def test_an_answer_that_cannot_be_stored_goes_out_all_the_same() -> None:
         made = await red.post("/chat/completions", json=CHAT)
         assert made.json()["choices"][0]["message"]["content"] == "Walk"
         assert (await red.get("/chat/completions")).status_code == 503
+
+
+async def test_an_answer_that_is_too_large_to_store_is_not_read(
+    completions: Completions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stored, "MAX_STORED_BYTES", 10)
+    monkeypatch.setattr(stored, "_read", None)
+    async with _client(create_app(Talking([]), _tenant, stored=StoredHere(completions))) as red:
+        for stream in (False, True):
+            assert (await red.post("/chat/completions", json={**CHAT, "stream": stream})).status_code == 200
+        assert (await red.get("/chat/completions")).json()["data"] == []
+    assert caplog.text.count("req_9 is not stored") == 2
