@@ -63,9 +63,10 @@ class HotApp(FastAPI):
 
     async def _told(self, request: Request, error: Exception) -> Response:
         """What the application answers to ``error``, the same on either way."""
-        handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = self.exception_handlers
+        handlers: dict[Any, Any] = self.exception_handlers
         handler = next(handlers[one] for one in type(error).__mro__ if one in handlers)
-        return await handler(request, error)
+        response: Response = await handler(request, error)
+        return response
 
 
 def _parsed(request: Request, raw: bytes, kind: type[Wire]) -> Wire | None:
