@@ -162,7 +162,6 @@ def build(layout: Layout, service: Service, model_dir: Path, digest: str, replic
     make: Any = serve.deployment(Replica)
     deployment = make.options(
         name="replica",
-        version=digest_of(alone),
         num_replicas=replicas,
         user_config={"digest": digest, "groups": len(groups), "together": gang.together},
         health_check_period_s=HEALTH_CHECK_S,
@@ -170,7 +169,7 @@ def build(layout: Layout, service: Service, model_dir: Path, digest: str, replic
         graceful_shutdown_timeout_s=SHUTDOWN_GRACE_S,
         graceful_shutdown_wait_loop_s=0.05,  # Serve itself has sent it no requests that it would have to wait for
         **_place(groups),
-    )
+    ).options(version=digest_of(alone), _internal=True)
     return cast(serve.Application, deployment.bind(layout, alone, str(model_dir), ray.util.get_node_ip_address()))
 
 
