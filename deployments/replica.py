@@ -30,6 +30,7 @@ from llmos.models.encoder_config import is_encoder
 from llmos.serving import backend_of
 from llmos.settings import FAKE_GPUS
 from llmos.spec import Replicas, Service
+from llmos.spec import digest as digest_of
 
 SHUTDOWN_GRACE_S = 30.0
 """What requests that run have when their replica is to end."""
@@ -156,6 +157,8 @@ def build(layout: Layout, service: Service, model_dir: Path, digest: str, replic
     """The application of ``replicas`` copies of the model in ``model_dir``, as ``service`` wants them. To be called on
     the front door's node."""
     gang, groups = replica_gang(service), replica_groups(service)
+    # Serve starts all replicas anew when the version or the arguments change, and each time there is no version
+    alone = service.model_copy(update={"replicas": Replicas()})
     make: Any = serve.deployment(Replica)
     deployment = make.options(
         name="replica",
@@ -166,9 +169,7 @@ def build(layout: Layout, service: Service, model_dir: Path, digest: str, replic
         graceful_shutdown_timeout_s=SHUTDOWN_GRACE_S,
         graceful_shutdown_wait_loop_s=0.05,  # Serve itself has sent it no requests that it would have to wait for
         **_place(groups),
-    )
-    # Serve starts replicas anew when their arguments change: how many there are is no argument of any of them
-    alone = service.model_copy(update={"replicas": Replicas()})
+    ).options(version=digest_of(alone), _internal=True)
     return cast(serve.Application, deployment.bind(layout, alone, str(model_dir), ray.util.get_node_ip_address()))
 
 
