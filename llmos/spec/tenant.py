@@ -44,11 +44,11 @@ class Tenant(Strict):
     budget: float | None = Field(
         default=None, ge=0, le=LARGEST, description="GPU-hours that it may use in all; no bound if absent"
     )
-    stored_completions: int = Field(
-        default=0,
+    stored_completions: int | None = Field(
+        default=None,
         ge=0,
         le=100_000,
-        description="the newest chat completions that are kept of requests with `store: true`; 0 keeps none",
+        description="the newest chat completions that are kept of requests with `store: true`; none are kept if absent",
     )
     limits: Limits | None = Field(default=None, description="what its own keys together may ask of `/v1`")
 

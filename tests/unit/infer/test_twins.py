@@ -16,7 +16,7 @@ _ids = map(str, itertools.count())
 
 def _request(number: int, tenant: str = "", priority: int = 0, length: int = SHORTEST) -> CoreRequest:
     prompt = (number,) * length
-    return CoreRequest(next(_ids), prompt, SamplingParams(), 0, 999, frozenset(), 0.0, tenant, priority)
+    return CoreRequest(next(_ids), prompt, SamplingParams(), 0, 999, frozenset(), 0.0, tenant, priority=priority)
 
 
 def test_only_the_same_prompt_of_the_same_tenant_and_priority_waits() -> None:
