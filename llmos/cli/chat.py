@@ -119,7 +119,7 @@ def _served(cluster: Client, model: str, timeout_s: float) -> str:
     for one in cluster.services():
         if model in (one.name, one.model, one.get("follows"), *one.spec.get("aliases", ())):
             return one.name
-    spec = service_of(cluster, model, None)
+    spec = service_of(cluster, model, None) | {"replicas": {"min": 0, "max": 1}}  # it goes when nobody asks it
     if any(one.name == spec["name"] for one in cluster.services()):
         spec["name"] = spec["model"].replace("@", "-")  # that name stands for another version
     name = cluster.serve(spec).name

@@ -80,6 +80,7 @@ def serving(cluster: llmos.Client) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_no_request_fails_across_an_update_a_rollback_and_a_scale_down(
     cluster: llmos.Client, models: tuple[str, str]
 ) -> None:
@@ -92,8 +93,8 @@ def test_no_request_fails_across_an_update_a_rollback_and_a_scale_down(
         until(lambda: len(crowd.answers) > 50)
         cluster.serve(service(second, replicas=two, keep_s=30))
         until(lambda: serving(cluster) == {second: 1.0}, timeout_s=120)
-        cluster.rollback_service("roll")
         asked_s = time.monotonic()
+        cluster.rollback_service("roll")
         until(lambda: serving(cluster) == {first: 1.0})
         print(f"rolled back in {time.monotonic() - asked_s:.1f} s")
         cluster.serve(service(first, replicas=one, keep_s=1))
@@ -103,9 +104,10 @@ def test_no_request_fails_across_an_update_a_rollback_and_a_scale_down(
     cluster.remove_service("roll")
 
 
+@pytest.mark.timeout(600)
 def test_from_zero_to_an_answer(cluster: llmos.Client, models: tuple[str, str]) -> None:
     cluster.serve(service(models[0], replicas=llmos.Replicas(min=0, max=1), idle_s=2))
-    assert cluster.wait_service("roll").phase == "idle" and not named("ServeReplica:llmos-service-roll")
+    until(lambda: cluster.service("roll").phase == "idle" and not named("ServeReplica:llmos-service-roll"))
     asked_s = time.monotonic()
     assert cluster.complete("roll", "def f(", max_tokens=4, temperature=0)
     took_s = time.monotonic() - asked_s

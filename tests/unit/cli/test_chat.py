@@ -58,6 +58,7 @@ def test_a_model_is_served_before_it_is_asked(llmos: Run, api: FakeApi, asked: l
     ]
     assert llmos("run", "coder@1", "-", stdin="from a pipe").out == "re: from a pipe\n"
     assert list(api.services) == ["coder"]  # it is served by now
+    assert api.services["coder"]["spec"]["replicas"] == {"min": 0, "max": 1}
     llmos("run", "coder@2", "hello")
     assert list(api.services) == ["coder", "coder-2"]  # not instead of the other version
 
