@@ -104,6 +104,7 @@ def test_no_request_fails_across_an_update_a_rollback_and_a_scale_down(
     cluster.remove_service("roll")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_from_zero_to_an_answer(cluster: llmos.Client, models: tuple[str, str]) -> None:
     cluster.serve(service(models[0], replicas=llmos.Replicas(min=0, max=1), idle_s=2))
