@@ -24,7 +24,7 @@ from llmos.control.ray.proxy import ControlProxy
 from llmos.errors import ClusterError, ForbiddenError, LlmosError
 from llmos.front.caller import read_secret
 from llmos.front.door import FrontDoor, ServiceBackend
-from llmos.front.fleet import Fleet, LeastBusy, News
+from llmos.front.fleet import Fleet, News
 from llmos.front.holding import Holding
 from llmos.front.listening import Server
 from llmos.front.relay import Relay
@@ -94,7 +94,7 @@ class GatewayActor:
         async def remove(service: str, authorization: str | None) -> None:
             await control.call("delete_service", authorization, name=service)
 
-        fleet = Fleet(read, LeastBusy())
+        fleet = Fleet(read)
         certificate = self._layout.certificate
         relay = Relay(fleet, read_secret(self._layout), str(certificate) if certificate.exists() else None)
         held = Holding(fleet, relay)

@@ -37,7 +37,8 @@ class Route:
     """Who is asked for a service: ``weights`` are the shares of its requests by :attr:`Heartbeat.revision`.
 
     ``aliases`` are its other names. It ``holds``: requests that nobody can answer now wait, for somebody is starting.
-    ``limits`` are those of :class:`llmos.spec.Limits` that are set. ``created_at`` is in seconds since 1970.
+    ``limits`` are those of :class:`llmos.spec.Limits` that are set. ``created_at`` is in seconds since 1970. ``models``
+    are the directories of the models, by revision, of those that keep what they computed of prompts.
     """
 
     created_at: int = 0
@@ -45,3 +46,4 @@ class Route:
     weights: Mapping[str, float] = field(default_factory=dict)
     holds: bool = False
     limits: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)

@@ -21,10 +21,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from benchmarks.frontdoor.mock import ENV_DOOR, PACES_S
 from llmos.errors import AuthError, ForbiddenError
 from llmos.front.door import FrontDoor, ServiceBackend
-from llmos.front.fleet import Fleet, LeastBusy, News
+from llmos.front.fleet import Fleet, News
 from llmos.front.holding import Holding
 from llmos.front.listening import Server, listen
-from llmos.front.relay import Question, Relay
+from llmos.front.relay import Relay
+from llmos.front.turns import Question
 from llmos.heartbeat import Heartbeat, Route
 from llmos.openai.caller import Caller
 from llmos.openai.server import Authorize, create_app
@@ -80,7 +81,7 @@ def main() -> None:
     async def remove(_service: str, _authorization: str | None) -> None:
         raise ForbiddenError("a benchmark's services stay")
 
-    fleet = Fleet(read, LeastBusy())
+    fleet = Fleet(read)
     relay = Relay(fleet, os.environ[ENV_DOOR].encode())
     held = Holding(fleet, relay)
     openai = create_app(ServiceBackend(fleet, held, remove), known_key(os.environ[ENV_KEY]))

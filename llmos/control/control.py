@@ -60,9 +60,8 @@ class Control(ServingVerbs, Accounts):
     def __init__(
         self, store: Store, registry: Registry, loop: Loop, layout: Layout, clock: Callable[[], float] = time.time
     ) -> None:
-        ServingVerbs.__init__(self, store, registry, loop, clock)
+        ServingVerbs.__init__(self, store, registry, loop, layout, clock)
         Accounts.__init__(self, store, clock)
-        self._layout = layout
         self._access = Access(store)
         self._started_at = clock()
 

@@ -17,6 +17,8 @@ from llmos.control.translate import deployment_digest, of_unit, replica_gang, un
 from llmos.core.placement import capacity, occupy, place
 from llmos.core.types import Gang, Job, Service, Snapshot
 from llmos.heartbeat import Route
+from llmos.layout import Layout
+from llmos.spec import Service as ServiceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +87,34 @@ class Rollouts:
         return tuple(wanted)
 
 
-def table(served: Iterable[Served], decided: Mapping[str, Decided]) -> dict[str, Route]:
+def table(served: Iterable[Served], decided: Mapping[str, Decided], layout: Layout) -> dict[str, Route]:
     """What the front door is told of each service. Requests are held while a replica comes: from zero, or instead of
-    one for which there was no room beside it."""
+    one for which there was no room beside it. Models are in ``layout``."""
     routes = {}
     for one in served:
         found = decided.get(one.row["name"])
         weights = found.rollout.weights if found else {}
+        asked = {deployment_digest(one.revisions[r]): r for r in weights if r in one.revisions}
         routes[one.row["name"]] = Route(
             int(one.row["created_at"]),
             one.spec.aliases,
-            {deployment_digest(one.revisions[r]): share for r, share in weights.items() if r in one.revisions},
+            {digest: weights[r] for digest, r in asked.items()},
             holds=one.spec.replicas.min == 0 or bool(found and found.rollout.why),
             limits=one.spec.limits.model_dump(exclude_none=True),
+            models={d: _model(one.revisions[r], layout) for d, r in asked.items() if _keeps(one.revisions[r])},
         )
     return routes
+
+
+def _keeps(spec: ServiceSpec) -> bool:
+    """Whether its replicas have a cache whose blocks have the names that the front door knows."""
+    return spec.prefix_cache and spec.engine == "llmos"
+
+
+def _model(spec: ServiceSpec, layout: Layout) -> str:
+    """The directory of a revision's model: a revision names its version."""
+    name, _, version = spec.model.partition("@")
+    return str(layout.model(name, int(version)))
 
 
 class _Room:

@@ -14,6 +14,7 @@ from llmos.control.rollouts import table
 from llmos.control.store import Store
 from llmos.errors import ConflictError
 from llmos.heartbeat import Route
+from llmos.layout import Layout
 
 View = dict[str, Any]
 
@@ -21,10 +22,13 @@ View = dict[str, Any]
 class ServingVerbs:
     """What can be asked about services and models. Safe to call from any thread."""
 
-    def __init__(self, store: Store, registry: Registry, loop: Loop, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, loop: Loop, layout: Layout, clock: Callable[[], float]
+    ) -> None:
         self._store = store
         self._registry = registry
         self._loop = loop
+        self._layout = layout
         self._clock = clock
 
     # Services
@@ -70,7 +74,7 @@ class ServingVerbs:
 
     def routes(self) -> dict[str, Route]:
         """What the front door is told of the services: :func:`llmos.control.rollouts.table`."""
-        return table(self._store.services.served(), self._loop.sight.services)
+        return table(self._store.services.served(), self._loop.sight.services, self._layout)
 
     def _service(self, name: str, nudge: bool = False) -> View:
         if nudge:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmos.front.fleet import Fleet
 from llmos.front.holding import Holding
-from llmos.front.relay import Question
+from llmos.front.turns import Question
 from llmos.openai.caller import Caller
 from llmos.openai.embeddings import EmbeddingRequest
 from llmos.openai.replies import ModelCard, model_card
@@ -41,7 +41,8 @@ class ServiceBackend:
         """The replica's bytes, as they come. Closing this ends the request there."""
         path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
         service = self._fleet.named(request.model)
-        return self._replicas.pieces(Question(service, path, _body(request, service), caller, bool(request.stream)))
+        body = _body(request, service)
+        return self._replicas.pieces(Question(service, path, body, caller, bool(request.stream), request))
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
         """The replica's vectors. Being cancelled, it ends the request there."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
 
 from llmos.errors import LlmosError, UnavailableError
+from llmos.front.routing import Router
 from llmos.heartbeat import Heartbeat, Route
 from llmos.openai.errors import unknown_model
 
@@ -38,60 +38,13 @@ class News:
     complete: bool = True
 
 
-class Router(Protocol):
-    """Chooses replicas. A replica is known by ``Heartbeat.replica``; ``blocks`` are hashes of the prompt's blocks."""
-
-    def choose(self, candidates: Sequence[Heartbeat], blocks: Sequence[bytes], session: str) -> Heartbeat:
-        """One of ``candidates``, of which there is at least one. Requests of one ``session`` (if it is not empty) had
-        better stay together."""
-        ...
-
-    def begun(self, replica: str, blocks: Sequence[bytes]) -> None:
-        """A request goes to ``replica`` now."""
-        ...
-
-    def ended(self, replica: str, blocks: Sequence[bytes]) -> None:
-        """It is over, however it ended."""
-        ...
-
-    def lost(self, replica: str) -> None:
-        """The replica is gone, with its cache."""
-        ...
-
-
-class LeastBusy:
-    """A router that looks at nothing but how many requests it has sent where."""
-
-    def __init__(self) -> None:
-        self._open: Counter[str] = Counter()
-
-    def choose(self, candidates: Sequence[Heartbeat], blocks: Sequence[bytes], session: str) -> Heartbeat:
-        """See :class:`Router`: where the fewest are open, then where the fewest wait."""
-        return min(candidates, key=lambda one: (self._open[one.replica], one.waiting, one.running))
-
-    def begun(self, replica: str, blocks: Sequence[bytes]) -> None:
-        """See :class:`Router`."""
-        self._open[replica] += 1
-
-    def ended(self, replica: str, blocks: Sequence[bytes]) -> None:
-        """See :class:`Router`."""
-        self._open[replica] -= 1
-        if self._open[replica] <= 0:
-            del self._open[replica]
-
-    def lost(self, replica: str) -> None:
-        """See :class:`Router`."""
-        self._open.pop(replica, None)
-
-
 class Fleet:
-    """The services and their replicas. ``read`` asks the control module; ``clock`` gives seconds."""
+    """The services and their replicas, of which ``router`` chooses. ``read`` asks the control module; ``clock`` gives
+    seconds."""
 
-    def __init__(
-        self, read: Callable[[], Awaitable[News]], router: Router, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._read, self._clock = read, clock
-        self.router = router
+    def __init__(self, read: Callable[[], Awaitable[News]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._read, self.clock = read, clock
+        self.router = Router()
         self.services: Mapping[str, Route] = {}
         self._named: dict[str, str] = {}
         self._replicas: dict[str, Heartbeat] = {}
@@ -143,14 +96,14 @@ class Fleet:
         self._suspects.pop(replica, None)
         self.router.lost(replica)
 
-    async def find(self, service: str, tried: set[str], blocks: Sequence[bytes] = (), session: str = "") -> Heartbeat:
-        """As :meth:`choose`; before it says that there is nobody, it asks the control module once more."""
+    async def find(self, service: str, tried: set[str], session: str = "") -> Sequence[Heartbeat]:
+        """As :meth:`fit`; before it says that there is nobody, it asks the control module once more."""
         try:
-            return self.choose(service, tried, blocks, session)
+            return self.fit(service, tried, session)
         except LlmosError:
             with suppress(LlmosError, TimeoutError):
                 await self.refresh()
-        return self.choose(service, tried, blocks, session)
+        return self.fit(service, tried, session)
 
     def named(self, model: str) -> str:
         """The service that requests for ``model`` mean: aliases are other names of one."""
@@ -163,8 +116,32 @@ class Fleet:
     def _takes(self, one: Heartbeat) -> bool:
         return not (one.draining or one.replica in self._draining)
 
-    def choose(self, service: str, tried: set[str], blocks: Sequence[bytes] = (), session: str = "") -> Heartbeat:
-        """A replica of ``service`` that is not one of ``tried``.
+    def still(self, found: Sequence[Heartbeat]) -> Sequence[Heartbeat]:
+        """Those of ``found`` that are there and take requests, as they are by now."""
+        now = [self._replicas.get(one.replica) for one in found]
+        return [one for one in now if one is not None and self._takes(one)]
+
+    def model(self, found: Sequence[Heartbeat]) -> str | None:
+        """The directory of the model by whose blocks one of ``found`` may be chosen, which have one revision if any.
+
+        None where blocks say nothing: there is no choice, no cache, or more than one model.
+        """
+        first, *others = found
+        route = self.services.get(first.service)
+        if not others or route is None or any(one.revision != first.revision or not one.blocks for one in found):
+            return None
+        return route.models.get(first.revision)
+
+    def routed(self) -> set[str]:
+        """The directories of all models for which :meth:`model` has an answer."""
+        groups = defaultdict[tuple[str, str], list[Heartbeat]](list)
+        for one in self._replicas.values():
+            groups[one.service, one.revision].append(one)
+        return {model for group in groups.values() if (model := self.model(group))}
+
+    def fit(self, service: str, tried: set[str], session: str = "") -> Sequence[Heartbeat]:
+        """The replicas of ``service`` of which one is to be asked, at least one: they take requests, run the revision
+        whose turn it is, and are none of ``tried``.
 
         Raises NotFoundError for a service that does not exist, UnavailableError when no replica is left.
         """
@@ -173,7 +150,7 @@ class Fleet:
         if not fit:
             self._none(service, tried)
         trusted = [one for one in fit if not (one.stalled or self._suspected(one.replica))]
-        return self.router.choose(self._revision(service, trusted or fit, session), blocks, session)
+        return self._revision(service, trusted or fit, session)
 
     def _revision(self, service: str, fit: Sequence[Heartbeat], session: str) -> Sequence[Heartbeat]:
         """Those of ``fit`` that run the revision whose turn it is, a session always the same. Where no revision that is
@@ -198,11 +175,11 @@ class Fleet:
         raise UnavailableError(f"no replica of `{service}` is ready", hint=hint, retry_after_s=2.0)
 
     def _suspected(self, replica: str) -> bool:
-        return self._clock() - self._suspects.get(replica, float("-inf")) < SUSPECT_S
+        return self.clock() - self._suspects.get(replica, float("-inf")) < SUSPECT_S
 
     def suspect(self, replica: str) -> None:
         """It could not be reached, or broke off: nothing new goes there for SUSPECT_S if there is another."""
-        self._suspects[replica] = self._clock()
+        self._suspects[replica] = self.clock()
 
     def drained(self, replica: str) -> None:
         """It has said that it takes nothing new."""

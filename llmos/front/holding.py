@@ -11,7 +11,8 @@ from contextlib import aclosing, suppress
 
 from llmos.errors import LlmosError, UnavailableError
 from llmos.front.fleet import Fleet
-from llmos.front.relay import Question, Relay
+from llmos.front.relay import Relay
+from llmos.front.turns import Question
 from llmos.front.waiting import PATIENCE_S, WaitingRoom, progress
 
 

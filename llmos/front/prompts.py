@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from llmos.errors import ModelError
 from llmos.infer.prefix import digests
 from llmos.models import Tokenizer
+from llmos.models.encoder_config import is_encoder
 from llmos.openai.schema import ChatRequest, CompletionRequest
 
 MAX_MODELS = 16
@@ -44,6 +45,11 @@ class Prompts:
         self._max_models = max_models
         self._tokenizers: OrderedDict[str, asyncio.Task[Tokenizer | None]] = OrderedDict()
 
+    def warm(self, directory: str) -> bool:
+        """Have the tokenizer of the model in ``directory`` loaded. Whether it is, and can be used."""
+        task = self._task(directory)
+        return task.done() and task.result() is not None
+
     async def read(self, directory: str, request: CompletionRequest | ChatRequest, key: str) -> Prompt:
         """The prompt of ``request``, asked with the key of this id, for the model in ``directory``.
 
@@ -60,13 +66,17 @@ class Prompts:
 
     async def load(self, directory: str) -> Tokenizer | None:
         """The tokenizer of the model in ``directory``; None if it cannot be used. Loaded once."""
+        task = self._task(directory)
+        return task.result() if task.done() else await asyncio.shield(task)
+
+    def _task(self, directory: str) -> asyncio.Task[Tokenizer | None]:
         task = self._tokenizers.get(directory)
         if task is None:
             task = self._tokenizers[directory] = asyncio.create_task(asyncio.to_thread(_load, directory))
             if len(self._tokenizers) > self._max_models:
                 self._tokenizers.popitem(last=False)
         self._tokenizers.move_to_end(directory)
-        return task.result() if task.done() else await asyncio.shield(task)
+        return task
 
 
 def token_lists(tokenizer: Tokenizer, request: CompletionRequest | ChatRequest) -> list[list[int]]:
@@ -99,6 +109,8 @@ def _quick(request: CompletionRequest | ChatRequest, size: int) -> bool:
 
 
 def _load(directory: str) -> Tokenizer | None:
+    if is_encoder(directory):
+        return None  # it keeps nothing of a text
     try:
         return Tokenizer.load(directory)
     except (ModelError, OSError) as error:

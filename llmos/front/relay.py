@@ -10,15 +10,14 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
 
 from llmos.errors import EngineError, UsageError, from_json
 from llmos.front.caller import HEADER, place, sign
 from llmos.front.connection import Connection, Connections, request
 from llmos.front.fleet import Fleet
-from llmos.heartbeat import Heartbeat
-from llmos.openai.caller import Caller
+from llmos.front.prompts import Prompts
+from llmos.front.turns import Question, Turn, Turns, Warming
 
 DRAINING = "llmos-draining"
 """The header of a replica's 503 that means: ask another one."""
@@ -39,22 +38,6 @@ class Draining(Exception):
     """The replica takes nothing new."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of a replica of ``service``: ``body`` (JSON) at ``path``, for ``caller``.
-
-    ``streamed`` answers come in pieces. ``blocks`` and ``session`` are for the router.
-    """
-
-    service: str
-    path: str
-    body: bytes
-    caller: Caller
-    streamed: bool
-    blocks: Sequence[bytes] = ()
-    session: str = ""
-
-
 class Relay:
     """Asks the replicas of ``fleet``, in the event loop that :meth:`pieces` is called from.
 
@@ -63,6 +46,8 @@ class Relay:
 
     def __init__(self, fleet: Fleet, secret: bytes, certificate: str | None = None) -> None:
         self._fleet, self._secret = fleet, secret
+        self._prompts = Prompts()
+        self._warming = Warming(fleet, self._prompts)
         self._exchanges: set[Exchange] = set()
         self._connections = Connections(_trust(certificate) if certificate else None)
 
@@ -83,7 +68,7 @@ class Relay:
             what = f"the replica of `{question.service}` ended while it answered"
             raise EngineError(what, hint="Ask again: others answer, or it is started anew.") from error
         finally:
-            self._end(exchange, question)
+            self._end(exchange)
 
     def look(self) -> None:
         """Give up exchanges with replicas that nothing is to be expected of. To be called about twice a second."""
@@ -92,6 +77,7 @@ class Relay:
             if self._fleet.dead(exchange.replica.replica, now - exchange.heard_s):
                 exchange.give_up()
         self._connections.expire()
+        self._warming.look()
 
     async def close(self) -> None:
         """Close all connections that nobody uses."""
@@ -99,43 +85,42 @@ class Relay:
 
     async def _begin(self, question: Question) -> Exchange:
         """An exchange whose first byte is there."""
-        tried, failed = set[str](), 0
+        turns, failed = Turns(self._fleet, self._prompts, question), 0
         while True:
-            replica = await self._fleet.find(question.service, tried, question.blocks, question.session)
-            tried.add(replica.replica)
-            exchange = Exchange(self._connections, replica)
+            exchange = Exchange(self._connections, await turns.next())
+            replica = exchange.replica
             self._exchanges.add(exchange)
-            self._fleet.router.begun(replica.replica, question.blocks)
             try:
                 await exchange.begin(question, self._secret)
+                exchange.turn.answers()
                 return exchange
             except Draining:
                 self._fleet.drained(replica.replica)
-                self._end(exchange, question)
+                self._end(exchange)
             except Broken as error:
                 _log.warning("replica %s of %s is passed over: %s", replica.replica, replica.service, error)
                 self._fleet.suspect(replica.replica)
-                self._end(exchange, question)
+                self._end(exchange)
                 failed += exchange.asked
                 if failed == MAX_FAILED:
                     what = f"{failed} replicas of `{question.service}` failed over this request"
                     raise EngineError(what, hint="Ask for something else.") from error
             except BaseException:
-                self._end(exchange, question)
+                self._end(exchange)
                 raise
 
-    def _end(self, exchange: Exchange, question: Question) -> None:
+    def _end(self, exchange: Exchange) -> None:
         exchange.close()
         self._exchanges.discard(exchange)
-        self._fleet.router.ended(exchange.replica.replica, question.blocks)
+        exchange.turn.ended()
 
 
 class Exchange:
-    """One request at one replica, which has ``asked`` once it is connected. ``first`` is the beginning of its answer,
-    ``heard_s`` when its last byte came."""
+    """One request at the replica whose ``turn`` it is, which has ``asked`` once it is connected. ``first`` is the
+    beginning of its answer, ``heard_s`` when its last byte came."""
 
-    def __init__(self, connections: Connections, replica: Heartbeat) -> None:
-        self._connections, self.replica = connections, replica
+    def __init__(self, connections: Connections, turn: Turn) -> None:
+        self._connections, self.turn, self.replica = connections, turn, turn.replica
         self.first, self._half = b"", b""
         self.heard_s = time.monotonic()
         self.asked = False

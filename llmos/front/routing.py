@@ -172,7 +172,7 @@ class Router:
 def _spread(near: dict[_Replica, int], digests: Sequence[bytes], session: str, now: float) -> _Replica:
     """One of ``near``, which cost the same; each with how many of ``digests`` it holds."""
     if not (session or digests):
-        return min(near, key=lambda one: one.recent(now))
+        return min(near, key=lambda one: (one.wait, one.recent(now)))
     key = session.encode() or digests[min(max(near.values()), len(digests) - 1)]  # the first that is not held
     return max(near, key=lambda one: _score(key, one))
 

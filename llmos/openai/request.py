@@ -74,8 +74,10 @@ class Request(Wire):
     user: str | None = Field(
         default=None, max_length=MAX_USER_CHARS, description="users of one key take turns while requests wait"
     )
+    prompt_cache_key: str | None = Field(
+        default=None, max_length=MAX_USER_CHARS, description="requests of one stay at one replica if they can"
+    )
     moderation: Hint
-    prompt_cache_key: Hint
     prompt_cache_options: Hint
     prompt_cache_retention: Hint
     safety_identifier: Hint

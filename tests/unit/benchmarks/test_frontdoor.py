@@ -27,7 +27,7 @@ from benchmarks.frontdoor.measure import (
 )
 from benchmarks.rows import Options, Unmeasured
 from llmos.front.caller import HEADER, sign
-from llmos.front.fleet import Fleet, LeastBusy
+from llmos.front.fleet import Fleet
 from llmos.openai.caller import Caller
 
 NAMES = [
@@ -151,9 +151,9 @@ async def test_the_mock_engine_lets_in_the_front_door_and_who_has_the_key(engine
 
 
 def test_ours_knows_a_replica_of_every_service() -> None:
-    fleet = Fleet(None, LeastBusy())  # type: ignore[arg-type]  # it is told, and asks nobody
+    fleet = Fleet(None)  # type: ignore[arg-type]  # it is told, and asks nobody
     fleet.learn(ours.table(["http://127.0.0.1:1"]))
-    assert {fleet.choose(name, set()).url for name in mock.PACES_S} == {"http://127.0.0.1:1"}
+    assert {fleet.fit(name, set())[0].url for name in mock.PACES_S} == {"http://127.0.0.1:1"}
 
 
 def sample(events: int, answers: int, first_ms: float = 1.0) -> Sample:

@@ -177,11 +177,15 @@ def test_what_the_front_door_is_told(served: World) -> None:
     served.run(3)
     route = served.control.routes()["s"]
     (digest,) = route.weights
-    assert route == Route(20, ("t",), {digest: 1.0}, holds=False, limits={"requests_per_min": 60})
+    model = {digest: str(served.layout.model("coder", 1))}
+    assert route == Route(20, ("t",), {digest: 1.0}, holds=False, limits={"requests_per_min": 60}, models=model)
     assert digest == served.cluster.observe((), ()).services["s-1"].digest
     put(served, model="coder@2", replicas={"min": 4, "max": 4})  # no room beside the old one
     served.loop.tick()
     assert served.control.routes()["s"].holds
+    put(served, model="coder@1", prefix_cache=False)
+    served.run(3)
+    assert not served.control.routes()["s"].models
 
 
 def test_from_zero_and_back(served: World) -> None:

@@ -129,12 +129,12 @@ async def test_nobody_waits_for_a_service_that_nobody_starts() -> None:
 async def test_revisions_get_their_shares_and_a_session_stays_with_one() -> None:
     beats = [Heartbeat("m", revision, f"r{revision}", "http://127.0.0.1:1") for revision in ("1", "2", "3")]
     async with door(*beats, routes={"m": Route(aliases=("mm",), weights={"1": 0.75, "2": 0.25})}) as at:
-        drawn = [at.fleet.choose("m", set()).revision for _ in range(2000)]
+        drawn = [at.fleet.fit("m", set())[0].revision for _ in range(2000)]
         assert "3" not in drawn and 0.7 < drawn.count("1") / 2000 < 0.8
         for session in ("a", "b", "c", "d"):
-            assert len({at.fleet.choose("m", set(), (), session).revision for _ in range(20)}) == 1
-        assert at.fleet.choose("m", {"r1"}).revision == "2"
-        assert at.fleet.choose("m", {"r1", "r2"}).revision == "3"  # better than nobody
+            assert len({at.fleet.fit("m", set(), session)[0].revision for _ in range(20)}) == 1
+        assert at.fleet.fit("m", {"r1"})[0].revision == "2"
+        assert at.fleet.fit("m", {"r1", "r2"})[0].revision == "3"  # better than nobody
         cards = (await at.client.get("/v1/models")).json()["data"]
         assert [card["id"] for card in cards] == ["m", "mm"]
 

@@ -14,7 +14,7 @@ from fastapi import Request
 from llmos.errors import ForbiddenError
 from llmos.front.caller import authorizer
 from llmos.front.door import FrontDoor, ServiceBackend
-from llmos.front.fleet import Fleet, LeastBusy, News
+from llmos.front.fleet import Fleet, News
 from llmos.front.holding import Holding
 from llmos.front.listening import Drain, Server, listen
 from llmos.front.relay import Relay
@@ -128,7 +128,7 @@ async def door(
     async def remove(_service: str, _authorization: str | None) -> None:
         raise ForbiddenError("not here")
 
-    fleet = Fleet(read, LeastBusy(), lambda: now[0])
+    fleet = Fleet(read, lambda: now[0])
     relay = Relay(fleet, SECRET)
     held = Holding(fleet, relay, WaitingRoom(every_s=0.05))
     await fleet.refresh()

@@ -225,7 +225,7 @@ async def test_every_answer_names_its_request() -> None:
 async def test_what_is_accepted_without_effect_is_named() -> None:
     asked = {**BODY, "suffix": "x", "prompt_cache_key": "k", "user": "u", "stream_options": {"include_usage": True}}
     found = await _ask(_app([b"{}"]), json=asked)
-    assert found.headers["llmos-ignored-params"] == "prompt_cache_key, stream_options, suffix"
+    assert found.headers["llmos-ignored-params"] == "stream_options, suffix"
     for stream in (False, True):
         messages = [{"role": "user", "content": "x", "name": "n"}]
         chat = {"model": "m", "messages": messages, "verbosity": "low", "store": True, "metadata": {"a": "b"}}
