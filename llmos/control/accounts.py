@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ View = dict[str, Any]
 GROUPS = ("day", "tenant", "key", "service", "model")
 """What sums of usage can be told apart by."""
 USAGE_SINCE = "30d"
+_log = logging.getLogger(__name__)
 _TOKENS = ("prompt", "cached", "completion")
 
 
@@ -62,8 +64,15 @@ class Accounts:
 
     def record_usage(self, records: Iterable[Mapping[str, Any]]) -> int:
         """Count requests that are over, each once: the fields of :class:`llmos.usage.Record`. Durable on return, which
-        says how many were new."""
-        return self._store.request_usage.add([Record(**one) for one in records], self._clock())
+        says how many were new. One that could not be counted is told in the log and left out: sent again, it would keep
+        all that come after it from being counted."""
+        found = []
+        for one in records:
+            try:
+                found.append(Record.of(one))
+            except ValueError as error:
+                _log.error("usage of request `%s` is not counted: %s", str(one.get("id"))[:50], error)
+        return self._store.request_usage.add(found, self._clock())
 
     def usage(
         self,

@@ -22,15 +22,19 @@ from llmos.infer.messages import Report
 from llmos.models.encoder_config import EncoderConfig
 from llmos.models.encoder_tokenizer import EncoderTokenizer
 
+MAX_QUEUE_TOKENS = 2**20
+"""Of the requests that run and wait, unless there is only one."""
+
 News = Vectors | LlmosError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ticket:
-    """A request and its listener, who waits for ``answer`` in ``loop``; ``id`` is what the core calls it."""
+    """A request of ``tokens`` and its listener, who waits for ``answer`` in ``loop``; ``id`` is for the core."""
 
     id: str
     request: EmbedRequest
+    tokens: int
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[News]
     started_s: float = field(default_factory=time.monotonic)
@@ -39,16 +43,25 @@ class _Ticket:
 class EncoderEngine:
     """Makes vectors with the encoder in ``model_dir``; ``options`` are the fields of :class:`EncoderOptions`.
 
-    Requests up to ``max_batch`` and ``max_queue`` more may be there at once, others are refused. With ``process``, the
-    model has a process of its own, which is best for serving; else a thread. Raises ModelError for a directory that
-    holds no encoder, UsageError for wrong arguments. Its methods may be called from any event loop. Call :meth:`close`
-    at the end.
+    Up to ``max_batch`` and ``max_queue`` more requests, of ``max_queue_tokens`` in all, may be there at once, others
+    are refused; one that is alone may be larger. With ``process``, the model has a process of its own, which is best
+    for serving; else a thread. Raises ModelError for a directory that holds no encoder, UsageError for wrong arguments.
+    Its methods may be called from any event loop. Call :meth:`close` at the end.
     """
 
-    def __init__(self, model_dir: str | Path, *, process: bool = False, max_queue: int = 128, **options: Any) -> None:
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        process: bool = False,
+        max_queue: int = 128,
+        max_queue_tokens: int = MAX_QUEUE_TOKENS,
+        **options: Any,
+    ) -> None:
         chosen = EncoderOptions(model_dir, **options)
         self.config, self.tokenizer = EncoderConfig.load(model_dir), EncoderTokenizer.load(model_dir)
         self._max_batch, self._max_queue = chosen.max_batch, max_queue
+        self._max_queue_tokens, self._tokens = max_queue_tokens, 0
         self._lock = threading.Lock()
         self._ids = itertools.count()
         self._tickets: dict[str, _Ticket] = {}  # by the core's id
@@ -97,6 +110,7 @@ class EncoderEngine:
                 "waiting": len(self._tickets) - running,
                 "max_batch": self._max_batch,
                 "max_queue": self._max_queue,
+                "max_queue_tokens": self._max_queue_tokens,
                 "context_length": self.context_length,
                 **self._totals,
             }
@@ -129,7 +143,8 @@ class EncoderEngine:
     def _submit(self, request: EmbedRequest) -> _Ticket:
         self._check(request.texts)
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        ticket = _Ticket(str(next(self._ids)), request, loop, loop.create_future())
+        tokens = sum(map(len, request.texts))
+        ticket = _Ticket(str(next(self._ids)), request, tokens, loop, loop.create_future())
         deadline = None if request.deadline_s is None else now + request.deadline_s
         who = request.tenant, request.user, request.priority, request.weight
         with self._lock:
@@ -139,6 +154,9 @@ class EncoderEngine:
                 raise ConflictError(f"request `{request.id}` is already running: expected an id of its own")
             if len(self._tickets) >= self._max_batch + self._max_queue:
                 raise self._full()
+            if self._tickets and self._tokens + tokens > self._max_queue_tokens:
+                raise self._full(f", with {self._tokens} tokens: expected at most {self._max_queue_tokens} with yours")
+            self._tokens += tokens
             self._tickets[ticket.id] = self._asked[request.id] = ticket
             self._link.send(EncodeRequest(ticket.id, request.texts, now, *who, deadline))
         return ticket
@@ -159,9 +177,9 @@ class EncoderEngine:
                 what = f"token {found} of {where} is not one: expected 0 to {self._vocab_size - 1}"
                 raise UsageError(what, hint="Send text, or tokens of this model's own tokenizer.", param="input")
 
-    def _full(self) -> CapacityError:
+    def _full(self, why: str = ", as many as may") -> CapacityError:
         wait_s = max(1, math.ceil(self._request_s))
-        what = f"{len(self._tickets)} requests are running or waiting, as many as may"
+        what = f"{len(self._tickets)} requests are running or waiting{why}"
         return CapacityError(what, hint=f"Ask again in {wait_s} s.", retry_after_s=wait_s)
 
     def _settle(self, ticket: _Ticket) -> bool:
@@ -170,8 +188,9 @@ class EncoderEngine:
             if self._tickets.pop(ticket.id, None) is None:
                 return False
             del self._asked[ticket.request.id]
+            self._tokens -= ticket.tokens
             self._totals["requests"] += 1
-            self._totals["prompt_tokens"] += sum(map(len, ticket.request.texts))
+            self._totals["prompt_tokens"] += ticket.tokens
             self._request_s += 0.1 * (time.monotonic() - ticket.started_s - self._request_s)
         return True
 

@@ -39,9 +39,12 @@ def build_encoder(options: EncoderOptions) -> tuple[EncoderCore, Ready]:
     text = (0,) * min(TRIAL_TOKENS, longest)
     try:
         threads = _set_threads(options, lambda: encode([text] * TRIAL_TEXTS)) if device.type == "cpu" else None
-        encode([text])
+        first_1D = encode([text])
     except RuntimeError as error:
         raise EngineError(f"the first batch failed: {error}", hint="Check `device` and `dtype`.") from error
+    if not np.isfinite(first_1D).all():
+        hint = "Check the weights, or try `dtype: float32`."
+        raise EngineError("the first batch failed: its vector is not finite", hint=hint)
     core = EncoderCore(
         encode,
         width=encoder.config.hidden_size,

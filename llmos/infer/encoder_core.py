@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmos.errors import DeadlineError
+from llmos.errors import DeadlineError, EngineError
 from llmos.infer.encoder_messages import Encoded, EncodeRequest, Text, Vectors
 from llmos.infer.entry import Entry
 from llmos.infer.fairness import FairQueue
@@ -183,6 +183,9 @@ class EncoderCore:
 
     def _done(self, job: _Job) -> Encoded:
         del self._jobs[job.request.id]
+        if not np.isfinite(job.vectors_ND).all():  # JSON has no word for them, and they are near to nothing
+            what = "the model made a vector that is not finite"
+            return Encoded(job.request.id, error=EngineError(what, hint="Check its weights, or serve it as float32."))
         return Encoded(job.request.id, job.vectors_ND)
 
 

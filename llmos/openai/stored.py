@@ -133,7 +133,8 @@ def add_stored_routes(router: APIRouter, port: CompletionPort) -> None:
         model: Annotated[str | None, Query(max_length=200)] = None,
     ) -> dict[str, Any]:
         asked = {"after": after, "limit": limit, "order": order, "model": model, "metadata": _labels(request)}
-        return _page(await port.completions("list", caller_of(request).tenant, **asked), limit)
+        found = await port.completions("list", caller_of(request).tenant, **asked)
+        return _page(found["data"], found["has_more"])
 
     @router.get(f"{base}/{{completion_id}}", summary="A stored chat completion")
     async def get_completion(request: Request, completion_id: Id) -> Any:
@@ -165,14 +166,13 @@ def _add_message_route(router: APIRouter, port: CompletionPort) -> None:
         ids = [message["id"] for message in numbered]
         if after is not None and after not in ids:
             raise UsageError(f"`after` is no message of `{completion_id}`", param="after")
-        return _page(numbered[0 if after is None else ids.index(after) + 1 :][: limit + 1], limit)
+        rest = numbered[0 if after is None else ids.index(after) + 1 :]
+        return _page(rest[:limit], len(rest) > limit)
 
 
-def _page(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """``found``, of which one more than ``limit`` says that there are more."""
-    page = found[:limit]
+def _page(page: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
     first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
-    return {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": len(found) > limit}
+    return {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": has_more}
 
 
 def _labels(request: Request) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
@@ -14,6 +14,8 @@ from llmos.errors import CapacityError, NotFoundError
 
 MAX_BYTES = 2 * 2**20
 """Of one completion with its messages."""
+PAGE_BYTES = 4 * 2**20
+"""Of the completions of one page of a list, unless it has only one."""
 
 VERBS = frozenset({"keeps", "add", "get", "list", "messages", "update", "remove"})
 """What can be asked from outside."""
@@ -72,8 +74,9 @@ class Completions:
         order: str = "asc",
         model: str | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> list[Row]:
-        """At most ``limit`` + 1 of them, in the order of their ids, behind the id ``after``; all of ``metadata`` holds.
+    ) -> Row:
+        """A page of them: ``{data, has_more}``. At most ``limit``, and of PAGE_BYTES, in the order of their ids, behind
+        the id ``after``; all of ``metadata`` holds.
 
         Ids grow with time, so that this is the order in which they were made, also behind one that is gone.
         """
@@ -86,10 +89,11 @@ class Completions:
         for key, value in (metadata or {}).items():
             pairs = func.json_each(completions.c.metadata).table_valued("key", "value")
             this.append(select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).exists())
-        query = select(completions).where(*this).limit(limit + 1)
+        size = func.length(completions.c.completion).label("size")  # JSON is stored as ASCII
+        query = select(completions.c.completion, completions.c.metadata, size).where(*this).limit(limit + 1)
         with self._database.read() as connection:
             ordered = query.order_by(completions.c.id if upwards else completions.c.id.desc())
-            return [_told(row) for row in rows(connection, ordered)]
+            return _page(connection.execute(ordered).mappings(), limit)
 
     def update(self, tenant: str, id: str, metadata: Mapping[str, str]) -> Row:
         """Label it anew. Raises NotFoundError."""
@@ -126,5 +130,17 @@ def _unknown(id: str) -> NotFoundError:
     return NotFoundError(what, hint="Only those of `store: true` are kept, the newest ones.", param="completion_id")
 
 
-def _told(row: Row) -> Row:
+def _page(found: Iterable[Mapping[Any, Any]], limit: int) -> Row:
+    """Rows are read one by one: what is not on the page is not in memory."""
+    page: list[Row] = []
+    room = PAGE_BYTES
+    for row in found:
+        room -= row["size"]
+        if len(page) == limit or (page and room < 0):
+            return {"data": page, "has_more": True}
+        page.append(_told(row))
+    return {"data": page, "has_more": False}
+
+
+def _told(row: Mapping[Any, Any]) -> Row:
     return {**row["completion"], "metadata": row["metadata"]}

@@ -33,6 +33,7 @@ def add_default_tenant(connection: Connection) -> None:
 
 def add_revisions(connection: Connection) -> None:
     """Make what each service runs its first revision."""
+    add_missing(connection)  # the step before was there before services had columns about revisions
     for row in connection.execute(select(services)).mappings().all():
         spec = parse(row["spec"])
         assert isinstance(spec, Service)

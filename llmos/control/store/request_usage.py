@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, select
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from llmos.control.store.database import Database, Row, rows
@@ -72,11 +72,13 @@ class RequestUsage:
             return rows(connection, query)
 
     def _prune(self, connection: Connection, now: float) -> None:
-        """Forget ids that nobody sends again, and days that are long past."""
-        if now - self._pruned_at < _PRUNE_EVERY_S:
+        """Forget ids that nobody sends again, and days that are long past. The clock may have gone back."""
+        if 0 <= now - self._pruned_at < _PRUNE_EVERY_S:
             return
         self._pruned_at = now
         counted_at = recent_requests.c.counted_at
+        # What a clock that was ahead has stamped would make all that comes after it look old
+        connection.execute(update(recent_requests).where(counted_at > now).values(counted_at=now))
         if newest := connection.execute(select(func.max(counted_at))).scalar():
             connection.execute(delete(recent_requests).where(counted_at < newest - REMEMBERED_S))
         connection.execute(delete(request_usage).where(request_usage.c.day < day(now - KEPT_DAYS * _DAY_S)))

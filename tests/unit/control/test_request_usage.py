@@ -100,6 +100,40 @@ def test_ids_are_forgotten_when_nobody_sends_them_again_and_days_when_they_are_l
     assert totals(store)["requests"] == 1
 
 
+def test_a_clock_that_was_a_day_ahead_makes_nobody_count_twice(store: Store) -> None:
+    batches = [[record(f"{name}{number}") for number in range(3)] for name in "abc"]
+    for batch, at in zip(batches, (NOON, NOON + DAY_S, NOON + 1), strict=True):
+        store.request_usage.add(batch, at)
+    for later in (2, 70, 140):
+        assert store.request_usage.add([one for batch in batches for one in batch], NOON + later) == 0
+    assert totals(store)["requests"] == 9
+    store.request_usage.add([record("last")], NOON + REMEMBERED_S + 300)
+    store.request_usage.add([], NOON + REMEMBERED_S + 400)
+    assert remembered(store) == {"last"}, "and all are forgotten in time"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"at": 1e300},
+        {"at": None},
+        {"prompt": -1},
+        {"prompt": 2**70},
+        {"model": {}},
+        {"key": "\ud800"},
+        {"status": True},
+    ],
+)
+def test_one_that_cannot_be_counted_is_told_and_keeps_no_other_from_it(
+    store: Store, wrong: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    accounts = Accounts(store)
+    good, bad = asdict(record("good")) | {"colour": "of a newer version"}, asdict(record("bad")) | wrong
+    assert accounts.record_usage([bad, good, {}]) == 1 and remembered(store) == {"good"}
+    (name,) = wrong
+    assert "usage of request `bad` is not counted" in caplog.text and f"`{name}` is" in caplog.text
+
+
 def test_usage_is_shown_to_those_whose_it_is(store: Store) -> None:
     accounts = Accounts(store, clock=lambda: NOON + DAY_S)
     keys = {name: accounts.create_key(name, (scope,)) for name, scope in (("a", "submit"), ("b", "admin"))}

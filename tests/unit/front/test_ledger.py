@@ -69,7 +69,7 @@ def test_a_line_that_cannot_be_read_is_told_and_the_others_count(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     left = tmp_path / "0001-1.jsonl"
-    left.write_bytes(record(1).line() + b'{"id": "x"}\n' + record(2).line())
+    left.write_bytes(record(1).line() + b'{"id": "x"}\n[]\n' + record(2).line()[:-2] + b',"of_a_newer_version":1}\n')
     assert emptied(Ledger(tmp_path)) == ids(1, 2)
     assert "is no record of usage, and is not counted" in caplog.text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from llmos.errors import CapacityError, ConflictError, ContextLengthError, DeadlineError, EngineError, UsageError
 from llmos.infer.encoder import EncoderEngine
@@ -27,7 +29,8 @@ class World:
 
     def __init__(self, *, max_batch: int = 4, token_budget: int = 20, max_wait_s: float = 0.0) -> None:
         self.batches: list[list[Text]] = []
-        self.now = self.slept = 0.0
+        self.now = self.slept = self.wrong = 0.0
+        self.broken = 0  # the text whose vector is ``wrong``
         limits = {"max_batch": max_batch, "token_budget": token_budget, "max_wait_s": max_wait_s}
         self.core = EncoderCore(self._encode, width=1, clock=lambda: self.now, sleep=self._sleep, **cast(Any, limits))
 
@@ -43,7 +46,7 @@ class World:
     def _encode(self, texts: Sequence[Text]) -> Vectors:
         self.batches.append(list(texts))
         self.now += 1
-        return np.array([[text[0]] for text in texts], np.float32)
+        return np.array([[self.wrong if text[0] == self.broken else text[0]] for text in texts], np.float32)
 
     def _sleep(self, seconds: float) -> None:
         self.slept += seconds
@@ -112,6 +115,16 @@ class TestBatches:
         world = World(max_wait_s=9.0)
         world.add("a", *texts)
         assert len(world.core.step()) == 1 and world.slept == 0
+
+    @pytest.mark.parametrize("wrong", [np.nan, np.inf])
+    def test_a_vector_that_is_not_finite_is_an_error_of_its_request_alone(self, wrong: float) -> None:
+        world = World()
+        world.broken, world.wrong = 2, wrong
+        world.add("a", text(1), text(2))
+        world.add("b", text(3))
+        bad, good = sorted(world.until_idle())[:2]
+        assert isinstance(bad.error, EngineError) and "not finite" in bad.error.message and bad.vectors_ND is None
+        assert good.error is None and good.vectors_ND is not None and not world.core.busy
 
     def test_it_says_when_it_hangs(self) -> None:
         world = World()
@@ -186,6 +199,18 @@ class TestEngine:
         assert (await engine.embed(request("a"))).shape == (1, 32)
         assert engine.stats()["waiting_texts"] == 0
 
+    async def test_tokens_are_bounded_but_for_one_that_is_alone(self, model_dir: Path) -> None:
+        engine = EncoderEngine(model_dir, threads=1, max_queue_tokens=3000)
+        with closing(engine):
+            alone = asyncio.create_task(engine.embed(request("a", *((2, 5, 3),) * 2000)))
+            await asyncio.sleep(0)
+            with pytest.raises(CapacityError, match="1 requests .* with 6000 tokens: expected at most 3000"):
+                await engine.embed(request("b"))
+            alone.cancel()
+            await asyncio.gather(alone, return_exceptions=True)
+            both = (engine.embed(request(id, *((2, 5, 3),) * 500)) for id in "cd")
+            assert [len(found) for found in await asyncio.gather(*both)] == [500, 500]
+
     async def test_a_deadline_in_time_and_one_that_is_not(self, engine: EncoderEngine) -> None:
         assert len(await engine.embed(request("a", deadline_s=60.0))) == 1
         with pytest.raises(DeadlineError):
@@ -228,6 +253,14 @@ class TestEngine:
 def test_options_that_cannot_be_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EncoderOptions("nowhere", **options)
+
+
+def test_a_model_whose_vectors_are_not_finite_is_not_served(model_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_dir, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({name: weight * float("nan") for name, weight in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(EngineError, match="its vector is not finite"):
+        EncoderEngine(tmp_path, threads=1)
 
 
 def test_a_text_can_have_no_more_tokens_than_the_model_has_positions(model_dir: Path) -> None:

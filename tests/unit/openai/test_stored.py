@@ -11,7 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from llmos.control.store.completions import MAX_BYTES, Completions
+from llmos.control.store import completions as module
+from llmos.control.store.completions import MAX_BYTES, PAGE_BYTES, Completions
 from llmos.control.store.database import Database
 from llmos.errors import CapacityError, ClusterError, NotFoundError
 from llmos.openai import stored
@@ -152,7 +153,7 @@ def test_the_newest_are_kept(completions: Completions) -> None:
     for number in range(5):
         completions.add("red", {"id": f"c{number}", "model": "m"}, [])
         completions.add("blue", {"id": f"d{number}", "model": "m"}, [])
-    assert [one["id"] for one in completions.list("red")] == ["c2", "c3", "c4"]
+    assert [one["id"] for one in completions.list("red")["data"]] == ["c2", "c3", "c4"]
     with pytest.raises(CapacityError, match="is not stored"):
         completions.add("red", {"id": "large", "model": "m", "x": "x" * MAX_BYTES}, [])
     with pytest.raises(NotFoundError, match="no verb"):
@@ -190,3 +191,23 @@ async def test_an_answer_that_is_too_large_to_store_is_not_read(
             assert (await red.post("/chat/completions", json={**CHAT, "stream": stream})).status_code == 200
         assert (await red.get("/chat/completions")).json()["data"] == []
     assert caplog.text.count("req_9 is not stored") == 2
+
+
+def test_a_page_has_so_many_bytes_of_completions_and_what_was_asked_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(tmp_path / "store.db")
+    completions = Completions(database, kept=9)
+    for number in range(5):
+        long = {"id": f"c{number}", "model": "m", "x": "x" * (PAGE_BYTES // 2 - 300)}
+        completions.add("red", long, [{"role": "user", "content": "y" * 50}])
+    with database.write() as connection:
+        connection.exec_driver_sql("UPDATE completions SET messages = 'no JSON'")
+    page = completions.list("red")
+    assert [one["id"] for one in page["data"]] == ["c0", "c1"] and page["has_more"]
+    page = completions.list("red", after="c2")
+    assert [one["id"] for one in page["data"]] == ["c3", "c4"] and not page["has_more"]
+    monkeypatch.setattr(module, "PAGE_BYTES", 10)  # one alone is a page, whatever its size
+    page = completions.list("red")
+    assert [one["id"] for one in page["data"]] == ["c0"] and page["has_more"]
+    database.close()
