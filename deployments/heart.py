@@ -6,12 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from llmos.control.ray.session import CONTROL, NAMESPACE
+from llmos.errors import LlmosError
+from llmos.front.witness import Witness
 from llmos.heartbeat import BEAT_S, Heartbeat
 
 STALL_S = 12.0
@@ -22,10 +25,10 @@ _log = logging.getLogger("llmos.front")
 
 
 class Heart:
-    """Tells what ``beat`` returns, in a thread, from :meth:`start` to :meth:`end`."""
+    """Tells what ``beat`` returns and what ``witness`` has seen, in a thread, from :meth:`start` to :meth:`end`."""
 
-    def __init__(self, replica: str, beat: Callable[[], Heartbeat]) -> None:
-        self._replica, self._beat = replica, beat
+    def __init__(self, replica: str, beat: Callable[[], Heartbeat], witness: Witness) -> None:
+        self._replica, self._beat, self._witness = replica, beat, witness
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llmos-heart", daemon=True)
         self._control: Any = None
@@ -39,26 +42,39 @@ class Heart:
     def beat(self) -> None:
         """Say now how it is. What cannot be told is told a second later."""
         self._tell("heartbeat", self._beat())
+        self._testify()
 
     def end(self) -> None:
         """Say that it is there no more."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
+            self._testify()
             self._tell("left", self._replica)
 
     def _run(self) -> None:
         while not self._over.wait(BEAT_S):
             self.beat()
 
-    def _tell(self, method: str, what: object) -> None:
+    def _testify(self) -> None:
+        """Have what requests have used counted."""
+        records = self._witness.due()
+        if records and self._tell("record_usage", [asdict(one) for one in records]):
+            self._witness.told(records)
+
+    def _tell(self, method: str, what: object) -> bool:
+        """Whether the control module was told, and has nothing against it."""
         try:
             if self._control is None:
                 self._control = ray.get_actor(CONTROL, NAMESPACE)
-            ray.get(getattr(self._control, method).remote(what), timeout=_TELL_TIMEOUT_S)
-        except (ValueError, RayError) as error:
+            answer = ray.get(getattr(self._control, method).remote(what), timeout=_TELL_TIMEOUT_S)
+            if isinstance(answer, LlmosError):
+                raise answer
+            return True
+        except (ValueError, RayError, LlmosError) as error:
             self._control = None  # it is being restarted, or another one is to be found
             _log.info("the control module could not be told of this replica: %s", error)
+            return False
 
 
 class Progress:

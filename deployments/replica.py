@@ -23,6 +23,7 @@ from llmos.errors import ClusterError, EngineError
 from llmos.front.caller import authorizer, read_secret
 from llmos.front.listening import Drain, Server, listen
 from llmos.front.replica import create_replica_app
+from llmos.front.witness import Witness
 from llmos.heartbeat import Heartbeat
 from llmos.infer.local import LocalEngine
 from llmos.layout import Layout
@@ -50,7 +51,8 @@ class Replica:
         host, tls = _place_to_listen(layout, front_host)
         make = encoder_engine if is_encoder(model_dir) else _engine
         self._engine = make(service, model_dir, "cuda" if service.resources.gpus and not _fake_gpus() else "cpu")
-        backend = backend_of(self._engine, service.name, service.weights)
+        witness = Witness(service.name, service.model)
+        backend = backend_of(self._engine, service.name, service.weights, witness)
         self._door = Drain(create_replica_app(backend, authorizer(read_secret(layout))))
         listener = listen(host)
         self._url = f"{'https' if tls else 'http'}://{host}:{listener.getsockname()[1]}"
@@ -59,7 +61,7 @@ class Replica:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._progress, self._digest = Progress(), ""
         self._ending = threading.Lock()
-        self._heart = Heart(self._id, self._beat)
+        self._heart = Heart(self._id, self._beat, witness)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Serve calls this before the replica counts as running: from now on the front door knows of it."""
@@ -80,12 +82,14 @@ class Replica:
             self._digest,
             self._id,
             self._url,
+            model=self._service.model,
             running=stats["running"],
             waiting=stats["waiting"],
             blocks=stats.get("blocks", 0),
             blocks_free=stats.get("blocks_free", 0),
             tokens=stats.get("tokens", stats["completion_tokens"]),
             draining=self._door.closing,
+            cache_hits=stats.get("prefix_hit_rate"),
             stalled=not stats["healthy"] or self._progress.stalled(stats),
         )
 

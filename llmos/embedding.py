@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from llmos.errors import LlmosError, UsageError
+from llmos.front.witness import Witness
 from llmos.infer.encoder import EncoderEngine
 from llmos.infer.encoder_messages import EmbedRequest, Text
 from llmos.one_model import OneModel
@@ -15,17 +16,25 @@ from llmos.openai.embeddings import EmbeddingRequest, embedding_reply
 from llmos.openai.errors import unknown_model
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.tokens import DetokenizeRequest, TokenizeRequest, text_reply, tokens_reply
+from llmos.usage import Tokens
 
 
 class EncoderBackend(OneModel):
     """Answers OpenAI requests (``openai.server.OpenAIBackend``) for one encoder, ``name``, with ``engine``.
 
-    ``weights`` are keys' shares of the tokens while requests wait; others' are 1.
+    ``weights`` are keys' shares of the tokens while requests wait; others' are 1. A ``witness`` is told of every
+    request that was computed.
     """
 
-    def __init__(self, engine: EncoderEngine, name: str, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        engine: EncoderEngine,
+        name: str,
+        weights: Mapping[str, float] | None = None,
+        witness: Witness | None = None,
+    ) -> None:
         super().__init__(name)
-        self._engine, self._weights = engine, weights or {}
+        self._engine, self._weights, self._witness = engine, weights or {}, witness
 
     def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Raises UsageError with the first piece: an encoder writes nothing."""
@@ -42,6 +51,8 @@ class EncoderBackend(OneModel):
         who = caller.key, request.user or "", request.priority, self._weights.get(caller.key, 1.0), request.deadline_s
         vectors_ND = await self._engine.embed(EmbedRequest(f"embd-{uuid.uuid4().hex}", texts, *who))
         tokens = sum(map(len, texts))
+        if self._witness is not None:
+            self._witness.ended(caller, Tokens(tokens), 200)
         return await asyncio.to_thread(embedding_reply, request, vectors_ND, tokens)
 
     async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:

@@ -13,10 +13,12 @@ FORGET_S = 3.5
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Replica ``replica`` of ``revision`` of ``service`` answers at ``url``, an address without a path.
+    """Replica ``replica`` of ``revision`` of ``service`` answers at ``url``, an address without a path, with ``model``
+    (``name@version``).
 
     ``running`` and ``waiting`` are requests, ``blocks`` pages of the key-value cache, ``tokens`` what it has generated
-    since it started. A ``draining`` one takes nothing new; a ``stalled`` one has requests and does nothing about them.
+    since it started, ``cache_hits`` the share of its prompts' tokens that were in its cache. A ``draining`` one takes
+    nothing new; a ``stalled`` one has requests and does nothing about them.
     """
 
     service: str
@@ -30,6 +32,8 @@ class Heartbeat:
     tokens: int = 0
     draining: bool = False
     stalled: bool = False
+    model: str = ""
+    cache_hits: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from llmos.embedding import EncoderBackend
-from llmos.errors import AuthError, UsageError
+from llmos.errors import AuthError, LlmosError, UsageError
+from llmos.front.usage import comment, tokens_of
+from llmos.front.witness import Witness
 from llmos.infer.encoder import EncoderEngine
 from llmos.infer.engine import Engine
 from llmos.infer.local import LocalEngine
@@ -31,6 +33,7 @@ from llmos.openai.server import create_app
 from llmos.openai.tokens import DetokenizeRequest, TokenizeRequest, text_reply, tokens_reply
 from llmos.sampling import sampling
 from llmos.tool_forms import ToolCalling, form_of
+from llmos.usage import CLIENT_GONE
 
 if TYPE_CHECKING:
     from llmos.control.store.completions import Completions
@@ -41,13 +44,20 @@ Indexed = tuple[int, TokenEvent]
 class EngineBackend(OneModel):
     """Answers OpenAI requests (``openai.server.OpenAIBackend``) for one model, ``name``, with ``engine``.
 
-    ``weights`` are keys' shares of the tokens while requests wait; others' are 1.
+    ``weights`` are keys' shares of the tokens while requests wait; others' are 1. With a ``witness``, streams tell the
+    front door what they have used, and the witness is told of every request.
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, name: str, weights: Mapping[str, float] | None = None
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        name: str,
+        weights: Mapping[str, float] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         super().__init__(name)
+        self._witness = witness
         self._engine, self._tokenizer, self._weights = engine, tokenizer, weights or {}
         self._tools = ToolCalling(form_of(tokenizer))
 
@@ -60,6 +70,7 @@ class EngineBackend(OneModel):
         echoes = self._echoes(request, prompts, request.n or 1)
         parsers = [self._tools.parser(request) for _ in asked]
         latest: dict[int, TokenEvent] = {}
+        status = CLIENT_GONE
         try:
             async with aclosing(_together([self._events(request, one) for one in asked])) as events:
                 async for index, event in events:
@@ -68,16 +79,32 @@ class EngineBackend(OneModel):
                     echo = echoes[index] if before is None else ""
                     if request.stream and (chunk := reply.chunk(index, self._piece(event, echo, parsers[index]))):
                         yield chunk
-        except UsageError as error:
-            if (constraint := self._tools.constraint(request)) is not None and error.param == "grammar":
-                raise UsageError(error.message, hint=error.hint, param=constraint.field) from error
+            status = 200
+        except LlmosError as error:
+            status = error.http_status
+            if explained := self._explained(error, request):
+                raise explained from error
             raise
-        counts = _counts(prompts, latest)
+        finally:
+            counts = _counts(prompts, latest, request.n or 1)
+            self._told(caller, counts, status)
         if request.stream:
-            yield reply.end(counts)
+            yield (comment(tokens_of(counts)) if self._witness else b"") + reply.end(counts)
         else:
             pieces = [self._piece(latest[i], echo, parsers[i]) for i, echo in enumerate(echoes)]
             yield reply.whole(pieces, counts)
+
+    def _explained(self, error: LlmosError, request: CompletionRequest | ChatRequest) -> UsageError | None:
+        """An ``error`` about the engine's grammar, with the field of ``request`` that this comes from."""
+        constraint = self._tools.constraint(request)
+        if isinstance(error, UsageError) and error.param == "grammar" and constraint is not None:
+            return UsageError(error.message, hint=error.hint, param=constraint.field)
+        return None
+
+    def _told(self, caller: Caller, counts: Usage, status: int) -> None:
+        """A request is over. One that the engine has not begun with has used nothing."""
+        if self._witness is not None and counts["prompt_tokens"]:
+            self._witness.ended(caller, tokens_of(counts), status)
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
         """Raises UsageError: a model that generates text has no vectors of texts."""
@@ -187,12 +214,15 @@ class StoredHere:
 
 
 def backend_of(
-    engine: LocalEngine | EncoderEngine, name: str, weights: Mapping[str, float] | None = None
+    engine: LocalEngine | EncoderEngine,
+    name: str,
+    weights: Mapping[str, float] | None = None,
+    witness: Witness | None = None,
 ) -> EngineBackend | EncoderBackend:
-    """What answers with ``engine``, whichever it is."""
+    """What answers with ``engine``, whichever it is. A replica's has a ``witness``."""
     if isinstance(engine, EncoderEngine):
-        return EncoderBackend(engine, name, weights)
-    return EngineBackend(engine, engine.tokenizer, name, weights)
+        return EncoderBackend(engine, name, weights, witness)
+    return EngineBackend(engine, engine.tokenizer, name, weights, witness)
 
 
 def standalone(
@@ -227,12 +257,15 @@ def standalone(
     return app
 
 
-def _counts(prompts: list[tuple[int, ...]], latest: Mapping[int, TokenEvent]) -> Usage:
-    """A prompt counts once, and what its first answer found in the cache."""
-    each = len(latest) // len(prompts)
-    cached = sum(latest[number * each].cached_tokens for number in range(len(prompts)))
-    made = sum(event.completion_tokens for event in latest.values())
-    return usage(sum(map(len, prompts)), made, cached)
+def _counts(prompts: list[tuple[int, ...]], latest: Mapping[int, TokenEvent], each: int) -> Usage:
+    """A prompt with ``each`` answers counts once, and what the first of them that has begun found in the cache."""
+    read = cached = 0
+    for number, prompt in enumerate(prompts):
+        answers = range(number * each, (number + 1) * each)
+        if (first := next((latest[i] for i in answers if i in latest), None)) is not None:
+            read += len(prompt)
+            cached += first.cached_tokens
+    return usage(read, sum(event.completion_tokens for event in latest.values()), cached)
 
 
 async def _nothing(asked: GenerationRequest) -> AsyncIterator[TokenEvent]:

@@ -24,6 +24,7 @@ from llmos.errors import AuthError, UsageError
 from llmos.front import caller as signed
 from llmos.front.listening import Drain, Server, listen
 from llmos.front.replica import create_replica_app
+from llmos.front.usage import comment
 from llmos.openai.caller import Caller
 from llmos.openai.embeddings import EmbeddingRequest
 from llmos.openai.replies import ModelCard, Piece, model_card, reply_to, usage
@@ -31,6 +32,7 @@ from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.server import Authorize
 from llmos.openai.tokens import DetokenizeRequest, TokenizeRequest
 from llmos.settings import ENV_KEY
+from llmos.usage import Tokens
 
 ENV_DOOR = "BENCH_DOOR_SECRET"
 AT_ONCE, EVERY_5_MS, EVERY_10_MS = "mock", "mock-5ms", "mock-10ms"
@@ -68,7 +70,8 @@ class MockBackend:
             await asyncio.sleep(max(0.0, began + number * pace_s - time.monotonic()))
             if number < count - 1:
                 yield pieces[number % 2]
-        yield reply.chunk(0, Piece(_TEXTS[(count - 1) % 2], None, "length")) + reply.end(counts)
+        last = reply.chunk(0, Piece(_TEXTS[(count - 1) % 2], None, "length"))
+        yield last + comment(Tokens(_PROMPT_TOKENS, 0, count)) + reply.end(counts)
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
         """Raises UsageError, as the three below: answers are what is measured."""
