@@ -3,12 +3,15 @@ both are doing. It answers at the port that a doorman holds, who says 503 while 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,11 +29,15 @@ from llmos.front.caller import read_secret
 from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, News
 from llmos.front.holding import Holding
+from llmos.front.ledger import Ledger
 from llmos.front.listening import Server
+from llmos.front.metering import Metering, deliver
+from llmos.front.metrics import FrontMetrics
 from llmos.front.relay import Relay
 from llmos.layout import Layout
 from llmos.openai.caller import Caller
 from llmos.openai.server import create_app
+from llmos.usage import Record
 
 RETRY_S = 1.0
 
@@ -51,10 +58,10 @@ class GatewayActor:
 
     def _serve(self) -> None:
         try:
-            app, fleet, held = self._build()
+            app, beside = self._build()
             port = self._ask_for_port()
             threading.Thread(target=self._keep_doorman, args=[port], name="llmos-port", daemon=True).start()
-            server = Server(app, port.listener, beside=lambda: fleet.follow(held.look))
+            server = Server(app, port.listener, beside=beside)
             server.start()
             server.join()
         except Exception:
@@ -81,7 +88,8 @@ class GatewayActor:
             port.close()
             port = self._ask_for_port(port.listener)
 
-    def _build(self) -> tuple[FrontDoor, Fleet, Holding]:
+    def _build(self) -> tuple[FrontDoor, Callable[[], Awaitable[None]]]:
+        """The application, and what runs beside it."""
         control, name = ControlProxy(), uuid4().hex  # one that has been restarted counts from zero
 
         async def read() -> News:
@@ -89,20 +97,29 @@ class GatewayActor:
 
         async def authorize(request: Request, scope: str) -> Caller:
             key = await control.authorize(request.headers.get("Authorization"), scope)
+            metering.knows(key)
             return Caller(key["id"], key["tenant"])
 
         async def remove(service: str, authorization: str | None) -> None:
             await control.call("delete_service", authorization, name=service)
 
+        async def record(records: list[Record]) -> None:
+            await control.record_usage([asdict(one) for one in records])
+
+        async def beside() -> None:
+            await asyncio.gather(fleet.follow(held.look), deliver(metering.ledger, record))
+
         fleet = Fleet(read)
+        metrics = FrontMetrics(fleet.beats)
+        metering = Metering(Ledger(self._layout.usage), metrics, lambda service: fleet.services[service].limits)
         certificate = self._layout.certificate
         relay = Relay(fleet, read_secret(self._layout), str(certificate) if certificate.exists() else None)
         held = Holding(fleet, relay)
-        app = create_app(ServiceBackend(fleet, held, remove), authorize, stored=control)
-        return FrontDoor(app, _health(control), create_api(control)), fleet, held
+        app = create_app(ServiceBackend(fleet, held, metering, remove), authorize, stored=control)
+        return FrontDoor(app, _health(control, metrics), create_api(control), metering), beside
 
 
-def _health(control: ControlProxy) -> FastAPI:
+def _health(control: ControlProxy, front: FrontMetrics) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
     @app.get("/healthz")
@@ -122,7 +139,7 @@ def _health(control: ControlProxy) -> FastAPI:
         """How the front door does and, for a key that may ask for jobs, how training does."""
         authorization = request.headers.get("Authorization")
         await control.authorize(authorization, "infer")
-        text = generate_latest()
+        text = generate_latest() + front.text()
         # without the control module, and for other keys, the front door's own are what there is to tell
         with suppress(ForbiddenError, ClusterError):
             await control.authorize(authorization, "submit")

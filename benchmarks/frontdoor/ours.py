@@ -9,9 +9,12 @@ left is the cheapest front door that these two could make.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 from fastapi import Request
 from starlette.requests import Request as PlainRequest
@@ -23,13 +26,20 @@ from llmos.errors import AuthError, ForbiddenError
 from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, News
 from llmos.front.holding import Holding
+from llmos.front.ledger import Ledger
 from llmos.front.listening import Server, listen
+from llmos.front.metering import Metering, deliver
+from llmos.front.metrics import FrontMetrics
 from llmos.front.relay import Relay
 from llmos.front.turns import Question
 from llmos.heartbeat import Heartbeat, Route
 from llmos.openai.caller import Caller
 from llmos.openai.server import Authorize, create_app
 from llmos.settings import ENV_KEY
+from llmos.usage import Record
+
+_ENOUGH = {"requests_per_min": 10**9, "tokens_per_min": 10**12, "concurrency": 10**6}
+"""Limits of the one key, which are looked at, and never reached."""
 
 
 def table(urls: list[str]) -> News:
@@ -38,14 +48,16 @@ def table(urls: list[str]) -> News:
     return News(dict.fromkeys(PACES_S, Route()), beats)
 
 
-def known_key(key: str) -> Authorize:
-    """What the gateway does for a key that it remembers: look its header up."""
+def known_key(key: str, metering: Metering) -> Authorize:
+    """What the gateway does for a key that it remembers: look its header up, and what it may do."""
     known = {_digest(f"Bearer {key}"): Caller("benchmark", "default")}
+    may = {"id": "benchmark", "tenant": "default", "limits": _ENOUGH, "tenant_limits": {}}
 
     async def authorize(request: Request, _scope: str) -> Caller:
         found = known.get(_digest(request.headers.get("Authorization", "")))
         if found is None:
             raise AuthError("the API key is missing or not valid", hint="Send `Authorization: Bearer KEY`.")
+        metering.knows(may)
         return Caller(found.key, found.tenant)
 
     return authorize
@@ -84,11 +96,17 @@ def main() -> None:
     fleet = Fleet(read)
     relay = Relay(fleet, os.environ[ENV_DOOR].encode())
     held = Holding(fleet, relay)
-    openai = create_app(ServiceBackend(fleet, held, remove), known_key(os.environ[ENV_KEY]))
-    door = FrontDoor(openai, openai, openai)
+    ledger = Ledger(Path(tempfile.mkdtemp(prefix="llmos-usage-")))
+    metering = Metering(ledger, FrontMetrics(fleet.beats), lambda service: fleet.services[service].limits)
+    openai = create_app(ServiceBackend(fleet, held, metering, remove), known_key(os.environ[ENV_KEY], metering))
+    door = FrontDoor(openai, openai, openai, metering)
+
+    async def record(_records: list[Record]) -> None:
+        """The control module's part, which another process does."""
+        await asyncio.sleep(0)
 
     async def follow() -> None:
-        await fleet.follow(held.look)
+        await asyncio.gather(fleet.follow(held.look), deliver(ledger, record))
 
     server = Server(with_echo(door, relay), listen("127.0.0.1", int(port)), beside=follow)
     server.start()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 
 from prometheus_client import Counter, Histogram
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmos.errors import LlmosError
 from llmos.front.fleet import Fleet
 from llmos.front.holding import Holding
+from llmos.front.metering import Asked, Metering
 from llmos.front.turns import Question
 from llmos.openai.caller import Caller
 from llmos.openai.embeddings import EmbeddingRequest
@@ -28,8 +31,8 @@ _SECONDS = Histogram("llmos_request_seconds", "time until the answer was complet
 class ServiceBackend:
     """Answers OpenAI requests (``openai.server.OpenAIBackend``) with the replicas of the service they name."""
 
-    def __init__(self, fleet: Fleet, replicas: Holding, remove: Remove) -> None:
-        self._fleet, self._replicas, self._remove = fleet, replicas, remove
+    def __init__(self, fleet: Fleet, replicas: Holding, metering: Metering, remove: Remove) -> None:
+        self._fleet, self._replicas, self._metering, self._remove = fleet, replicas, metering, remove
 
     async def models(self) -> Sequence[ModelCard]:
         """The services, also those that are not ready. While the control module is away, those that there were."""
@@ -41,13 +44,20 @@ class ServiceBackend:
         """The replica's bytes, as they come. Closing this ends the request there."""
         path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
         service = self._fleet.named(request.model)
-        body = _body(request, service)
-        return self._replicas.pieces(Question(service, path, body, caller, bool(request.stream), request))
+        body, answers = _body(request, service), request.n or 1
+        if isinstance(request, CompletionRequest):
+            answers *= len(request.prompts)
+        asked = Asked(service, caller, len(body), bool(request.stream), request.limit, answers)
+        question = Question(service, path, body, caller, asked.streamed, request, asked.answered_by)
+        return self._metered(asked, question)
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
         """The replica's vectors. Being cancelled, it ends the request there."""
         service = self._fleet.named(request.model)
-        return await self.whole(service, "/v1/embeddings", _body(request, service), caller)
+        body = _body(request, service)
+        asked = Asked(service, caller, len(body), streamed=False, bound=0)
+        question = Question(service, "/v1/embeddings", body, caller, streamed=False, begun=asked.answered_by)
+        return b"".join([piece async for piece in self._metered(asked, question)])
 
     async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
         """The replica's tokens of a text."""
@@ -63,6 +73,20 @@ class ServiceBackend:
         """Have the service be no more."""
         await self._remove(model, authorization)
 
+    def _metered(self, asked: Asked, question: Question) -> AsyncGenerator[bytes, None]:
+        if asked.service not in self._fleet.services:
+            return self._unheard(asked, question)
+        return self._metering.metered(asked, self._replicas.pieces(question))
+
+    async def _unheard(self, asked: Asked, question: Question) -> AsyncGenerator[bytes, None]:
+        """Of a service that may have been made just now. One that does not exist has no limits and no metrics."""
+        with suppress(LlmosError, TimeoutError):  # without news, whoever looks for a replica says so
+            await self._fleet.refresh()
+        known, pieces = asked.service in self._fleet.services, self._replicas.pieces(question)
+        async with aclosing(self._metering.metered(asked, pieces) if known else pieces) as answer:
+            async for piece in answer:
+                yield piece
+
     async def whole(self, service: str, path: str, body: bytes, caller: Caller) -> bytes:
         """The JSON that a replica answers to ``body`` (JSON) at ``path``. Raises what the replica raises."""
         pieces = self._replicas.pieces(Question(service, path, body, caller, streamed=False))
@@ -75,9 +99,11 @@ def _body(request: BaseModel, service: str) -> bytes:
 
 
 class FrontDoor:
-    """Chooses by path, and counts: ``/v1`` goes to ``openai``, three addresses to ``health``, others to ``control``."""
+    """Chooses by path, and counts: ``/v1`` goes to ``openai``, three addresses to ``health``, others to ``control``.
+    Answers say what ``metering`` has left for whoever asks."""
 
-    def __init__(self, openai: ASGIApp, health: ASGIApp, control: ASGIApp) -> None:
+    def __init__(self, openai: ASGIApp, health: ASGIApp, control: ASGIApp, metering: Metering) -> None:
+        self._metering = metering
         self._parts = {"openai": openai, "health": health, "control": control}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,11 +111,14 @@ class FrontDoor:
             return await self._parts["control"](scope, receive, send)
         part = _part(scope["path"])
         status, began = 500, time.monotonic()
+        self._metering.arrives()
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
+                left = [(name.encode(), value.encode()) for name, value in self._metering.headers().items()]
+                message["headers"] = [*message.get("headers", ()), *left]
             await send(message)
 
         try:

@@ -109,6 +109,10 @@ class Fleet:
         """The service that requests for ``model`` mean: aliases are other names of one."""
         return self._named.get(model, model)
 
+    def beats(self) -> list[Heartbeat]:
+        """What each replica said last."""
+        return list(self._replicas.values())
+
     def answering(self, service: str) -> int:
         """How many replicas of a service take requests."""
         return sum(self._takes(one) for one in self._replicas.values() if one.service == service)

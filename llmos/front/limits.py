@@ -161,6 +161,11 @@ class Admission:
     _began: float
     _settled: bool = field(default=False)
 
+    @property
+    def expected(self) -> int:
+        """The tokens that it may take."""
+        return self._size.tokens
+
     def settle(self, tokens: int, now: float) -> None:
         """The request is over and took ``tokens``: 0 if no replica began with it. A second time changes nothing.
 
@@ -240,11 +245,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
-def parties(key: Mapping[str, Any], service: str = "", limits: Mapping[str, int] | None = None) -> list[Party]:
-    """Whose limits a request meets: those of its ``key`` (as the control module's ``authorize`` answers it), of the
-    key's tenant, and ``limits`` of ``service``."""
-    return [
+def parties(key: Mapping[str, Any]) -> list[Party]:
+    """Whose limits a request meets, but for its service's: those of its ``key`` (as the control module's ``authorize``
+    answers it) and of the key's tenant, if they have some."""
+    found = [
         Party("key", key["id"], Limits(**key["limits"])),
         Party("tenant", key["tenant"], Limits(**key["tenant_limits"])),
-        Party("service", service, Limits(**(limits or {}))),
     ]
+    return [party for party in found if party.limits.any]

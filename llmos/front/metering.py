@@ -9,22 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from llmos.errors import CapacityError, LlmosError, RateLimitError, UsageError
+from llmos.errors import CapacityError, EngineError, LlmosError, RateLimitError, UsageError
 from llmos.front.estimates import Estimates
 from llmos.front.ledger import Ledger
-from llmos.front.limits import Admission, Limiter, Party, parties
+from llmos.front.limits import Admission, Limiter, Limits, Party, parties
 from llmos.front.metrics import FrontMetrics
 from llmos.front.usage import of_answer, taken_out
+from llmos.heartbeat import Heartbeat
 from llmos.openai.caller import Caller
 from llmos.usage import CLIENT_GONE, FRONT_DOOR, GUESSED, Record, Tokens
 
 SYNC_S = 0.05
 SEND_S = 1.0
 _EVENT_END = b"\n\n"
+_ADMITTED: ContextVar[Admission | None] = ContextVar("admitted", default=None)
+"""Of the request that the current task answers."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,31 +46,40 @@ class Asked:
     answers: int = 1
     model: str = ""
 
+    def answered_by(self, replica: Heartbeat) -> None:
+        """``replica`` has begun."""
+        self.model = replica.model
+
 
 class Metering:
-    """Limits, usage and metrics of one front door, in one event loop. Times of ``clock`` are in seconds."""
+    """Limits, usage and metrics of one front door, in one event loop.
+
+    ``limits`` are those of a service, by its name, as :class:`Limits` has them. Times of ``clock`` are in seconds.
+    """
 
     def __init__(
         self,
         ledger: Ledger,
         metrics: FrontMetrics,
+        limits: Callable[[str], Mapping[str, int]],
         limiter: Limiter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger, self.metrics, self.clock = ledger, metrics, clock
         self.limiter = limiter or Limiter()
         self.estimates = Estimates()
-        self._keys: dict[str, Mapping[str, Any]] = {}
-        self._services: Mapping[str, Mapping[str, int]] = {}
-        self._running: dict[str, Admission] = {}
+        self._limits = limits
+        self._keys: dict[str, tuple[Mapping[str, Any], list[Party]]] = {}
 
     def knows(self, key: Mapping[str, Any]) -> None:
         """The control module has said what ``key`` may do: its answer to ``authorize``."""
-        self._keys[key["id"]] = key
+        known = self._keys.get(key["id"])
+        if known is None or known[0] is not key:
+            self._keys[key["id"]] = key, parties(key)
 
-    def limits(self, services: Mapping[str, Mapping[str, int]]) -> None:
-        """The limits of services that have some."""
-        self._services = services
+    def arrives(self) -> None:
+        """The current task begins with a request, which nobody has let in yet."""
+        _ADMITTED.set(None)
 
     async def metered(self, asked: Asked, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """``pieces`` of the answer without what only the front door is told.
@@ -74,23 +87,22 @@ class Metering:
         Raises RateLimitError and CapacityError before anybody is asked, and what ``pieces`` raises.
         """
         run = _Run(self, asked, self._admit(asked))
-        self._running[asked.caller.request_id] = run.admission
+        _ADMITTED.set(run.admission)
         try:
             async for piece in pieces:
                 if shown := run.heard(piece):
                     yield shown
-            run.ended(200)
+            run.ended(EngineError.http_status if asked.streamed else 200)  # a stream that is complete was counted
         except Exception as error:
             run.ended(error.http_status if isinstance(error, LlmosError) else LlmosError.http_status)
             raise
         finally:
-            del self._running[asked.caller.request_id]
             run.ended(CLIENT_GONE)
             await pieces.aclose()
 
-    def headers(self, request_id: str) -> dict[str, str]:
-        """``x-ratelimit-*`` for a request that is being answered; nothing for others."""
-        admission = self._running.get(request_id)
+    def headers(self) -> dict[str, str]:
+        """``x-ratelimit-*`` of the request that the current task answers, if it was let in."""
+        admission = _ADMITTED.get()
         return admission.headers(self.clock()) if admission else {}
 
     def _admit(self, asked: Asked) -> Admission:
@@ -103,9 +115,10 @@ class Metering:
             self.metrics.refused(asked.service, asked.caller.tenant, error.http_status, reached)
             raise
 
-    def _parties(self, asked: Asked) -> Sequence[Party]:
-        key = self._keys.get(asked.caller.key)
-        return parties(key, asked.service, self._services.get(asked.service)) if key else []
+    def _parties(self, asked: Asked) -> list[Party]:
+        _, found = self._keys.get(asked.caller.key, (None, []))
+        limits = self._limits(asked.service)
+        return [*found, Party("service", asked.service, Limits(**limits))] if limits else found
 
 
 class _Run:
@@ -121,13 +134,14 @@ class _Run:
 
     def heard(self, piece: bytes) -> bytes:
         """A piece of the answer, and what of it is for the client. With the last one, the request is counted."""
-        if self._first_s is None:
-            self._first_s = self._metering.clock()
         if not self._asked.streamed:
             told = of_answer(piece)
         else:
-            self._events += piece.count(_EVENT_END)
             piece, told = taken_out(piece)
+            if piece and not piece.startswith(b":"):  # a comment says that the request waits
+                self._events += piece.count(_EVENT_END)
+                if self._first_s is None:
+                    self._first_s = self._metering.clock()
         if told is not None:
             self._count(told, 200, FRONT_DOOR)
         return piece
@@ -138,7 +152,7 @@ class _Run:
             prompt = self._metering.estimates.prompt(self._asked.service, self._asked.body_bytes)
             self._count(Tokens(prompt, 0, self._events), status, GUESSED)
         elif not self._over:
-            self._close(status, 0)
+            self._close(status, self.admission.expected if status == CLIENT_GONE else 0)
 
     def _count(self, tokens: Tokens, status: int, witness: int) -> None:
         asked, caller = self._asked, self._asked.caller

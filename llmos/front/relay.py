@@ -93,6 +93,8 @@ class Relay:
             try:
                 await exchange.begin(question, self._secret)
                 exchange.turn.answers()
+                if question.begun is not None:
+                    question.begun(replica)
                 return exchange
             except Draining:
                 self._fleet.drained(replica.replica)

@@ -8,7 +8,7 @@ be, the choice is by load alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -30,6 +30,7 @@ class Question:
     """What is asked of a replica of ``service``: ``body`` (JSON) at ``path``, for ``caller``.
 
     ``streamed`` answers come in pieces. ``request`` is what ``body`` says, where that has a prompt.
+    ``begun`` is told which replica answers.
     """
 
     service: str
@@ -38,6 +39,7 @@ class Question:
     caller: Caller
     streamed: bool
     request: ChatRequest | CompletionRequest | None = None
+    begun: Callable[[Heartbeat], None] | None = None
 
     @property
     def session(self) -> str:

@@ -79,7 +79,8 @@ def test_all_limits_or_none() -> None:
 
 def test_headers_are_openais_and_of_whoever_has_least_left() -> None:
     limiter = Limiter()
-    who = parties({**KEY, "limits": {"requests_per_min": 60, "tokens_per_min": 1000}}, "s", {"tokens_per_min": 500})
+    of_key = parties({**KEY, "limits": {"requests_per_min": 60, "tokens_per_min": 1000}})
+    who = [*of_key, Party("service", "s", Limits(tokens_per_min=500))]
     admission = limiter.admit(who, Size(100), 0.5)
     assert admission.headers(0.5) == {
         **{"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59"},

@@ -28,7 +28,7 @@ class World:
     def __init__(self, directory: Path, **limits: int) -> None:
         self.now = 1000.0
         self.ledger, self.metrics = Ledger(directory), FrontMetrics()
-        self.metering = Metering(self.ledger, self.metrics, Limiter(max_requests=3), lambda: self.now)
+        self.metering = Metering(self.ledger, self.metrics, lambda _: {}, Limiter(max_requests=3), lambda: self.now)
         self.metering.knows({"id": "k", "tenant": "t", "limits": limits, "tenant_limits": {}})
 
     def answer(self, *script: Any, streamed: bool = True, bound: int | None = None) -> AsyncGenerator[bytes, None]:
@@ -40,6 +40,8 @@ class World:
                     raise item
                 if isinstance(item, bytes):
                     yield item
+                elif isinstance(item, asyncio.Event):
+                    await item.wait()
                 else:
                     self.now += item
 
@@ -104,16 +106,37 @@ async def test_limits_refuse_early_and_are_settled_with_the_truth(tmp_path: Path
     assert [piece async for piece in first] == [DONE]
     second = world.answer(CHUNK, comment(USED) + DONE, bound=150)
     await anext(second)
-    (request_id,) = world.metering._running
-    headers = world.metering.headers(request_id)
+    headers = world.metering.headers()
     assert headers["x-ratelimit-remaining-requests"] == "1" and headers["x-ratelimit-limit-tokens"] == "200"
-    assert world.metering.headers("another") == {}
+    world.metering.arrives()
+    assert world.metering.headers() == {}
     with pytest.raises(UsageError, match="asks for 201 tokens"):
         await anext(world.answer(CHUNK, bound=201))
     seen = samples(world.metrics)
     assert seen["llmos_model_refused_total"] == {("s", "t", "key_tokens"): 1}
     assert seen["llmos_model_requests_total"] == {("s", "t", "429"): 1, ("s", "t", "400"): 1, ("s", "t", "200"): 1}
     await second.aclose()
+
+
+async def test_waiting_is_no_answer(world: World) -> None:
+    waiting = world.answer(2.0, b': {"waiting_for": "s"}\n\n', 2.0, EngineError("gone"))
+    with pytest.raises(EngineError):
+        assert [piece async for piece in waiting] == [b': {"waiting_for": "s"}\n\n']
+    assert world.records() == []
+    assert len([piece async for piece in world.answer(b": waiting\n\n", 2.0, CHUNK + comment(USED) + DONE)]) == 2
+    assert samples(world.metrics)["llmos_time_to_first_token_seconds_sum"] == {("s", "t"): 2.0}
+
+
+async def test_whoever_leaves_early_has_taken_what_was_expected(tmp_path: Path) -> None:
+    world = World(tmp_path, tokens_per_min=200)
+    left = asyncio.ensure_future(anext(world.answer(asyncio.Event(), bound=150, streamed=False)))
+    await asyncio.sleep(0)
+    left.cancel()
+    with suppress(asyncio.CancelledError):
+        await left
+    assert world.metering.limiter.requests == 0
+    with pytest.raises(RateLimitError):
+        await anext(world.answer(CHUNK, bound=150))
 
 
 async def test_what_is_not_bounded_is_expected_to_be_as_before(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 from fastapi import Request
@@ -16,7 +18,10 @@ from llmos.front.caller import authorizer
 from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, News
 from llmos.front.holding import Holding
+from llmos.front.ledger import Ledger
 from llmos.front.listening import Drain, Server, listen
+from llmos.front.metering import Metering
+from llmos.front.metrics import FrontMetrics
 from llmos.front.relay import Relay
 from llmos.front.replica import create_replica_app
 from llmos.front.waiting import WaitingRoom
@@ -47,7 +52,7 @@ class Replica:
 
     @property
     def beat(self) -> Heartbeat:
-        return Heartbeat("m", "1", self.name, self.url)
+        return Heartbeat("m", "1", self.name, self.url, model="m@1")
 
     async def models(self) -> Sequence[ModelCard]:
         return [model_card("m", 7)]
@@ -106,6 +111,7 @@ class Door:
     client: httpx.AsyncClient
     url: str
     held: Holding
+    metering: Metering
     beats: list[Heartbeat]
     now: list[float] = field(default_factory=lambda: [0.0])
     told: list[dict[str, tuple[int, int]]] = field(default_factory=list)
@@ -113,16 +119,21 @@ class Door:
 
 @asynccontextmanager
 async def door(
-    *beats: Heartbeat, services: Sequence[str] = ("m",), routes: Mapping[str, Route] | None = None
+    *beats: Heartbeat,
+    services: Sequence[str] = ("m",),
+    routes: Mapping[str, Route] | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Door]:
-    """A front door on a port of its own that knows replicas by ``beats``."""
+    """A front door on a port of its own that knows replicas by ``beats``. ``limits`` are those of its one key."""
     now, there, told = [0.0], list(beats), list[dict[str, tuple[int, int]]]()
+    key = {"id": "key-1", "tenant": "tenant-1", "limits": limits or {}, "tenant_limits": {}}
 
     async def read() -> News:
         told.append(held.asked())
         return News(routes or dict.fromkeys(services, Route(7)), list(there))
 
     async def authorize(request: Request, _scope: str) -> Caller:
+        metering.knows(key)
         return Caller("key-1", "tenant-1", request.headers.get("x-request-id", "req"))
 
     async def remove(_service: str, _authorization: str | None) -> None:
@@ -132,17 +143,21 @@ async def door(
     relay = Relay(fleet, SECRET)
     held = Holding(fleet, relay, WaitingRoom(every_s=0.05))
     await fleet.refresh()
-    app = create_app(ServiceBackend(fleet, held, remove), authorize)
+    usage = TemporaryDirectory()
+    ledger = Ledger(Path(usage.name))
+    metering = Metering(ledger, FrontMetrics(fleet.beats), lambda service: fleet.services[service].limits)
+    app = create_app(ServiceBackend(fleet, held, metering, remove), authorize)
     listener = listen("127.0.0.1")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = Server(FrontDoor(app, app, app), listener)
+    server = Server(FrontDoor(app, app, app, metering), listener)
     task = asyncio.create_task(server.serve([listener]))
     while not server.started:
         await asyncio.sleep(0.01)
     try:
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            yield Door(fleet, relay, client, url, held, there, now, told)
+            yield Door(fleet, relay, client, url, held, metering, there, now, told)
     finally:
         server.should_exit = True
         await task
         await relay.close()
+        usage.cleanup()
