@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 CLIENT_GONE = 499
@@ -65,7 +65,8 @@ class Record:
 
     def line(self) -> bytes:
         """JSON and a line end."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode() + b"\n"
+        fields = {name: getattr(self, name) for name in self.__slots__}  # dataclasses.asdict copies, and takes longer
+        return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
 def _checked(name: str, value: Any) -> Any:
