@@ -22,6 +22,7 @@ from llmos.infer.encoder import EncoderEngine
 from llmos.infer.engine import Engine
 from llmos.infer.local import LocalEngine
 from llmos.infer.request import GenerationRequest, TokenEvent
+from llmos.merging import together
 from llmos.models import Tokenizer
 from llmos.one_model import OneModel
 from llmos.openai.caller import Caller
@@ -37,8 +38,6 @@ from llmos.usage import CLIENT_GONE
 
 if TYPE_CHECKING:
     from llmos.control.store.completions import Completions
-
-Indexed = tuple[int, TokenEvent]
 
 
 class EngineBackend(OneModel):
@@ -72,7 +71,7 @@ class EngineBackend(OneModel):
         latest: dict[int, TokenEvent] = {}
         status = CLIENT_GONE
         try:
-            async with aclosing(_together([self._events(request, one) for one in asked])) as events:
+            async with aclosing(together([self._events(request, one) for one in asked])) as events:
                 async for index, event in events:
                     before = latest.get(index)
                     latest[index] = event if before is None or request.stream else before.then(event)
@@ -271,33 +270,3 @@ def _counts(prompts: list[tuple[int, ...]], latest: Mapping[int, TokenEvent], ea
 async def _nothing(asked: GenerationRequest) -> AsyncIterator[TokenEvent]:
     """The answer of no tokens."""
     yield TokenEvent(asked.id, (), "", finish_reason="length", prompt_tokens=len(asked.prompt_tokens))
-
-
-async def _together(streams: Sequence[AsyncIterator[TokenEvent]]) -> AsyncGenerator[Indexed, None]:
-    """Events of all ``streams`` with their index, as they come. The first error ends all of them."""
-    queue: asyncio.Queue[Indexed | Exception | None] = asyncio.Queue(maxsize=1)  # events merge while they wait
-    tasks = [asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(streams)]
-    try:
-        running = len(tasks)
-        while running:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-
-async def _pump(index: int, stream: Any, queue: asyncio.Queue[Indexed | Exception | None]) -> None:
-    try:
-        async with aclosing(stream):
-            async for event in stream:
-                await queue.put((index, event))
-        await queue.put(None)
-    except Exception as error:
-        await queue.put(error)
