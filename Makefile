@@ -29,7 +29,7 @@ check: $(VENV)/.installed-dev ## lint, format, strict types, the structure of th
 .PHONY: test
 test: $(VENV)/.installed-dev ## the tests that CI runs, with coverage: three processes without Ray, then one at a time with it
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= -m "not slow"
-	$(BIN)/python -m pytest tests/ray tests/e2e --cov --cov-append -m "not slow" --session-timeout=1200
+	$(BIN)/python -m pytest tests/ray tests/e2e --cov --cov-append -m "not slow" --session-timeout=1500
 
 .PHONY: test-full
 test-full: $(VENV)/.installed-dev ## every test, also those that take minutes
