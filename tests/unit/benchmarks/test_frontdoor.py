@@ -26,7 +26,7 @@ from benchmarks.frontdoor.measure import (
     ttft_ms,
 )
 from benchmarks.rows import Options, Unmeasured
-from llmos.front.caller import HEADER, sign
+from llmos.front.caller import HEADER, place, sign
 from llmos.front.fleet import Fleet
 from llmos.openai.caller import Caller
 
@@ -125,7 +125,7 @@ async def engine(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncCl
     monkeypatch.setenv("LLMOS_API_KEY", KEY)
     monkeypatch.setenv(mock.ENV_DOOR, SHARED.decode())
     transport = httpx.ASGITransport(mock.application())
-    async with httpx.AsyncClient(transport=transport, base_url="http://mock") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://mock:1") as client:
         yield client
 
 
@@ -136,7 +136,9 @@ async def test_the_mock_engine_streams_as_many_tokens_as_are_asked_for(engine: h
         )
         *events, end, _ = answer.text.split("\n\n")
         assert end == "data: [DONE]"
-        deltas = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+        deltas = [
+            json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events if event[0] != ":"
+        ]
         assert sum(bool(delta.get("content")) for delta in deltas) == workload.tokens
 
 
@@ -144,8 +146,9 @@ async def test_the_mock_engine_lets_in_the_front_door_and_who_has_the_key(engine
     async def status(headers: dict[str, str]) -> int:
         return (await engine.post("/v1/chat/completions", json=SHORT.body, headers=headers)).status_code
 
-    assert await status({HEADER: sign(Caller("key"), SHARED)}) == 200
-    assert await status({HEADER: sign(Caller("key"), b"another's"), "Authorization": f"Bearer {KEY}"}) == 401
+    where = place(str(engine.base_url), "/v1/chat/completions")
+    assert await status({HEADER: sign(Caller("key"), SHARED, where)}) == 200
+    assert await status({HEADER: sign(Caller("key"), b"another's", where), "Authorization": f"Bearer {KEY}"}) == 401
     assert await status({"Authorization": "Bearer other"}) == await status({}) == 401
     assert (await engine.post("/echo", content=b"anything")).content == b"anything"
 
