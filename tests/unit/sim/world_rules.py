@@ -89,6 +89,9 @@ def carried_out(desired: Desired, snapshot: Snapshot, made: Plan) -> tuple[Desir
         if action.verb is Verb.DEPLOY:
             services[action.id] = replace(services[action.id], target=action.replicas)
             continue
+        if action.verb is Verb.REMOVE:  # of a service without replicas, whose deployment had some
+            services[action.id] = replace(services[action.id], removing=True)
+            continue
         if action.phase and action.phase.final:
             ended[action.id] = action.phase
             del jobs[action.id]
