@@ -35,14 +35,14 @@ def test_every_rule_holds_of_the_plan_for_a_random_cluster(world: World) -> None
 
 
 @pytest.mark.timeout(7200)
-@settings(max_examples=CASES // 10, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=CASES // 4, suppress_health_check=[HealthCheck.too_slow])
 @given(of_one_tenant)
 def test_every_rule_holds_where_all_jobs_are_one_tenants(world: World) -> None:
     assert not wrong(world)
 
 
 @pytest.mark.timeout(7200)
-@settings(max_examples=CASES // 10, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=CASES // 2, suppress_health_check=[HealthCheck.too_slow])
 @given(st.one_of(lending, of_one_owner))
 def test_every_rule_holds_where_services_lend_what_they_own(world: World) -> None:
     assert not wrong(world)
