@@ -10,15 +10,14 @@ from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from llmos.errors import ModelError
-from llmos.files import read_json, sync_directory
+from llmos.files import sync_directory
 from llmos.models import ModelConfig, Tokenizer
 from llmos.models.encoder_config import LENGTH_FILE, MODULES_FILE, POOLING_FILE, EncoderConfig, is_encoder
 from llmos.models.encoder_tokenizer import EncoderTokenizer
 from llmos.models.encoder_weights import places
 from llmos.models.quantization import Quantization
+from llmos.models.weight_files import COPY_AGAIN, absent, opened, weight_paths
 
 KNOWN = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -30,7 +29,6 @@ KNOWN_BELOW = (POOLING_FILE,)
 _DTYPES = ("F32", "BF16", "F16")
 _QUANTIZED = ("I8", "I32", "I64")
 _WHOLE = ".weight_shape"
-_COPY_AGAIN = "Copy or export the model again."
 
 
 def files(directory: Path) -> list[Path]:
@@ -63,19 +61,17 @@ def inspect_decoder(directory: Path) -> ModelConfig:
     names = {path.name for path in files(directory)}
     config = ModelConfig.load(directory)
     _check_vocabulary(directory, Tokenizer.load(directory).vocab_size, config.vocab_size)
-    weights = _weight_files(directory)
-    if missing := [name for name in weights if name not in names]:
-        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
-        hint = "Convert its pickled files to safetensors first." if pickled else _COPY_AGAIN
-        raise ModelError(f"there is no {directory / missing[0]}: expected weights in safetensors files", hint=hint)
+    weights = weight_paths(directory)
+    if missing := [path for path in weights if path.name not in names]:
+        raise absent(missing[0])
     quantization = Quantization.load(directory)
-    shapes = {name: shape for file in weights for name, shape in _shapes(directory / file, quantization).items()}
+    shapes = {name: shape for path in weights for name, shape in _shapes(path, quantization).items()}
     if quantization is not None:
         shapes = _unpacked(directory, shapes, quantization)
     found = sum(prod(shape) for name, shape in shapes.items() if not _derived(name, config))
     if found != config.num_parameters:
         expected = f"config.json calls for {config.num_parameters:,}"
-        raise ModelError(f"{directory}: the weights have {found:,} parameters; {expected}", hint=_COPY_AGAIN)
+        raise ModelError(f"{directory}: the weights have {found:,} parameters; {expected}", hint=COPY_AGAIN)
     return config
 
 
@@ -107,16 +103,7 @@ def _inside(directory: Path, path: Path) -> Path:
 def _check_vocabulary(directory: Path, tokens: int, known: int) -> None:
     if tokens > known:
         what = f"{directory}: the tokenizer has {tokens} tokens, the model {known}"
-        raise ModelError(f"{what}; expected at most as many", hint=_COPY_AGAIN)
-
-
-def _weight_files(directory: Path) -> list[str]:
-    index = directory / "model.safetensors.index.json"
-    try:
-        found = read_json(index)
-        return sorted(set(found["weight_map"].values())) if found is not None else ["model.safetensors"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is not an index of weights: expected `weight_map`", hint=_COPY_AGAIN) from error
+        raise ModelError(f"{what}; expected at most as many", hint=COPY_AGAIN)
 
 
 def _shapes(path: Path, quantization: Quantization | None) -> dict[str, tuple[int, ...]]:
@@ -124,16 +111,12 @@ def _shapes(path: Path, quantization: Quantization | None) -> dict[str, tuple[in
 
     Only headers and those shapes are read; the library refuses a file that is shorter than it says.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-            kinds = {name: part.get_dtype() for name, part in parts.items()}
-            shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
-            if quantization is not None:
-                shapes |= {name: tuple(file.get_tensor(name).tolist()) for name in shapes if name.endswith(_WHOLE)}
-    except (SafetensorError, OSError) as error:
-        what = f"{path} ({path.stat().st_size:,} bytes) is truncated or corrupt: {error}"
-        raise ModelError(f"{what}; expected a whole safetensors file", hint=_COPY_AGAIN) from error
+    with opened(path, "np") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        kinds = {name: part.get_dtype() for name, part in parts.items()}
+        shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+        if quantization is not None:
+            shapes |= {name: tuple(file.get_tensor(name).tolist()) for name in shapes if name.endswith(_WHOLE)}
     allowed = _DTYPES if quantization is None else (*_DTYPES, *_QUANTIZED)
     for name, kind in kinds.items():
         if kind not in allowed:
@@ -153,11 +136,11 @@ def _unpacked(
             found[matrix] = shapes.get(f"{matrix}{_WHOLE}", (0, 0))
             if (scheme := quantization.scheme(matrix)) is None:
                 what = f"{directory}: {name} is there, but by config.json {matrix} is not quantized"
-                raise ModelError(f"{what}; expected plain weights", hint=_COPY_AGAIN)
+                raise ModelError(f"{what}; expected plain weights", hint=COPY_AGAIN)
             rows, columns = found[matrix]
             if shape != (rows, -(-columns * scheme.bits // 32)):
                 what = f"{directory}: {name} has shape {list(shape)}, which does not hold {rows} × {columns} values"
-                raise ModelError(f"{what} of {scheme.bits} bits in words of 32", hint=_COPY_AGAIN)
+                raise ModelError(f"{what} of {scheme.bits} bits in words of 32", hint=COPY_AGAIN)
         elif part not in ("weight_shape", "weight_scale"):
             found[name] = shape
     return found

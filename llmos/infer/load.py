@@ -21,9 +21,10 @@ from llmos.infer import memory
 from llmos.infer.shard import LayerShard, Matrix, Shard
 from llmos.infer.split import FEATURES, Split, aligned, split
 from llmos.models.config import ModelConfig
-from llmos.models.headers import EMBEDDING, OUTPUT, Header, headers, opened
+from llmos.models.headers import EMBEDDING, OUTPUT, Header, headers
 from llmos.models.packed_layout import dequantize, stored_bytes
 from llmos.models.quantization import Quantization, Scheme
+from llmos.models.weight_files import opened
 
 _STORED_BYTES = {"I8": 1, "I32": 4, "I64": 8}
 

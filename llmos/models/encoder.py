@@ -17,7 +17,8 @@ from torch import Tensor
 
 from llmos.errors import UsageError
 from llmos.models.encoder_config import Activation, EncoderConfig
-from llmos.models.encoder_weights import opened, places
+from llmos.models.encoder_weights import places
+from llmos.models.weight_files import opened
 
 _ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmos.errors import ModelError
-from llmos.files import read_json
 from llmos.models.config import ModelConfig
 from llmos.models.packed_layout import words
 from llmos.models.quantization import Quantization, Scheme
+from llmos.models.weight_files import COPY_AGAIN, opened, weight_paths
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 DERIVED = ".rotary_emb.inv_freq"
 """Files of 2023 hold this; it follows from config.json."""
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-COPY_AGAIN = "Copy or export the model again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,25 +115,10 @@ def read(header: Header, name: str) -> Tensor:
         return cast(Tensor, file.get_tensor(name))
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """``path`` open for reading. Whatever is wrong with its content becomes a ModelError."""
-    if not path.exists():
-        pickled = any(path.parent.glob("*.bin")) or any(path.parent.glob("*.pt*"))
-        hint = "Convert its pickled files to safetensors first." if pickled else COPY_AGAIN
-        raise ModelError(f"there is no {path}: expected weights in safetensors files", hint=hint)
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        what = f"{path} ({path.stat().st_size:,} bytes) is truncated or corrupt: {error}"
-        raise ModelError(f"{what}; expected a whole safetensors file", hint=COPY_AGAIN) from error
-
-
 def _found(directory: Path, config: ModelConfig) -> dict[str, Header]:
     """Every tensor in the files of ``directory`` but those that follow from others."""
     found: dict[str, Header] = {}
-    for path in _paths(directory):
+    for path in weight_paths(directory):
         with opened(path) as file:
             for name in file.keys():  # noqa: SIM118  # not a dict
                 part = file.get_slice(name)
@@ -147,20 +127,6 @@ def _found(directory: Path, config: ModelConfig) -> dict[str, Header]:
     if config.tie_embeddings and _equal(found.get(EMBEDDING), found.get(OUTPUT)):
         derived.add(OUTPUT)
     return {name: header for name, header in found.items() if name not in derived}
-
-
-def _paths(directory: Path) -> list[Path]:
-    """The files that hold the weights: those of the index, if there is one."""
-    index = directory / INDEX
-    if not index.exists():
-        return [directory / SINGLE]
-    try:
-        names = {str(name) for name in read_json(index)["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is not an index of weights: expected `weight_map`", hint=COPY_AGAIN) from error
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ModelError(f"{index} names {outside[0]!r}: expected files beside it", hint=COPY_AGAIN)
-    return [directory / name for name in sorted(names)]
 
 
 def _equal(a: Header | None, b: Header | None) -> bool:

@@ -17,7 +17,7 @@ from llmos.files import sync_directory, write_json
 from llmos.models import packed_layout
 from llmos.models.config import ModelConfig
 from llmos.models.digest import digest as digest
-from llmos.models.headers import DTYPES, INDEX, SINGLE, opened, scheme_of
+from llmos.models.headers import DTYPES, scheme_of
 from llmos.models.headers import EMBEDDING as EMBEDDING
 from llmos.models.headers import Header as Header
 from llmos.models.headers import headers as headers
@@ -25,6 +25,7 @@ from llmos.models.headers import read as read
 from llmos.models.packed_layout import unpack
 from llmos.models.quantization import Quantization, Scheme
 from llmos.models.transformer import Transformer
+from llmos.models.weight_files import INDEX, SINGLE, opened
 
 MAX_FILE_BYTES = 5 * 10**9
 """Larger models are split into several files, as Hugging Face does."""

@@ -107,7 +107,7 @@ def index_outside(directory: Path) -> None:
         (be_quantized, "w has type I8; expected F32, BF16, F16"),
         (be_of_another_family, "GPT2LMHeadModel"),
         (link_out, r"tokenizer\.json is a link out of its directory"),
-        (index_outside, "there is no .*passwd: expected weights"),
+        (index_outside, "names .*passwd.: expected files beside it"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 9), "truncated or corrupt"),
         (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "there is no .*model.safetensors"),
         (lambda d: (d / "tokenizer.json").unlink(), r"there is no .*tokenizer\.json"),
