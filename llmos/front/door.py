@@ -8,9 +8,10 @@ from contextlib import aclosing, suppress
 
 from prometheus_client import Counter, Histogram
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmos.errors import LlmosError
+from llmos.errors import LlmosError, UsageError
 from llmos.front.fleet import Fleet
 from llmos.front.holding import Holding
 from llmos.front.metering import Asked, Metering
@@ -94,8 +95,12 @@ class ServiceBackend:
 
 
 def _body(request: BaseModel, service: str) -> bytes:
-    """What a replica is sent: the request as it came, the service under its own name."""
-    return request.model_copy(update={"model": service}).model_dump_json(exclude_unset=True).encode()
+    """What a replica is sent: the request as it came, the service under its own name. Raises UsageError."""
+    try:
+        return request.model_copy(update={"model": service}).model_dump_json(exclude_unset=True).encode()
+    except PydanticSerializationError as error:
+        what = f"the body cannot be passed on: {str(error)[:200]}"
+        raise UsageError(what, hint="Send Unicode text (no half of a surrogate pair) and no deep nesting.") from error
 
 
 class FrontDoor:

@@ -51,20 +51,21 @@ class Fleet:
         self._suspects: dict[str, float] = {}
         self._draining: set[str] = set()
         self._asking: asyncio.Future[News] | None = None
+        self._told_s = self.clock()  # when the control module said something last
         self.known = False
         """Whether the control module has answered once."""
 
     async def follow(self, every: Callable[[], None]) -> None:
-        """Ask the control module every REFRESH_S, for ever, and call ``every`` afterwards. What it said last stays true
-        while it is away."""
+        """Ask the control module every REFRESH_S, for ever, and call ``every`` afterwards, also while it is away: then
+        what it said last stays true."""
         while True:
             try:
                 await self.refresh()
-                every()
             except (LlmosError, TimeoutError) as error:
                 _log.info("the control module tells nothing about replicas: %s", error)
             except Exception:
                 _log.exception("what the control module told about replicas cannot be used")
+            every()
             await asyncio.sleep(REFRESH_S)
 
     async def refresh(self) -> None:
@@ -86,7 +87,7 @@ class Fleet:
         if news.complete:
             for replica in self._replicas.keys() - told.keys():
                 self._forget(replica)
-        self.services, self.known = news.services, True
+        self.services, self.known, self._told_s = news.services, True, self.clock()
         self._named = {alias: name for name, route in news.services.items() for alias in route.aliases}
         self._replicas |= told
 
@@ -192,4 +193,6 @@ class Fleet:
     def dead(self, replica: str, silent_s: float) -> bool:
         """Whether nothing more is to be expected of a replica from which no byte has come for ``silent_s``."""
         found = self._replicas.get(replica)
-        return silent_s > SILENCE_S if found is None else found.stalled
+        if found is None or self.clock() - self._told_s > SILENCE_S:  # that it lives is too long ago to be believed
+            return silent_s > SILENCE_S
+        return found.stalled

@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator
 
-from llmos.errors import EngineError, UsageError, from_json
+from llmos.errors import AuthError, EngineError, UsageError, from_json
 from llmos.front.caller import HEADER, place, sign
 from llmos.front.connection import Connection, Connections, request
 from llmos.front.fleet import Fleet
@@ -189,7 +189,10 @@ def _told(answer: Connection, body: bytes) -> Exception:
         return Draining()
     if ERROR in answer.headers:
         error = from_json(json.loads(body))
-        return Broken(str(error)) if type(error) is EngineError else error
+        ours = type(error) is EngineError or isinstance(
+            error, AuthError
+        )  # of its engine, or of this front door's header
+        return Broken(str(error)) if ours else error
     what = f"the replica answered {answer.status}: {body[:500].decode(errors='replace')}"
     return UsageError(what) if 400 <= answer.status < 500 else EngineError(what)
 

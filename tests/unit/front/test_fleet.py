@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
-from llmos.errors import NotFoundError, UnavailableError
+from llmos.errors import ClusterError, NotFoundError, UnavailableError
+from llmos.front import fleet
 from llmos.front.fleet import SILENCE_S, SUSPECT_S, Fleet, News
 from llmos.heartbeat import Heartbeat, Route
 
@@ -84,3 +86,20 @@ def test_who_is_dead_to_those_who_wait(world: World) -> None:
     world.fleet.learn(News(SERVICES, [B]))
     assert not world.fleet.dead("a", SILENCE_S - 1)  # bytes may still come
     assert world.fleet.dead("a", SILENCE_S + 1)
+
+
+def test_that_a_replica_lives_is_believed_as_long_as_somebody_says_so(world: World) -> None:
+    assert not world.fleet.dead("a", SILENCE_S + 1)
+    world.now += SILENCE_S + 1  # the control module is away for so long
+    assert world.fleet.dead("a", SILENCE_S + 1) and not world.fleet.dead("a", SILENCE_S - 1)
+
+
+async def test_who_hangs_is_looked_for_while_the_control_module_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read() -> News:
+        raise ClusterError("away")
+
+    monkeypatch.setattr(fleet, "REFRESH_S", 0.0)
+    looked = asyncio.Event()
+    task = asyncio.create_task(Fleet(read).follow(looked.set))
+    await asyncio.wait_for(looked.wait(), 5)
+    task.cancel()

@@ -11,7 +11,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from llmos.errors import CapacityError, ContextLengthError, EngineError, LlmosError
+from llmos.errors import AuthError, CapacityError, ContextLengthError, EngineError, LlmosError
 from llmos.front.caller import HEADER, place, sign
 from llmos.front.fleet import News
 from llmos.front.relay import DRAINING
@@ -87,6 +87,21 @@ async def test_errors_of_the_replica_are_the_client_s(error: LlmosError) -> None
                 assert found.headers.get("retry-after") == ("7" if isinstance(error, CapacityError) else None)
                 assert error.message in found.json()["error"]["message"]
             assert sum(len(replica.callers) for replica in both) == 2  # nobody else was asked
+
+
+async def test_a_front_door_that_is_not_let_in_is_no_key_that_is_wrong() -> None:
+    with replicas([AuthError("not signed by this cluster's front door")], ANSWER) as (stranger, _):
+        async with door(stranger.beat) as one:
+            found = await one.client.post(PATH, json=BODY)
+            assert found.status_code == 503
+
+
+async def test_text_that_is_no_unicode_is_the_client_s_mistake() -> None:
+    body = b'{"model": "m", "prompt": "\\ud800"}'
+    with replicas(ANSWER) as (replica,):
+        async with door(replica.beat) as one:
+            found = await one.client.post(PATH, content=body, headers={"content-type": "application/json"})
+            assert found.status_code == 400, found.text
 
 
 async def test_who_refuses_or_drains_is_passed_over() -> None:
