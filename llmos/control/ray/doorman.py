@@ -166,12 +166,15 @@ def dismiss(meeting: Path) -> None:
 
 def _connect(meeting: Path) -> Port:
     connection = _connection(meeting)
-    connection.settimeout(LEAVE_S)  # one that hangs is told of
-    _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-    if not descriptors:
+    try:
+        connection.settimeout(LEAVE_S)  # one that hangs is told of
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        if not descriptors:
+            raise ConnectionResetError("the process that holds the port ended when it was asked for it")
+        connection.settimeout(None)
+    except BaseException:
         connection.close()
-        raise ConnectionResetError("the process that holds the port ended when it was asked for it")
-    connection.settimeout(None)
+        raise
     return Port(connection, socket.socket(fileno=descriptors[0]))
 
 

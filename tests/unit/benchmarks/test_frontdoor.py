@@ -96,7 +96,7 @@ async def test_first_and_last_event_are_timed_from_sending() -> None:
         sample = await run(load(port, streams=1, events=2, seconds=0.5))
     assert sample.answers == len(sample.first_s) == len(sample.last_s) > 2
     for first_s, last_s in zip(sample.first_s, sample.last_s, strict=True):
-        assert 0.02 <= first_s < last_s and last_s - first_s >= 0.04
+        assert 0.02 <= first_s < last_s and last_s >= 0.06  # what was slept since the request was there
 
 
 async def test_an_answer_with_a_length_ends_with_it() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +82,21 @@ def test_a_doorman_that_ends_is_replaced_and_the_port_stays(place: tuple[int, Pa
     leave(door)
     leave(again)
     assert ask(port).status_code == 503
+
+
+def test_one_that_hangs_keeps_no_socket_of_who_asks(place: tuple[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorman, "LEAVE_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as silent:
+        with doorman._near(place[1]) as path:
+            silent.bind(path)
+        silent.listen()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ResourceWarning)
+            with pytest.raises(TimeoutError):
+                doorman._connect(place[1])
+            gc.collect()
+    assert not told
+    place[1].unlink()
 
 
 def test_a_taken_port_is_told_of(tmp_path: Path) -> None:
