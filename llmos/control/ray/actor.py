@@ -28,6 +28,9 @@ from llmos.heartbeat import Heartbeat
 from llmos.layout import Layout
 
 CONCURRENT_CALLS = 32
+"""Verbs at once; some take seconds, such as counting a model's bytes."""
+PULSE, CONCURRENT_PULSES = "pulse", 8
+"""The threads of what is short and must not wait behind verbs: who does not beat in time counts as dead."""
 GATEWAY_LOOK_S = 2.0
 MONITOR_LOG = "monitor.log"
 """Where Ray's autoscaler, which runs on this node, too, says what it does."""
@@ -62,6 +65,7 @@ class ControlActor:
         except LlmosError as error:
             return error
 
+    @ray.method(concurrency_group=PULSE)
     def authorize(self, authorization: str | None, scope: str) -> Any:
         """The answer of :meth:`Control.authorize`, or the error it raised."""
         try:
@@ -80,16 +84,19 @@ class ControlActor:
         """Where the state lies and the front door listens: ``{state_dir, host, port}``."""
         return self._place
 
+    @ray.method(concurrency_group=PULSE)
     def heartbeat(self, beat: Heartbeat) -> None:
         """A replica says how it is doing."""
         self._replicas.heard(beat)
         if self._loop.rollouts.scaling.heard(beat):
             self._loop.nudge()
 
+    @ray.method(concurrency_group=PULSE)
     def left(self, replica: str) -> None:
         """A replica says that it ends."""
         self._replicas.left(replica)
 
+    @ray.method(concurrency_group=PULSE)
     def fleet(self, door: str = "", asked: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Any]:
         """What the front door wants to know: the fields of :class:`llmos.front.fleet.News`. ``asked`` is what it tells
         itself: the requests that have arrived so far, and those that it holds, by service."""
@@ -113,6 +120,7 @@ class ControlActor:
         """A new admin key: only whoever may connect to the Ray cluster can ask for one without having one."""
         return self._control.create_key(name, ("admin",))
 
+    @ray.method(concurrency_group=PULSE)
     def nudge(self) -> None:
         """Plan soon: an attempt has ended."""
         self._loop.nudge()
@@ -133,7 +141,8 @@ def start(layout: Layout, host: str, port: int, autoscaling: str | None = None) 
     Raises ConflictError if it exists with another state directory or front door: a cluster has one llmos.
     """
     node = ray.get_runtime_context().get_node_id()
-    actor = ray.remote(ControlActor).options(
+    remote: Any = ray.remote  # its types know nothing of these groups
+    actor = remote(concurrency_groups={PULSE: CONCURRENT_PULSES})(ControlActor).options(
         name=CONTROL,
         namespace=NAMESPACE,
         lifetime="detached",
