@@ -2,8 +2,9 @@
 
     python -m benchmarks.frontdoor.wake_row ROUNDS      prints the row; starts a cluster of its own
 
-The node is warm: the service was awake before, so its files are cached and its engine is compiled. Between two rounds
-the service is removed, with its replica, and put there again at zero.
+The node is warm: the service was awake before, so its files are cached, and its engine's step is compiled, which an
+engine that lives for less than a minute may not come to. Between two rounds the service is removed, with its replica,
+and put there again at zero.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from benchmarks.rows import Measured, Options, Unmeasured
 from benchmarks.serve_models import SMOLLM_135M
 from llmos.control.ray.processes import free_ports
 from llmos.errors import LlmosError
+from llmos.infer.native.build import build
 from llmos.settings import Connection, connection
 from llmos.spec.load import parse
 
@@ -63,10 +65,11 @@ def _spec() -> llmos.Service:
 
 @contextmanager
 def _cluster() -> Iterator[Connection]:
-    """A cluster with the model, and no service."""
+    """A cluster with nothing in it, for a user whose engines are compiled."""
     with tempfile.TemporaryDirectory(prefix="llmos-wake-", ignore_cleanup_errors=True) as home:
         os.environ.update(HOME=home, LLMOS_STATE_DIR=f"{home}/state", OMP_NUM_THREADS="1")
         os.environ.setdefault("PYTHONPATH", str(ROOT))
+        build()
         subprocess.run([LLMOS, "up", "--port", str(free_ports(1)[0])], check=True, stdout=subprocess.DEVNULL)
         try:
             yield connection()

@@ -160,7 +160,8 @@ class Makers:
             context_length=self.context_length,
         )
         _log.info("%s", account)
-        return NativeRunner(shard, account.blocks, cache_bits=8 * itemsize, threads=self.options.threads or 1)
+        threads = self.options.threads or counts(self.options)[-1]  # all, for nothing else computes yet
+        return NativeRunner(shard, account.blocks, cache_bits=8 * itemsize, threads=threads)
 
     def torch(self) -> Runner:
         """Plain torch."""
