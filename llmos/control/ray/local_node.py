@@ -34,7 +34,7 @@ def main() -> None:
     address, directory, resources, *labels = sys.argv[1:]
     parent = os.getppid()
     try:
-        node = Node(_parameters(address, directory, json.loads(resources), json.loads((labels or ["{}"])[0])))
+        node = Node(parameters(address, directory, json.loads(resources), json.loads((labels or ["{}"])[0])))
         Path(directory, READY).touch()
         while os.getppid() == parent and not node.dead_processes():
             time.sleep(POLL_S)
@@ -43,7 +43,8 @@ def main() -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _parameters(address: str, directory: str, amounts: dict[str, float], labels: dict[str, str]) -> RayParams:
+def parameters(address: str, directory: str, amounts: dict[str, float], labels: dict[str, str]) -> RayParams:
+    """What a node needs to be told: the head's ``address``, a ``directory`` of its own, the ``amounts`` it offers."""
     own: dict[str, Any] = {name: amounts.pop(name, None) for name in ("CPU", "GPU", "memory")}
     return RayParams(
         gcs_address=address,
