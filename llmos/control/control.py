@@ -82,7 +82,7 @@ class Control(ServingVerbs, Accounts):
         allow_pending: bool = False,
         key: Key | None = None,
     ) -> View:
-        """Accept a TrainJob or TrainFunction; durable on return. The same key again gives the same job.
+        """Accept a TrainJob or TrainFunction; durable on return. The same key of a tenant again gives the same job.
 
         It belongs to the tenant of ``key``, an admin's to the one that it names. What could never start on this cluster
         is refused, unless ``allow_pending``.
@@ -93,6 +93,8 @@ class Control(ServingVerbs, Accounts):
             base = self._registry.get(job.model.ref) if job.model.ref else None
             job = admission.pinned(job, base["ref"]) if base else job
             job = placed(job, Path(base["path"]) if base else None, self._loop.sight.snapshot.nodes)
+        if idempotency_key is not None:  # tenants choose theirs without knowing of one another
+            idempotency_key = f"{job.tenant}/{idempotency_key}"
         if not (allow_pending or self._store.jobs.known(idempotency_key)):
             check_possible(job, self._loop.sight)
         tenants = self._access.tenants(key) if job.after else None

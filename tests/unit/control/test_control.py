@@ -97,7 +97,7 @@ def test_an_idempotency_key_is_one_job_even_when_the_newest_model_is_another(wor
     assert world.control.get_model("coder")["ref"] == "coder@2"
     again = world.control.submit_job(spec, "key")
     assert again["id"] == first["id"] and again["spec"]["model"]["ref"] == "coder@1"
-    with pytest.raises(ConflictError, match="`key` stands for job tuned-1"):
+    with pytest.raises(ConflictError, match="`default/key` stands for job tuned-1"):
         world.control.submit_job(spec | {"steps": 5}, "key")
 
 

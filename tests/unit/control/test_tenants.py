@@ -101,11 +101,15 @@ def test_a_job_belongs_to_the_tenant_of_its_key(world: World) -> None:
     assert {key["tenant"] for key in world.control.list_keys()} == {"research", "default"}
 
 
-def test_one_idempotency_key_of_two_tenants_is_two_specs(world: World) -> None:
+def test_one_idempotency_key_of_two_tenants_is_two_jobs(world: World) -> None:
     make(world, "research")
-    world.control.call("submit_job", header(world), spec=world.spec(), idempotency_key="k")
-    with pytest.raises(ConflictError, match="`k` stands for job coder-1"):
-        world.control.call("submit_job", header(world, tenant="research"), spec=world.spec(), idempotency_key="k")
+    other = header(world, tenant="research")
+    first = world.control.call("submit_job", header(world), spec=world.spec(), idempotency_key="k")
+    second = world.control.call("submit_job", other, spec=world.spec(), idempotency_key="k")
+    assert first["id"] != second["id"]
+    assert world.control.call("submit_job", other, spec=world.spec(), idempotency_key="k")["id"] == second["id"]
+    with pytest.raises(ConflictError, match=f"`research/k` stands for job {second['id']}"):
+        world.control.call("submit_job", other, spec=world.spec(steps=7), idempotency_key="k")
 
 
 def test_a_quota_holds_back_and_the_reason_is_told(world: World) -> None:
