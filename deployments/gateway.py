@@ -112,8 +112,7 @@ class GatewayActor:
         fleet = Fleet(read)
         metrics = FrontMetrics(fleet.beats)
         metering = Metering(Ledger(self._layout.usage), metrics, lambda service: fleet.services[service].limits)
-        certificate = self._layout.certificate
-        relay = Relay(fleet, read_secret(self._layout), str(certificate) if certificate.exists() else None)
+        relay = Relay(fleet, read_secret(self._layout), self._layout.certificate)
         held = Holding(fleet, relay)
         app = create_app(ServiceBackend(fleet, held, metering, remove), authorize, stored=control)
         return FrontDoor(app, _health(control, metrics), create_api(control), metering), beside

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -140,14 +141,16 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """Kept connections, by address. ``tls`` is how ``https`` ones find out whom they talk to."""
+    """Kept connections, by address. ``https`` ones are made to whoever has the key of ``certificate`` (PEM), whatever
+    its address; that file is read for each of them, so another one may take its place."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self._tls = tls
+    def __init__(self, certificate: Path | None = None) -> None:
+        self._certificate = certificate
         self._kept: defaultdict[str, list[Connection]] = defaultdict(list)
 
     async def take(self, url: str) -> Connection:
-        """A connection to ``url``, an address without a path. Raises OSError, TimeoutError."""
+        """A connection to ``url``, an address without a path. Raises OSError, also for ``https`` without a certificate,
+        and TimeoutError."""
         kept = self._kept[url]
         while kept:
             found = kept.pop()
@@ -155,7 +158,7 @@ class Connections:
                 return found
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or 0
-        tls = self._tls if parts.scheme == "https" else None
+        tls = _trust(self._certificate) if parts.scheme == "https" else None
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_S):
             _, made = await loop.create_connection(
@@ -196,3 +199,12 @@ def request(url: str, path: str, body: bytes, headers: Mapping[str, str]) -> byt
     lines = [f"POST {path} HTTP/1.1", f"host: {url.rpartition('/')[2]}", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def _trust(certificate: Path | None) -> ssl.SSLContext:
+    """Raises OSError if there is nothing to go by."""
+    if certificate is None or not certificate.exists():
+        raise OSError(f"no certificate to know a replica by: expected one at {certificate}")
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    return context

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import ssl
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 from llmos.errors import AuthError, EngineError, UsageError, from_json
 from llmos.front.caller import HEADER, place, sign
@@ -44,12 +44,12 @@ class Relay:
     ``secret`` is the cluster's; ``certificate`` what replicas on other machines show.
     """
 
-    def __init__(self, fleet: Fleet, secret: bytes, certificate: str | None = None) -> None:
+    def __init__(self, fleet: Fleet, secret: bytes, certificate: Path | None = None) -> None:
         self._fleet, self._secret = fleet, secret
         self._prompts = Prompts()
         self._warming = Warming(fleet, self._prompts)
         self._exchanges: set[Exchange] = set()
-        self._connections = Connections(_trust(certificate) if certificate else None)
+        self._connections = Connections(certificate)
 
     async def pieces(self, question: Question) -> AsyncGenerator[bytes, None]:
         """The answer's bytes as they come, whole events each; all at once unless ``streamed``.
@@ -195,10 +195,3 @@ def _told(answer: Connection, body: bytes) -> Exception:
         return Broken(str(error)) if ours else error
     what = f"the replica answered {answer.status}: {body[:500].decode(errors='replace')}"
     return UsageError(what) if 400 <= answer.status < 500 else EngineError(what)
-
-
-def _trust(certificate: str) -> ssl.SSLContext:
-    """Whoever has the key of this one certificate is a replica, whatever its address."""
-    context = ssl.create_default_context(cafile=certificate)
-    context.check_hostname = False
-    return context

@@ -47,7 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[llmos.Client]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_replica_elsewhere_answers_over_tls_and_without_a_certificate_not_at_all(cluster: llmos.Client) -> None:
     model = cluster.wait(cluster.submit(nano("served", workers=1, steps=5)).id, timeout_s=120).model
     assert model

@@ -13,6 +13,7 @@ import pytest
 
 import llmos
 import llmos.settings
+from llmos.control.ray import services
 from llmos.errors import ConflictError
 from tests.ray.test_jobs import LOOPBACK, named, nothing_is_held, until
 from tests.support import LLMOS, nano, processes, words
@@ -60,6 +61,27 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         return process.children(recursive=True)
     return []
+
+
+TRACEBACK = """The deployment failed to start 3 times in a row:
+ray::ServeReplica.initialize() (pid=1)
+  File "deployments/replica.py", line 107, in _place_to_listen
+    raise ClusterError(
+llmos.errors.ClusterError: this replica is elsewhere: expected TLS
+  put a certificate there
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("", ""),
+        ("Traceback:\n  File\nValueError: no\n", "ValueError: no"),
+        (TRACEBACK, "this replica is elsewhere: expected TLS – put a certificate there"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_hint(said: str, told: str) -> None:
+    assert services._message({"message": ""}, {"message": said}) == told
 
 
 def test_life_of_a_service(cluster: llmos.Client, model: str, text: llmos.Service) -> None:

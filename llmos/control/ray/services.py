@@ -6,6 +6,7 @@ do not pass through Serve: replicas listen themselves, and the front door knows 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
@@ -22,6 +23,7 @@ from llmos.spec import Service
 
 _PREFIX = "llmos-service-"
 _REPLICA = "deployments.replica:build"
+_ERROR = re.compile(r"llmos\.errors\.\w+: ")
 
 
 def deploy(layout: Layout, unit: str, service: Service, digest: str, replicas: int) -> None:
@@ -101,10 +103,13 @@ def _nodes(
 
 
 def _message(app: Mapping[str, Any], deployment: Mapping[str, Any]) -> str:
-    """What is wrong, in one line: the last line of a traceback is the error itself."""
+    """What is wrong, in one line: the error that a traceback ends with, its hint included."""
     text = (deployment.get("message") or app.get("message") or "").strip()
-    errors = [line for line in text.splitlines() if line.strip()]
-    return errors[-1].strip() if errors else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [number for number, line in enumerate(lines) if _ERROR.match(line)]
+    if not errors:
+        return lines[-1] if lines else ""
+    return _ERROR.sub("", " – ".join(lines[errors[-1] : errors[-1] + 2]))
 
 
 def _details() -> dict[str, Any]:

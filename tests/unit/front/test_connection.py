@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -149,3 +150,13 @@ async def test_who_waits_for_one_that_is_given_up_is_told() -> None:
         one.abort()
         with pytest.raises(ConnectionAbortedError, match="given up"):
             await reading
+
+
+@pytest.mark.parametrize("kept", [None, "certificate.pem"])
+async def test_nothing_is_sent_where_a_certificate_is_needed_and_there_is_none(
+    tmp_path: Path, kept: str | None
+) -> None:
+    async with server(saying()) as (url, _):
+        connections = Connections(tmp_path / kept if kept else None)
+        with pytest.raises(OSError, match="no certificate to know a replica by"):
+            await connections.take(url.replace("http:", "https:"))
