@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,7 +29,7 @@ from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, News
 from llmos.front.holding import Holding
 from llmos.front.ledger import Ledger
-from llmos.front.listening import Server
+from llmos.front.listening import Server, spare_garbage
 from llmos.front.metering import Metering, deliver
 from llmos.front.metrics import FrontMetrics
 from llmos.front.relay import Relay
@@ -62,6 +61,7 @@ class GatewayActor:
             port = self._ask_for_port()
             threading.Thread(target=self._keep_doorman, args=[port], name="llmos-port", daemon=True).start()
             server = Server(app, port.listener, beside=beside)
+            spare_garbage()
             server.start()
             server.join()
         except Exception:
@@ -104,7 +104,7 @@ class GatewayActor:
             await control.call("delete_service", authorization, name=service)
 
         async def record(records: list[Record]) -> None:
-            await control.record_usage([asdict(one) for one in records])
+            await control.record_usage([one.fields for one in records])
 
         async def beside() -> None:
             await asyncio.gather(fleet.follow(held.look), deliver(metering.ledger, record))

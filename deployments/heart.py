@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -59,7 +58,7 @@ class Heart:
     def _testify(self) -> None:
         """Have what requests have used counted."""
         records = self._witness.due()
-        if records and self._tell("record_usage", [asdict(one) for one in records]):
+        if records and self._tell("record_usage", [one.fields for one in records]):
             self._witness.told(records)
 
     def _tell(self, method: str, what: object) -> bool:

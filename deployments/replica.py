@@ -21,7 +21,7 @@ from llmos.control.translate import replica_gang, replica_groups
 from llmos.core.types import Resources
 from llmos.errors import ClusterError, EngineError
 from llmos.front.caller import authorizer, read_secret
-from llmos.front.listening import Drain, Server, listen
+from llmos.front.listening import Drain, Server, listen, spare_garbage
 from llmos.front.replica import create_replica_app
 from llmos.front.witness import Witness
 from llmos.heartbeat import Heartbeat
@@ -57,6 +57,7 @@ class Replica:
         listener = listen(host)
         self._url = f"{'https' if tls else 'http'}://{host}:{listener.getsockname()[1]}"
         self._server = Server(self._door, listener, tls=tls)
+        spare_garbage()
         self._server.start()
         self._id = serve.get_replica_context().replica_id.unique_id
         self._progress, self._digest = Progress(), ""

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmos.errors import AuthError, UsageError
 from llmos.front import caller as signed
-from llmos.front.listening import Drain, Server, listen
+from llmos.front.listening import Drain, Server, listen, spare_garbage
 from llmos.front.replica import create_replica_app
 from llmos.front.usage import comment
 from llmos.openai.caller import Caller
@@ -135,5 +135,6 @@ if __name__ == "__main__":
     server = Server(
         application() if len(sys.argv) == 2 else _of_model(sys.argv[2]), listen("127.0.0.1", int(sys.argv[1]))
     )
+    spare_garbage()
     server.start()
     server.join()

@@ -27,7 +27,7 @@ from llmos.front.door import FrontDoor, ServiceBackend
 from llmos.front.fleet import Fleet, News
 from llmos.front.holding import Holding
 from llmos.front.ledger import Ledger
-from llmos.front.listening import Server, listen
+from llmos.front.listening import Server, listen, spare_garbage
 from llmos.front.metering import Metering, deliver
 from llmos.front.metrics import FrontMetrics
 from llmos.front.relay import Relay
@@ -109,6 +109,7 @@ def main() -> None:
         await asyncio.gather(fleet.follow(held.look), deliver(ledger, record))
 
     server = Server(with_echo(door, relay), listen("127.0.0.1", int(port)), beside=follow)
+    spare_garbage()
     server.start()
     server.join()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
+from functools import cache
 
 from prometheus_client import Counter, Histogram
 from pydantic import BaseModel
@@ -29,6 +30,15 @@ _REQUESTS = Counter("llmos_requests", "requests to the front door", ["part", "st
 _SECONDS = Histogram("llmos_request_seconds", "time until the answer was complete", ["part"])
 
 
+_encoded = cache(str.encode)  # of the names of a few headers
+
+
+@cache
+def _requests(part: str, status: int) -> Counter:
+    """To look a label up costs as much as a request's routing."""
+    return _REQUESTS.labels(part, str(status))
+
+
 class ServiceBackend:
     """Answers OpenAI requests (``openai.server.OpenAIBackend``) with the replicas of the service they name."""
 
@@ -41,16 +51,29 @@ class ServiceBackend:
         names = {one: route.created_at for name, route in services for one in (name, *route.aliases)}
         return [model_card(name, created) for name, created in sorted(names.items())]
 
-    def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
-        """The replica's bytes, as they come. Closing this ends the request there."""
+    def answer(
+        self, request: CompletionRequest | ChatRequest, caller: Caller, raw: bytes = b""
+    ) -> AsyncGenerator[bytes, None]:
+        """The replica's bytes, as they come. Closing this ends the request there. ``raw`` is what ``request`` was read
+        from, if that is at hand."""
+        return self._metered(*self._asked(request, caller, raw))
+
+    async def whole(self, request: CompletionRequest | ChatRequest, caller: Caller, raw: bytes = b"") -> bytes:
+        """All of the replica's answer to a request that is no stream. Being cancelled, it ends the request there."""
+        asked, question = self._asked(request, caller, raw)
+        if asked.service in self._fleet.services:
+            return await self._metering.whole(asked, self._replicas, question)
+        return b"".join([piece async for piece in self._metered(asked, question)])
+
+    def _asked(self, request: CompletionRequest | ChatRequest, caller: Caller, raw: bytes) -> tuple[Asked, Question]:
         path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
         service = self._fleet.named(request.model)
-        body, answers = _body(request, service), request.n or 1
+        body = raw if service == request.model and _passable(raw) else _body(request, service)
+        answers = request.n or 1
         if isinstance(request, CompletionRequest):
             answers *= len(request.prompts)
         asked = Asked(service, caller, len(body), bool(request.stream), request.limit, answers)
-        question = Question(service, path, body, caller, asked.streamed, request, asked.answered_by)
-        return self._metered(asked, question)
+        return asked, Question(service, path, body, caller, asked.streamed, request, asked.answered_by)
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> bytes:
         """The replica's vectors. Being cancelled, it ends the request there."""
@@ -63,12 +86,12 @@ class ServiceBackend:
     async def tokenize(self, request: TokenizeRequest, caller: Caller) -> bytes:
         """The replica's tokens of a text."""
         service = self._fleet.named(request.model)
-        return await self.whole(service, "/v1/tokenize", _body(request, service), caller)
+        return await self._told(service, "/v1/tokenize", _body(request, service), caller)
 
     async def detokenize(self, request: DetokenizeRequest, caller: Caller) -> bytes:
         """The replica's text of tokens."""
         service = self._fleet.named(request.model)
-        return await self.whole(service, "/v1/detokenize", _body(request, service), caller)
+        return await self._told(service, "/v1/detokenize", _body(request, service), caller)
 
     async def remove(self, model: str, authorization: str | None) -> None:
         """Have the service be no more."""
@@ -88,10 +111,15 @@ class ServiceBackend:
             async for piece in answer:
                 yield piece
 
-    async def whole(self, service: str, path: str, body: bytes, caller: Caller) -> bytes:
+    async def _told(self, service: str, path: str, body: bytes, caller: Caller) -> bytes:
         """The JSON that a replica answers to ``body`` (JSON) at ``path``. Raises what the replica raises."""
-        pieces = self._replicas.pieces(Question(service, path, body, caller, streamed=False))
-        return b"".join([piece async for piece in pieces])
+        return await self._replicas.whole(Question(service, path, body, caller, streamed=False))
+
+
+def _passable(raw: bytes) -> bool:
+    """Whether the body of a valid request may go on as it came: it is UTF-8, and no half of a surrogate pair can be in
+    it, neither escaped nor as bytes. Otherwise it has to be looked at."""
+    return raw[:1] == b"{" and b"\\u" not in raw and b"\xed" not in raw and b"\0" not in raw
 
 
 def _body(request: BaseModel, service: str) -> bytes:
@@ -110,6 +138,7 @@ class FrontDoor:
     def __init__(self, openai: ASGIApp, health: ASGIApp, control: ASGIApp, metering: Metering) -> None:
         self._metering = metering
         self._parts = {"openai": openai, "health": health, "control": control}
+        self._seconds = {part: _SECONDS.labels(part) for part in self._parts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -122,15 +151,16 @@ class FrontDoor:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                left = [(name.encode(), value.encode()) for name, value in self._metering.headers().items()]
-                message["headers"] = [*message.get("headers", ()), *left]
+                if left := self._metering.headers():
+                    told = [(_encoded(name), value.encode()) for name, value in left.items()]
+                    message["headers"] = [*message.get("headers", ()), *told]
             await send(message)
 
         try:
             await self._parts[part](scope, receive, counted)
         finally:
-            _REQUESTS.labels(part, str(status)).inc()
-            _SECONDS.labels(part).observe(time.monotonic() - began)
+            _requests(part, status).inc()
+            self._seconds[part].observe(time.monotonic() - began)
 
 
 def _part(path: str) -> str:

@@ -46,4 +46,4 @@ class Estimates:
             averages.answer += _FADING * (tokens.completion / answers - averages.answer)
 
     def _of(self, service: str) -> _Averages:
-        return self._averages.setdefault(service, _Averages())
+        return self._averages.get(service) or self._averages.setdefault(service, _Averages())

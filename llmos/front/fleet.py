@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from llmos.errors import LlmosError, UnavailableError
+from llmos.errors import ClusterError, LlmosError, UnavailableError
 from llmos.front.routing import Router
 from llmos.heartbeat import Heartbeat, Route
 from llmos.openai.errors import unknown_model
@@ -63,8 +63,6 @@ class Fleet:
                 await self.refresh()
             except (LlmosError, TimeoutError) as error:
                 _log.info("the control module tells nothing about replicas: %s", error)
-            except Exception:
-                _log.exception("what the control module told about replicas cannot be used")
             every()
             await asyncio.sleep(REFRESH_S)
 
@@ -72,9 +70,19 @@ class Fleet:
         """Ask the control module, once for all who want that at the same time. Raises what asking it raises, and
         TimeoutError."""
         if self._asking is None:
-            self._asking = asyncio.ensure_future(asyncio.wait_for(self._read(), ASK_S))
+            self._asking = asyncio.ensure_future(self._news())
             self._asking.add_done_callback(self._asked)
         await asyncio.shield(self._asking)
+
+    async def _news(self) -> News:
+        """What the control module says. Whatever goes wrong there, those who ask are to be told that it is away."""
+        try:
+            return await asyncio.wait_for(self._read(), ASK_S)
+        except (LlmosError, TimeoutError):
+            raise
+        except Exception as error:
+            _log.exception("what the control module told about replicas cannot be used")
+            raise ClusterError("the control module failed to say which replicas there are") from error
 
     def _asked(self, asked: asyncio.Future[News]) -> None:
         self._asking = None
@@ -162,7 +170,7 @@ class Fleet:
         to be asked can answer, all of them."""
         route = self.services.get(service)
         shares = {one: route.weights.get(one, 0.0) for one in sorted({one.revision for one in fit})} if route else {}
-        if not sum(shares.values()):
+        if len(shares) < 2 or not sum(shares.values()):
             return fit
         turn = Random(session or None)  # seeded by the session: in each of its requests it draws the same
         (chosen,) = turn.choices(list(shares), list(shares.values()))

@@ -41,8 +41,7 @@ class Holding:
         """As :meth:`Relay.pieces`. While nobody can answer and somebody is starting, the request waits, and a stream is
         told that it does."""
         service, waits_until_s = question.service, math.inf
-        if service in self._fleet.services:
-            self._arrived[service] += 1
+        self._arrives(service)
         while True:
             begun = False
             try:
@@ -52,14 +51,35 @@ class Holding:
                         yield piece
                 return
             except UnavailableError:
-                route = self._fleet.services.get(service)
-                if begun or route is None or not route.holds or time.monotonic() > waits_until_s:
+                if begun or not self._may_wait(service, waits_until_s):
                     raise
             waits_until_s = min(waits_until_s, time.monotonic() + PATIENCE_S)
             async with aclosing(self._room.wait(service, self._tell)) as turns:
                 async for waited_s in turns:
                     if question.streamed:
                         yield progress(service, waited_s)
+
+    async def whole(self, question: Question) -> bytes:
+        """All of the answer to a question that is not streamed, for which it may have to wait, too."""
+        service, waits_until_s = question.service, math.inf
+        self._arrives(service)
+        while True:
+            try:
+                return await self._relay.whole(question)
+            except UnavailableError:
+                if not self._may_wait(service, waits_until_s):
+                    raise
+            waits_until_s = min(waits_until_s, time.monotonic() + PATIENCE_S)
+            async with aclosing(self._room.wait(service, self._tell)) as turns:
+                [waited_s async for waited_s in turns]
+
+    def _arrives(self, service: str) -> None:
+        if service in self._fleet.services:
+            self._arrived[service] += 1
+
+    def _may_wait(self, service: str, until_s: float) -> bool:
+        route = self._fleet.services.get(service)
+        return route is not None and route.holds and time.monotonic() <= until_s
 
     def _tell(self) -> None:
         """Somebody waits: the control module is to know at once."""

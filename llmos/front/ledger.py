@@ -23,6 +23,8 @@ from llmos.usage import Record
 
 BATCH = 1000
 MAX_UNWRITTEN = 100_000
+MAX_REMEMBERED = 10
+"""Batches whose records need not be read again when they are sent. While nobody takes them, there may be many."""
 _SUFFIX = ".jsonl"
 
 _log = logging.getLogger(__name__)
@@ -37,15 +39,19 @@ class Batch:
         self._busy = threading.Lock()  # of the descriptor: it is synced in one thread and closed in another
         self.count = 0
         self._unsynced = self.broken = False
+        self._known: list[Record] | None = [] if path.stat().st_size == 0 else None
 
-    def append(self, line: bytes) -> None:
+    def append(self, record: Record) -> None:
         """Raises OSError. Then the file is ``broken``: it may end with half a line, and takes no more."""
+        line = record.line()
         self.broken = True
         if os.write(self._descriptor, line) != len(line):
             raise OSError("there is no room for it")
         self.broken = False
         self.count += 1
         self._unsynced = True
+        if self._known is not None:
+            self._known.append(record)
 
     def sync(self) -> bool:
         """Make it durable; false if it was."""
@@ -56,8 +62,14 @@ class Batch:
             os.fsync(self._descriptor)
             return True
 
+    def forget(self) -> None:
+        """Keep it in the file alone."""
+        self._known = None
+
     def records(self) -> list[Record]:
         """What is in it. Half a line at its end was never acknowledged; other lines that cannot be read are told."""
+        if self._known is not None:
+            return [*self._known]
         found = []
         *lines, _half = self.path.read_bytes().split(b"\n")
         for line in lines:
@@ -99,7 +111,7 @@ class Ledger:
         try:
             if self._open.broken:
                 raise OSError("no file can be made")
-            self._open.append(record.line())
+            self._open.append(record)
         except OSError as error:
             full = len(self._unwritten) >= MAX_UNWRITTEN
             what = "is lost" if full else "is kept in memory"
@@ -146,6 +158,8 @@ class Ledger:
             following = self._new()
             self._full.append(self._open)
             self._open = following
+            if len(self._full) > MAX_REMEMBERED:
+                self._full[-1].forget()
 
     def _new(self) -> Batch:
         while True:

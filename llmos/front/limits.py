@@ -6,7 +6,7 @@ seconds of one clock that never goes back. One event loop uses a :class:`Limiter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,15 @@ class _Account:
     def __init__(self) -> None:
         self.requests, self.tokens, self.open = Window(), Window(), 0
 
+    def fits(self, limits: Limits, size: Size, now: float) -> bool:
+        """Whether a request of ``size`` breaks none of ``limits``."""
+        open, requests, tokens = limits.concurrency, limits.requests_per_min, limits.tokens_per_min
+        return (
+            (open is None or self.open < open)
+            and (requests is None or self.requests.look(now) < requests)
+            and (tokens is None or self.tokens.look(now) + min(size.tokens, tokens) <= tokens)
+        )
+
     def idle(self, now: float) -> bool:
         return not (self.open or self.requests.empty_s(now) or self.tokens.empty_s(now))
 
@@ -106,26 +115,32 @@ class Limiter:
         full; UsageError for a request that is larger than a minute's tokens and could never be let in.
         """
         self._check_room(size)
-        limited = [party for party in parties if party.limits.any]
-        found = [(party, self._account(party)) for party in limited]
-        for party, _ in found:
-            _check_size(party, size)
-        refusals = [refusal for party, account in found for refusal in _refusals(party, account, size, now)]
-        if refusals:
-            worst = max(refusals, key=lambda refusal: refusal.wait_s)
-            wait_s = max(1.0, self.request_s / worst.most) if worst.limit == "concurrency" else worst.wait_s
-            raise RateLimitError(
-                f"{worst.what}: its limit is {worst.most} {_UNITS[worst.limit]}",
-                hint=f"Ask again in {_duration(wait_s)}.",
-                retry_after_s=wait_s,
-                limit=f"{worst.kind}_{worst.limit}",
-                headers=_rate_headers([(party.limits, account) for party, account in found], now),
-            )
+        found, fits = list[tuple[Party, _Account]](), True
+        for party in parties:
+            if party.limits.any:
+                _check_size(party, size)
+                account = self._account(party)
+                fits = fits and account.fits(party.limits, size, now)
+                found.append((party, account))
+        if not fits:
+            raise self._refuse(found, size, now)
         shares = [self._take(party.limits, account, size, now) for party, account in found]
         self.requests += 1
         self.held_bytes += size.body_bytes
         self._sweep(now)
         return Admission(self, shares, size, now)
+
+    def _refuse(self, found: Sequence[tuple[Party, _Account]], size: Size, now: float) -> RateLimitError:
+        refusals = [refusal for party, account in found for refusal in _refusals(party, account, size, now)]
+        worst = max(refusals, key=lambda refusal: refusal.wait_s)
+        wait_s = max(1.0, self.request_s / worst.most) if worst.limit == "concurrency" else worst.wait_s
+        return RateLimitError(
+            f"{worst.what}: its limit is {worst.most} {_UNITS[worst.limit]}",
+            hint=f"Ask again in {_duration(wait_s)}.",
+            retry_after_s=wait_s,
+            limit=f"{worst.kind}_{worst.limit}",
+            headers=_rate_headers([(party.limits, account) for party, account in found], now),
+        )
 
     def _check_room(self, size: Size) -> None:
         full = self.requests >= self._max_requests
@@ -136,7 +151,8 @@ class Limiter:
             )
 
     def _account(self, party: Party) -> _Account:
-        return self._accounts.setdefault((party.kind, party.name), _Account())
+        name = party.kind, party.name
+        return self._accounts.get(name) or self._accounts.setdefault(name, _Account())
 
     def _take(self, limits: Limits, account: _Account, size: Size, now: float) -> _Share:
         tokens = size.tokens if limits.tokens_per_min is None else min(size.tokens, limits.tokens_per_min)
@@ -200,43 +216,48 @@ def _check_size(party: Party, size: Size) -> None:
         )
 
 
-def _refusals(party: Party, account: _Account, size: Size, now: float) -> Iterator[_Refusal]:
+def _refusals(party: Party, account: _Account, size: Size, now: float) -> list[_Refusal]:
     """The limits of ``party`` that a request of ``size`` would break."""
-    limits, whose = party.limits, f"{party.kind} `{party.name}`"
+    limits, whose, found = party.limits, f"{party.kind} `{party.name}`", list[_Refusal]()
     if limits.concurrency is not None and account.open >= limits.concurrency:
         what = f"{whose} has {account.open} requests open"
-        yield _Refusal(0.0, party.kind, "concurrency", limits.concurrency, what)
-    if limits.requests_per_min is not None:
-        wait_s = account.requests.wait_s(1, limits.requests_per_min, now)
+        found.append(_Refusal(0.0, party.kind, "concurrency", limits.concurrency, what))
+    most = limits.requests_per_min
+    if most is not None and (wait_s := account.requests.wait_s(1, most, now)) > 0:
         what = f"{whose} has asked {account.requests.taken} times in a minute"
-        if wait_s > 0:
-            yield _Refusal(wait_s, party.kind, "requests", limits.requests_per_min, what)
-    if limits.tokens_per_min is not None:
-        most = limits.tokens_per_min
-        wait_s = account.tokens.wait_s(min(size.tokens, most), most, now)
+        found.append(_Refusal(wait_s, party.kind, "requests", most, what))
+    most = limits.tokens_per_min
+    if most is not None and (wait_s := account.tokens.wait_s(min(size.tokens, most), most, now)) > 0:
         what = f"{whose} has taken {account.tokens.taken} tokens in a minute, and this request may take {size.tokens}"
-        if wait_s > 0:
-            yield _Refusal(wait_s, party.kind, "tokens", most, what)
+        found.append(_Refusal(wait_s, party.kind, "tokens", most, what))
+    return found
 
 
 def _rate_headers(found: Sequence[tuple[Limits, _Account]], now: float) -> dict[str, str]:
     """https://platform.openai.com/docs/guides/rate-limits, "Rate limits in headers"."""
-    by_requests = [(one.requests_per_min, account.requests) for one, account in found]
-    by_tokens = [(one.tokens_per_min, account.tokens) for one, account in found]
-    return {**_three("requests", by_requests, now), **_three("tokens", by_tokens, now)}
+    told: dict[str, str] = {}
+    of_requests = [(one.requests_per_min, account.requests) for one, account in found]
+    of_tokens = [(one.tokens_per_min, account.tokens) for one, account in found]
+    _tell(told, _OF_REQUESTS, of_requests, now)
+    _tell(told, _OF_TOKENS, of_tokens, now)
+    return told
 
 
-def _three(what: str, found: Sequence[tuple[int | None, Window]], now: float) -> dict[str, str]:
+_OF_REQUESTS, _OF_TOKENS = (
+    tuple(f"x-ratelimit-{which}-{what}" for which in ("limit", "remaining", "reset")) for what in ("requests", "tokens")
+)
+
+
+def _tell(told: dict[str, str], names: Sequence[str], found: Sequence[tuple[int | None, Window]], now: float) -> None:
     """Limit, what remains and when all of it does, of whoever has least left."""
-    left = [(max(0, most - window.look(now)), most, window) for most, window in found if most is not None]
-    if not left:
-        return {}
-    remaining, most, window = min(left, key=lambda one: one[:2])
-    return {
-        f"x-ratelimit-limit-{what}": str(most),
-        f"x-ratelimit-remaining-{what}": str(remaining),
-        f"x-ratelimit-reset-{what}": _duration(window.empty_s(now)),
-    }
+    least = None
+    for most, window in found:
+        if most is not None:
+            left = max(0, most - window.look(now)), most
+            if least is None or left < least:
+                least, empty_s = left, window.empty_s(now)
+    if least is not None:
+        told[names[0]], told[names[1]], told[names[2]] = str(least[1]), str(least[0]), _duration(empty_s)
 
 
 def _duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -14,11 +15,15 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmos.front.connection import IDLE_S
+from llmos.front.protocol import BoundedHttp
 from llmos.front.relay import DRAINING
 
 START_S = 30.0
 CLOSE_S = 1.0
 _LOOK_S = 0.05
+_GARBAGE = 3_000, 20, 20
+"""When garbage is looked for (``gc.set_threshold``; Python's own: 700, 10, 10). Requests leave next to none that is not
+gone by itself; but bodies that hang on some must not add up."""
 
 
 class Drain:
@@ -70,7 +75,8 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=BoundedHttp,
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -116,6 +122,14 @@ class Server(uvicorn.Server):
                 other.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await other
+
+
+def spare_garbage() -> None:
+    """For a process that serves, once it is ready to: what is there by now stays, so that whoever collects garbage need
+    not look at it again, which would keep every stream waiting."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE)
 
 
 def listen(host: str, port: int = 0) -> socket.socket:

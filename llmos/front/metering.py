@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,21 +17,34 @@ from typing import Any
 
 from llmos.errors import CapacityError, EngineError, LlmosError, RateLimitError, UsageError
 from llmos.front.estimates import Estimates
+from llmos.front.holding import Holding
 from llmos.front.ledger import Ledger
 from llmos.front.limits import Admission, Limiter, Limits, Party, parties
 from llmos.front.metrics import FrontMetrics
+from llmos.front.turns import Question
 from llmos.front.usage import of_answer, taken_out
 from llmos.heartbeat import Heartbeat
 from llmos.openai.caller import Caller
 from llmos.usage import CLIENT_GONE, FRONT_DOOR, GUESSED, Record, Tokens
 
+MAX_KEYS = 16_384
+"""Of so many it is remembered what their limits are; those of others are read again with each request."""
 SYNC_S = 0.05
 SEND_S = 1.0
 _EVENT_END = b"\n\n"
-_ADMITTED: ContextVar[Admission | None] = ContextVar("admitted", default=None)
-"""Of the request that the current task answers."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Current:
+    """Of the request that a task answers: whose limits it meets, and once it was let in, what it may take."""
+
+    parties: list[Party] | None = None
+    admission: Admission | None = None
+
+
+_CURRENT: ContextVar[_Current] = ContextVar("current")
 
 
 @dataclass(slots=True)
@@ -69,17 +83,20 @@ class Metering:
         self.limiter = limiter or Limiter()
         self.estimates = Estimates()
         self._limits = limits
-        self._keys: dict[str, tuple[Mapping[str, Any], list[Party]]] = {}
-
-    def knows(self, key: Mapping[str, Any]) -> None:
-        """The control module has said what ``key`` may do: its answer to ``authorize``."""
-        known = self._keys.get(key["id"])
-        if known is None or known[0] is not key:
-            self._keys[key["id"]] = key, parties(key)
+        self._keys: OrderedDict[str, tuple[Mapping[str, Any], list[Party]]] = OrderedDict()
 
     def arrives(self) -> None:
-        """The current task begins with a request, which nobody has let in yet."""
-        _ADMITTED.set(None)
+        """The current task begins with a request, of which nobody knows whose it is, and which nobody has let in."""
+        _CURRENT.set(_Current())
+
+    def knows(self, key: Mapping[str, Any]) -> None:
+        """It is asked with ``key``, the control module's answer to ``authorize``."""
+        known = self._keys.get(key["id"])
+        if known is None or known[0] is not key:
+            known = self._keys[key["id"]] = key, parties(key)
+            if len(self._keys) > MAX_KEYS:
+                self._keys.popitem(last=False)
+        _current().parties = known[1]
 
     async def metered(self, asked: Asked, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """``pieces`` of the answer without what only the front door is told.
@@ -87,7 +104,6 @@ class Metering:
         Raises RateLimitError and CapacityError before anybody is asked, and what ``pieces`` raises.
         """
         run = _Run(self, asked, self._admit(asked))
-        _ADMITTED.set(run.admission)
         try:
             async for piece in pieces:
                 if shown := run.heard(piece):
@@ -100,25 +116,50 @@ class Metering:
             run.ended(CLIENT_GONE)
             await pieces.aclose()
 
+    async def whole(self, asked: Asked, replicas: Holding, question: Question) -> bytes:
+        """As :meth:`metered`, the answer of ``replicas`` to a ``question`` that is not streamed."""
+        run = _Run(self, asked, self._admit(asked))
+        try:
+            answer = run.heard(await replicas.whole(question))
+            run.ended(200)
+            return answer
+        except Exception as error:
+            run.ended(error.http_status if isinstance(error, LlmosError) else LlmosError.http_status)
+            raise
+        finally:
+            run.ended(CLIENT_GONE)
+
     def headers(self) -> dict[str, str]:
         """``x-ratelimit-*`` of the request that the current task answers, if it was let in."""
-        admission = _ADMITTED.get()
+        admission = _current().admission
         return admission.headers(self.clock()) if admission else {}
 
     def _admit(self, asked: Asked) -> Admission:
         size = self.estimates.size(asked.service, asked.body_bytes, asked.bound, asked.answers)
+        current = _current()
         try:
-            return self.limiter.admit(self._parties(asked), size, self.clock())
+            admission = self.limiter.admit(self._parties(asked, current), size, self.clock())
         except (CapacityError, UsageError) as error:
             limit = error.limit if isinstance(error, RateLimitError) else "front_door"
             reached = limit if isinstance(error, CapacityError) else ""
             self.metrics.refused(asked.service, asked.caller.tenant, error.http_status, reached)
             raise
+        current.admission = admission
+        return admission
 
-    def _parties(self, asked: Asked) -> list[Party]:
-        _, found = self._keys.get(asked.caller.key, (None, []))
-        limits = self._limits(asked.service)
+    def _parties(self, asked: Asked, current: _Current) -> list[Party]:
+        found, limits = current.parties, self._limits(asked.service)
+        if found is None:  # what was known of the key before
+            _, found = self._keys.get(asked.caller.key, (None, []))
         return [*found, Party("service", asked.service, Limits(**limits))] if limits else found
+
+
+def _current() -> _Current:
+    """Of the current task; a new one where no request has arrived."""
+    found = _CURRENT.get(None)
+    if found is None:
+        _CURRENT.set(found := _Current())
+    return found
 
 
 class _Run:

@@ -70,6 +70,13 @@ class Relay:
         finally:
             self._end(exchange)
 
+    async def whole(self, question: Question) -> bytes:
+        """All of the answer to a question that is not streamed, as :meth:`pieces`; being cancelled, it ends the request
+        at the replica."""
+        exchange = await self._begin(question)
+        self._end(exchange)
+        return exchange.first
+
     def look(self) -> None:
         """Give up exchanges with replicas that nothing is to be expected of. To be called about twice a second."""
         now = time.monotonic()

@@ -47,7 +47,7 @@ class Window:
     def give_back(self, amount: int, second: int, now: float) -> None:
         """``amount`` of what was taken in ``second`` was not needed. What has left the window since stays as it is."""
         self.look(now)
-        for slot in self._seconds:
+        for slot in reversed(self._seconds):  # most requests are short
             if slot[0] == second:
                 slot[1] -= amount
                 self.taken -= amount

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from llmos.errors import LlmosError, UsageError
+from llmos.front.protocol import BoundedHttp
 from llmos.infer.encoder import EncoderEngine
 from llmos.infer.local import LocalEngine
 from llmos.infer.options import DTYPES, RUNNERS
@@ -100,7 +101,13 @@ def _serve(args: argparse.Namespace, engine: LocalEngine | EncoderEngine) -> Non
     name = args.name or Path(args.model_dir).resolve().name
     print(f"serving `{name}` on http://{args.host}:{args.port}/v1", file=sys.stderr)
     app = standalone(engine, name, key, _completions(args.store) if args.store else None)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_S)
+    options: dict[str, Any] = {
+        "log_level": "warning",
+        "timeout_graceful_shutdown": _SHUTDOWN_S,
+        "http": BoundedHttp,
+        "ws": "none",
+    }
+    uvicorn.run(app, host=args.host, port=args.port, **options)
 
 
 def _completions(path: str) -> Completions:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from uuid import uuid4
+from os import urandom
 
 
 def new_request_id() -> str:
     """A name for a request that no other has."""
-    return f"req_{uuid4().hex}"
+    return f"req_{urandom(16).hex()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from llmos.errors import LlmosError
 from llmos.openai.caller import Caller
-from llmos.openai.http import enter, limited, named
+from llmos.openai.http import Whole, enter, named, read_body
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.wire import Wire
 
@@ -26,8 +26,11 @@ KINDS: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
     "/v1/completions": CompletionRequest,
 }
 
+_JSON = b"application/json"
+_DECODER = json.JSONDecoder()
+
 Authorize = Callable[[Request, str], Awaitable[Caller]]
-Answer = Callable[[Request, Any], Awaitable[Response]]
+Answer = Callable[[Request, Any, bytes], Awaitable[Response]]
 Told = Callable[[Request, Exception], Awaitable[Response]]
 
 
@@ -35,7 +38,7 @@ class HotApp(FastAPI):
     """An application that answers POSTs to the paths of KINDS itself, once :meth:`heat` was called."""
 
     def heat(self, authorize: Authorize, answer: Answer, max_body_bytes: int) -> None:
-        """``answer`` answers a request that is valid, of at most ``max_body_bytes``."""
+        """``answer`` answers a request that is valid, of at most ``max_body_bytes``, with its body as it came."""
         self._authorize, self._answer, self._max_body_bytes = authorize, answer, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,12 +50,12 @@ class HotApp(FastAPI):
         saying, request = named(scope, send), Request(scope, receive)
         try:
             enter(request, await self._authorize(request, "infer"))
-            request = limited(request, self._max_body_bytes)
-            raw = await request.body()
-            body = _parsed(request, raw, kind)
+            known = dict(reversed(scope["headers"]))  # of one that comes twice, the first counts
+            raw = await read_body(receive, known.get(b"content-length", b""), self._max_body_bytes)
+            body = _parsed(known.get(b"content-type", b""), raw, kind)
             if body is None:
                 return await super().__call__(scope, _again(raw, receive), send)
-            response = await self._answer(request, body)
+            response = await self._answer(request, body, raw)
         except ClientDisconnect:
             return None
         except (LlmosError, HTTPException) as error:
@@ -60,6 +63,8 @@ class HotApp(FastAPI):
         except Exception as error:
             await (await self._told(request, error))(scope, receive, send)
             raise  # whoever serves writes it to the log
+        if isinstance(response, Whole):
+            return await response.say(request, send)
         await response(scope, receive, saying)
 
     async def _told(self, request: Request, error: Exception) -> Response:
@@ -69,14 +74,19 @@ class HotApp(FastAPI):
         return await handler(request, error)
 
 
-def _parsed(request: Request, raw: bytes, kind: type[Wire]) -> Wire | None:
+def _parsed(media_type: bytes, raw: bytes, kind: type[Wire]) -> Wire | None:
     """The body, if it is valid, as FastAPI reads it."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    if media_type != _JSON and media_type.partition(b";")[0].strip().lower() != _JSON:
         return None
     try:
-        return kind.model_validate(json.loads(raw))
+        return kind.model_validate(_loads(raw) if raw[:1] == b"{" and b"\0" not in raw else json.loads(raw))
     except (ValueError, RecursionError):
         return None
+
+
+def _loads(raw: bytes) -> Any:
+    """As ``json.loads``, which would look first whether it is not UTF-8."""
+    return _DECODER.decode(raw.decode("utf-8", "surrogatepass"))
 
 
 def _again(raw: bytes, receive: Receive) -> Receive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmos.errors import LlmosError
@@ -19,10 +21,11 @@ from llmos.openai.caller import Caller, new_request_id
 from llmos.openai.sse import MEDIA_TYPE, sse
 from llmos.openai.wire import Wire
 
-REQUEST_ID = "x-request-id"
+REQUEST_ID, _REQUEST_ID = "x-request-id", b"x-request-id"
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; logs do (nginx's convention)
 
 GRACE_S = 0.05
+_JSON = b"content-type", b"application/json"
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -43,17 +46,20 @@ class RequestIds:
 
 def named(scope: Scope, send: Send) -> Send:
     """``send`` of a request that has a name from now on, if it had none, which its answer says."""
-    if "llmos" not in scope:
-        scope["llmos"] = {"request_id": new_request_id()}
-    known = scope["llmos"]  # what copies of the scope share
+    known = scope.setdefault("llmos", {})  # what copies of the scope share
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            name = str(known["request_id"]).encode()
-            message["headers"] = [*message.get("headers", ()), (REQUEST_ID.encode(), name)]
+            message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, _name(known).encode())]
         await send(message)
 
     return sent
+
+
+def _name(known: dict[str, Any]) -> str:
+    """What the request is called, from now on if it was nothing before."""
+    name: str = known.get("request_id") or known.setdefault("request_id", new_request_id())
+    return name
 
 
 def enter(request: Request, caller: Caller) -> None:
@@ -68,11 +74,52 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+class _Rounds:
+    """Has an event loop look after the clients of requests that are there for longer than GRACE_S, in rounds: a timer
+    for each request would cost more than most of what is done for it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._new, self._old = set[WhileConnected](), set[WhileConnected]()
+        self._going = False
+
+    def enter(self, one: WhileConnected) -> None:
+        self._new.add(one)
+        if not self._going:
+            self._going = True
+            self.loop.call_later(GRACE_S, self._round)
+
+    def leave(self, one: WhileConnected) -> None:
+        self._new.discard(one)
+        self._old.discard(one)
+
+    def _round(self) -> None:
+        for one in self._old:
+            one.watch()
+        self._old, self._new = self._new, set()
+        self._going = bool(self._old)
+        if self._going:
+            self.loop.call_later(GRACE_S, self._round)
+
+
+_OF_THREAD = threading.local()
+
+
+def _rounds() -> _Rounds:
+    """Those of the running loop. A thread has one at a time."""
+    loop, found = asyncio.get_running_loop(), getattr(_OF_THREAD, "rounds", None)
+    if found is None or found.loop is not loop:
+        found = _OF_THREAD.rounds = _Rounds(loop)
+    rounds: _Rounds = found
+    return rounds
+
+
 class WhileConnected:
     """Within it, what the current task waits for is cancelled when the client leaves; then :attr:`left` is true, and
     the task goes on after the block.
 
-    That is looked for only after GRACE_S: most answers are there before, and cost less than a task that looks.
+    That is looked for only after GRACE_S to twice as long: most answers are there before, and cost less than a task
+    that looks.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -82,18 +129,19 @@ class WhileConnected:
     def __enter__(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._task = task
-        self._timer = asyncio.get_running_loop().call_later(GRACE_S, self._watch)
+        self._task, self._rounds = task, _rounds()
+        self._rounds.enter(self)
 
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> bool:
-        self._timer.cancel()
+        self._rounds.leave(self)
         if self._watcher is not None:
             self._watcher.remove_done_callback(self._leave)
             self._watcher.cancel()
         # whoever else cancels the task means it
         return self.left and self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError)
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Begin to look."""
         self._watcher = asyncio.ensure_future(_disconnected(self._receive))
         self._watcher.add_done_callback(self._leave)
 
@@ -152,11 +200,43 @@ class EventStream(Response):
             await self._close()  # events that were never asked for have closed nothing
 
 
+class Whole(Response):
+    """An answer (JSON) that is there, written without what a general response looks at."""
+
+    def __init__(self, answer: bytes, headers: Mapping[str, str]) -> None:
+        self.status_code, self.body, self.background = 200, answer, None
+        more = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self.raw_headers = [*more, (b"content-length", str(len(answer)).encode()), _JSON]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+    async def say(self, request: Request, send: Send) -> None:
+        """As what :func:`named` returns does, without it: it would be between for every message."""
+        self.raw_headers.append((_REQUEST_ID, _name(request.scope["llmos"]).encode()))
+        await self(request.scope, request.receive, send)
+
+
+async def read_body(receive: Receive, told: bytes, max_bytes: int) -> bytes:
+    """All of it; ``told`` is its length as the header says. Raises HTTPException for one that is longer than
+    ``max_bytes``, without reading one that says so; ClientDisconnect."""
+    _check_length(told.decode("latin-1"), max_bytes)
+    pieces, size, more = list[bytes](), 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        size, more = size + len(pieces[-1]), message.get("more_body", False)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 def limited(request: Request, max_bytes: int) -> Request:
     """``request``, of whose body no more than ``max_bytes`` are read; one that says it is longer is not read at all."""
-    told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told) > max_bytes:
-        raise _too_large(max_bytes)
+    _check_length(request.headers.get("content-length", ""), max_bytes)
     seen = 0
 
     async def receive() -> Message:
@@ -168,6 +248,11 @@ def limited(request: Request, max_bytes: int) -> Request:
         return message
 
     return Request(request.scope, receive)
+
+
+def _check_length(told: str, max_bytes: int) -> None:
+    if told.isdigit() and int(told) > max_bytes:
+        raise _too_large(max_bytes)
 
 
 def _too_large(max_bytes: int) -> HTTPException:
@@ -203,5 +288,5 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    name: Any = request.scope.get("llmos", {}).get("request_id")  # this handler is outside of the middleware
-    return JSONResponse(_BUG, 500, {REQUEST_ID: name} if name else None)
+    known = request.scope.get("llmos")  # this handler is outside of the middleware
+    return JSONResponse(_BUG, 500, None if known is None else {REQUEST_ID: _name(known)})

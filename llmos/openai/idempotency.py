@@ -1,7 +1,9 @@
 """Idempotency keys: whoever repeats a request because its answer got lost gets the first answer, and pays once.
 
-Answers are kept in this process's memory only, for a while, and within bounds: a key that is forgotten is a new one.
-A request that fails, or whose client leaves, frees its key.
+An idempotency key belongs to the API key that it came with. Answers are kept in this process's memory only, for a
+while, and within bounds; when there are too many, the API key that has most loses its oldest, so that nobody makes
+another's be forgotten. A key that is forgotten is a new one, as all are to a process that has just started: see
+docs/limits.md. A request that fails, or whose client leaves, frees its key.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmos.errors import ConflictError, UsageError
 
@@ -18,8 +20,8 @@ HEADER, REPLAYED = "Idempotency-Key", "idempotent-replayed"
 MAX_KEY_CHARS = 255
 KEEP_S = 3600.0
 MAX_ANSWERS, MAX_BYTES, MAX_ANSWER_BYTES = 4096, 64 * 2**20, 4 * 2**20
-
-Place = tuple[str, str]
+"""Of all API keys together; an answer that is larger is not kept."""
+_SWEEP_S = 60.0
 
 
 @dataclass(slots=True)
@@ -29,13 +31,28 @@ class _Entry:
     answer: bytes
 
 
+@dataclass(slots=True)
+class _Shelf:
+    """What is kept for one API key: ``open`` are digests of requests that are being answered, as long as that takes."""
+
+    open: dict[str, bytes] = field(default_factory=dict)
+    entries: OrderedDict[str, _Entry] = field(default_factory=OrderedDict)  # oldest first
+    size: int = 0  # bytes
+
+    def forget_oldest(self) -> int:
+        """How many bytes that was."""
+        _, entry = self.entries.popitem(last=False)
+        self.size -= len(entry.answer)
+        return len(entry.answer)
+
+
 class Replays:
-    """Answers by (who asks, idempotency key)."""
+    """Answers by who asks and their idempotency keys."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._bytes = clock, 0
-        self._open: dict[Place, bytes] = {}  # digests of requests that are being answered, as long as that takes
-        self._entries: OrderedDict[Place, _Entry] = OrderedDict()  # oldest first
+        self._clock, self._swept_s = clock, clock()
+        self._answers = self._bytes = 0
+        self._shelves: dict[str, _Shelf] = {}
 
     def begin(self, caller: str, key: str, path: str, body: bytes) -> bytes | None:
         """The answer to the request of before, or None: then :meth:`keep` or :meth:`forget` must follow.
@@ -46,11 +63,12 @@ class Replays:
         if not (key.isprintable() and 0 < len(key) <= MAX_KEY_CHARS):
             what = f"the header {HEADER} is not 1 to {MAX_KEY_CHARS} printable characters"
             raise UsageError(what, hint="Use a UUID.", param=HEADER)
-        self._forget_old()
-        digest, place = hashlib.sha256(path.encode() + b"\0" + body).digest(), (caller, key)
-        entry = self._entries.get(place)
-        if (before := entry.digest if entry else self._open.get(place)) is None:
-            self._open[place] = digest
+        self._forget_old(caller)
+        digest = hashlib.sha256(path.encode() + b"\0" + body).digest()
+        shelf = self._shelves.setdefault(caller, _Shelf())
+        entry = shelf.entries.get(key)
+        if (before := entry.digest if entry else shelf.open.get(key)) is None:
+            shelf.open[key] = digest
             return None
         if before != digest:
             what = f"the idempotency key `{key[:50]}` was used for another request: expected the same body"
@@ -62,21 +80,40 @@ class Replays:
 
     def keep(self, caller: str, key: str, answer: bytes) -> None:
         """The request has its ``answer``, all of it."""
-        digest = self._open.pop((caller, key))
+        shelf = self._shelves[caller]
+        digest = shelf.open.pop(key)
         if len(answer) <= MAX_ANSWER_BYTES:
-            self._entries[caller, key] = _Entry(digest, self._clock() + KEEP_S, answer)
+            shelf.entries[key] = _Entry(digest, self._clock() + KEEP_S, answer)
+            shelf.size += len(answer)
             self._bytes += len(answer)
-            while len(self._entries) > MAX_ANSWERS or self._bytes > MAX_BYTES:
-                self._forget_oldest()
+            self._answers += 1
+            while self._answers > MAX_ANSWERS:
+                self._drop(max(self._shelves.values(), key=lambda one: len(one.entries)))
+            while self._bytes > MAX_BYTES:
+                self._drop(max(self._shelves.values(), key=lambda one: one.size))
+        self._tidy(caller, shelf)
 
     def forget(self, caller: str, key: str) -> None:
         """The request has no answer: the key may be used again."""
-        self._open.pop((caller, key), None)
+        if shelf := self._shelves.get(caller):
+            shelf.open.pop(key, None)
+            self._tidy(caller, shelf)
 
-    def _forget_old(self) -> None:
-        while self._entries and next(iter(self._entries.values())).until_s < self._clock():
-            self._forget_oldest()
+    def _forget_old(self, caller: str) -> None:
+        """What is out of date of ``caller``, and now and then of all."""
+        now, callers = self._clock(), [caller]
+        if now - self._swept_s >= _SWEEP_S:
+            self._swept_s, callers = now, list(self._shelves)
+        for one in callers:
+            if shelf := self._shelves.get(one):
+                while shelf.entries and next(iter(shelf.entries.values())).until_s < now:
+                    self._drop(shelf)
+                self._tidy(one, shelf)
 
-    def _forget_oldest(self) -> None:
-        _, entry = self._entries.popitem(last=False)
-        self._bytes -= len(entry.answer)
+    def _drop(self, shelf: _Shelf) -> None:
+        self._bytes -= shelf.forget_oldest()
+        self._answers -= 1
+
+    def _tidy(self, caller: str, shelf: _Shelf) -> None:
+        if not (shelf.open or shelf.entries):
+            self._shelves.pop(caller, None)

@@ -68,7 +68,7 @@ def create_app(
     *,
     stored: CompletionPort | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
-) -> FastAPI:
+) -> HotApp:
     """The routes of ``/v1``, each with scope ``infer``; removing a model takes ``admin``.
 
     Errors, also those of unknown routes, have OpenAI's shape. ``/v1/openapi.json`` describes the routes. ``stored``

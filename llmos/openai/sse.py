@@ -8,6 +8,8 @@ from typing import Any
 
 MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_ESCAPED = json.JSONEncoder(separators=(",", ":"))
 
 
 def sse(event: Mapping[str, Any]) -> bytes:
@@ -18,9 +20,9 @@ def sse(event: Mapping[str, Any]) -> bytes:
 def encode(value: Mapping[str, Any]) -> bytes:
     """Compact JSON in UTF-8. What is no Unicode text (lone surrogates) is escaped."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return _COMPACT.encode(value).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        return _ESCAPED.encode(value).encode()
 
 
 def events(stream: bytes) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
@@ -23,6 +25,10 @@ from llmos.openai.wire import Wire
 
 PAGE, MAX_PAGE = 20, 100
 MAX_STORED_BYTES = 2**20
+MAX_LATE_BYTES = 64 * 2**20
+"""Of answers that wait to be stored while nobody takes them; others are not."""
+MAX_TENANTS = 4096
+HOLD_S, AWAY_S = 1.0, 5.0
 
 Id = Annotated[str, Path(max_length=200)]
 Limit = Annotated[int, Query(ge=0, le=MAX_PAGE)]
@@ -57,21 +63,44 @@ class UpdateRequest(Wire):
 
 
 class Keeper:
-    """Hands answers to ``port``."""
+    """Hands answers to ``port``, which takes milliseconds. While it is away no answer waits for it longer than HOLD_S,
+    and not even that soon again; what it did not take by then it is given beside."""
 
     def __init__(self, port: CompletionPort) -> None:
         self._port = port
+        self._keeps: OrderedDict[str, bool] = OrderedDict()  # what was said last of each tenant
+        self._away_until_s = 0.0
+        self._late: dict[asyncio.Task[None], int] = {}  # what is being kept, and how many bytes that are
 
     async def wanted(self, request: CompletionRequest | ChatRequest, caller: Caller) -> bool:
-        """Whether the answer is to be kept: it is asked for, and the tenant has storage."""
+        """Whether the answer is to be kept: it is asked for, and the tenant has storage. While nobody can be asked
+        about that, as it was before."""
         if not (isinstance(request, ChatRequest) and request.store):
             return False
-        return bool(await self._port.completions("keeps", caller.tenant))
+        if time.monotonic() >= self._away_until_s:
+            try:
+                async with asyncio.timeout(HOLD_S):
+                    self._keeps[caller.tenant] = bool(await self._port.completions("keeps", caller.tenant))
+                if len(self._keeps) > MAX_TENANTS:
+                    self._keeps.popitem(last=False)
+            except (LlmosError, TimeoutError) as error:
+                self._away_until_s = time.monotonic() + AWAY_S
+                _log.warning("whether %s has storage cannot be asked: %s", caller.tenant, error)
+        return self._keeps.get(caller.tenant, False)
 
     async def keep(self, request: ChatRequest, caller: Caller, answer: bytes) -> None:
         """Keep ``answer``, all of it. What cannot be kept is logged: the answer itself is complete and goes out."""
         if len(answer) > MAX_STORED_BYTES:
             return _log.warning("the answer of %s is not stored: it has %d bytes", caller.request_id, len(answer))
+        size = len(answer) + sum(len(message.content or "") for message in request.messages)
+        if sum(self._late.values()) + size > MAX_LATE_BYTES:
+            return _log.warning("the answer of %s is not stored: too many wait to be", caller.request_id)
+        task = asyncio.create_task(self._add(request, caller, answer))
+        self._late[task] = size
+        task.add_done_callback(self._late.pop)
+        await asyncio.wait([task], timeout=HOLD_S)
+
+    async def _add(self, request: ChatRequest, caller: Caller, answer: bytes) -> None:
         found = await asyncio.to_thread(_read, answer, request.stream)
         found |= {"metadata": request.metadata or {}, "request_id": caller.request_id}
         messages = [{"role": m.role, "content": m.content, "name": m.name} for m in request.messages]

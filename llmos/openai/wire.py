@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -42,10 +42,12 @@ class Wire(BaseModel):
     def ignored(self) -> set[str]:
         """The dotted names of what was set and has no effect: ``{"verbosity", "messages.name"}``."""
         hints, parts = _fields(type(self))
-        found = {name for name in self.model_fields_set & hints if getattr(self, name) is not None}
-        for name in self.model_fields_set & parts:
+        given = self.model_fields_set
+        found = {name for name in given & hints if getattr(self, name) is not None}
+        for name in given & parts:
             for part in _parts(getattr(self, name)):
-                found |= {f"{name}.{inner}" for inner in part.ignored()}
+                if inner := part.ignored():
+                    found |= {f"{name}.{one}" for one in inner}
         return found
 
 
@@ -53,7 +55,15 @@ class Wire(BaseModel):
 def _fields(kind: type[Wire]) -> tuple[frozenset[str], frozenset[str]]:
     """The fields of ``kind`` that are without effect, and those that may hold parts."""
     hints = {name for name, field in kind.model_fields.items() if _WithoutEffect in field.metadata}
-    return frozenset(hints), frozenset(kind.model_fields.keys() - hints)
+    parts = {name for name, field in kind.model_fields.items() if name not in hints and _holds(field.annotation)}
+    return frozenset(hints), frozenset(parts)
+
+
+def _holds(annotation: Any) -> bool:
+    """Whether values of this type may be, or have, parts."""
+    if isinstance(annotation, type) and issubclass(annotation, Wire):
+        return True
+    return any(map(_holds, get_args(annotation)))
 
 
 def _parts(value: Any) -> Iterator[Wire]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
+from llmos.control import known_keys
 from llmos.control.ray import proxy as module
 from llmos.control.ray.proxy import ControlProxy
 from llmos.errors import AuthError, ClusterError
@@ -17,12 +19,12 @@ KEY = {"id": "k", "tenant": "t"}
 
 
 class Actor:
-    """A control module that does ``what`` when it is asked about a key."""
+    """A control module that does ``what`` when it is asked about keys."""
 
     def __init__(self) -> None:
         self.asked = 0
         self.what: Callable[[], Awaitable[Any]] = self.says
-        self.authorize = SimpleNamespace(remote=self._authorize)
+        self.authorize_all = SimpleNamespace(remote=self._authorize_all)
 
     async def says(self) -> Any:
         return KEY
@@ -33,17 +35,20 @@ class Actor:
     async def refuses(self) -> Any:
         return AuthError("revoked")
 
-    def _authorize(self, _authorization: str | None, _scope: str) -> Awaitable[Any]:
+    async def fails(self) -> Any:
+        raise RayTaskError("authorize_all", "a trace", ValueError("a bug"))
+
+    async def _authorize_all(self, asked: Sequence[tuple[str | None, str]]) -> Any:
         self.asked += 1
-        return self.what()
+        return [await self.what() for _ in asked]
 
 
 @pytest.fixture
 def actor(monkeypatch: pytest.MonkeyPatch) -> Actor:
     made = Actor()
     monkeypatch.setattr(module, "_find", lambda: made)
-    for name, value in {"KEY_FRESH_S": 0.1, "KEY_WAIT_S": 0.2, "PATIENCE_S": 1.0}.items():
-        monkeypatch.setattr(module, name, value)
+    for name, value in {"KEY_FRESH_S": 0.1, "KEY_WAIT_S": 0.2, "PATIENCE_S": 1.0, "REFUSED_S": 0.1}.items():
+        monkeypatch.setattr(known_keys, name, value)
     return made
 
 
@@ -68,5 +73,17 @@ async def test_a_revoked_key_is_refused_once_it_is_asked_about(actor: Actor) -> 
     await asyncio.sleep(0.15)
     with pytest.raises(AuthError):
         await control.authorize("key", "infer")
+    with pytest.raises(AuthError):
+        await control.call("status", "key")  # without asking for the status
     actor.what = actor.says
+    await asyncio.sleep(0.15)
     assert await control.authorize("key", "infer") == KEY
+
+
+async def test_a_control_module_that_fails_is_as_one_that_is_away(actor: Actor) -> None:
+    actor.what = actor.fails
+    with pytest.raises(ClusterError, match="did not answer"):
+        await ControlProxy().authorize("key", "infer")
+    actor.fleet = SimpleNamespace(remote=lambda *_: actor.fails())  # type: ignore[attr-defined]
+    with pytest.raises(ClusterError, match="did not answer"):
+        await ControlProxy().fleet()

@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,11 @@ class ControlActor:
             return error
 
     @ray.method(concurrency_group=PULSE)
-    def authorize(self, authorization: str | None, scope: str) -> Any:
-        """The answer of :meth:`Control.authorize`, or the error it raised."""
+    def authorize_all(self, asked: Sequence[tuple[str | None, str]]) -> list[Any]:
+        """The answer of :meth:`Control.authorize` to each header and scope, or the error it raised."""
+        return [self._authorize(*one) for one in asked]
+
+    def _authorize(self, authorization: str | None, scope: str) -> Any:
         try:
             return self._control.authorize(authorization, scope)
         except LlmosError as error:

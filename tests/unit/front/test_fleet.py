@@ -103,3 +103,19 @@ async def test_who_hangs_is_looked_for_while_the_control_module_is_away(monkeypa
     task = asyncio.create_task(Fleet(read).follow(looked.set))
     await asyncio.wait_for(looked.wait(), 5)
     task.cancel()
+
+
+@pytest.mark.parametrize("error", [ValueError("what Ray wraps a bug in"), OSError("no socket"), ClusterError("away")])
+async def test_whatever_goes_wrong_in_the_control_module_nobody_gets_a_500(error: Exception) -> None:
+    async def read() -> News:
+        raise error
+
+    one = Fleet(read)
+    with pytest.raises(UnavailableError, match="just started"):
+        await one.find("m", set())
+    one.learn(News(SERVICES, [A]))
+    assert [found.replica for found in await one.find("m", set())] == ["a"]
+    with pytest.raises(NotFoundError):
+        await one.find("other", set())
+    with pytest.raises(ClusterError):
+        await one.refresh()

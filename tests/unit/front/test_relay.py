@@ -126,12 +126,8 @@ async def test_a_replica_that_dies_before_it_answers_is_replaced() -> None:
         async with door(dying.beat, replace(other.beat, waiting=9)) as one:
             asked = asyncio.create_task(streamed(one))
             await asyncio.to_thread(dying.hanging.wait, 5)
-            began_s = time.monotonic()
             dying.cut()
-            assert (await asked).endswith("[DONE]\n\n")
-            retried_ms = 1e3 * (time.monotonic() - began_s)
-            print(f"answered elsewhere {retried_ms:.1f} ms after the replica was killed")
-            assert retried_ms < 500  # 50, on a machine that does nothing else
+            assert (await asked).endswith("[DONE]\n\n") and len(other.callers) == 1  # test_failover.py says how soon
 
 
 async def test_a_replica_whose_engine_has_failed_is_passed_over_and_a_request_that_breaks_engines_is_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Replica:
         self.name, self.script = name, list(script)
         self.callers: list[Caller] = []
         self.prompts: list[object] = []
+        self.arrivals: list[float] = []  # when each was asked, as `time.monotonic` has it
         self.closed, self.hanging = threading.Event(), threading.Event()
         self.drain = Drain(create_replica_app(self, authorizer(SECRET)))
         listener = listen("127.0.0.1")
@@ -59,6 +61,7 @@ class Replica:
 
     async def answer(self, request: CompletionRequest | ChatRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         self.loop = asyncio.get_running_loop()
+        self.arrivals.append(time.monotonic())
         self.callers.append(caller)
         self.prompts.append(request.model_dump(exclude_unset=True))
         try:

@@ -24,9 +24,10 @@ from llmos.errors import (
     ForbiddenError,
     WorkerLost,
 )
+from llmos.openai import answering
 from llmos.openai.caller import Caller
 from llmos.openai.embeddings import EmbeddingRequest, embedding_reply
-from llmos.openai.idempotency import KEEP_S, MAX_ANSWER_BYTES, MAX_ANSWERS, MAX_BYTES, Replays
+from llmos.openai.idempotency import KEEP_S, MAX_ANSWER_BYTES, MAX_ANSWERS, MAX_BYTES, REPLAYED, Replays
 from llmos.openai.replies import ModelCard, model_card
 from llmos.openai.schema import ChatRequest, CompletionRequest
 from llmos.openai.server import create_app
@@ -330,7 +331,7 @@ def test_kept_answers_are_bounded_in_number_size_and_time() -> None:
     for number in range(MAX_ANSWERS + 2):
         assert replays.begin("me", str(number), "/", b"") is None
         replays.keep("me", str(number), b"x")
-    assert len(replays._entries) == MAX_ANSWERS and replays.begin("me", "5", "/", b"") == b"x"
+    assert replays._answers == MAX_ANSWERS and replays.begin("me", "5", "/", b"") == b"x"
     assert replays.begin("other", "5", "/", b"") is None
     for number in range(40):
         replays.begin("me", f"large{number}", "/", b"")
@@ -342,7 +343,43 @@ def test_kept_answers_are_bounded_in_number_size_and_time() -> None:
     with pytest.raises(ConflictError, match="is being answered"):
         replays.begin("me", "huge", "/", b"other")
     now = KEEP_S + 1
-    assert replays.begin("me", "large39", "/", b"") is None and not replays._entries and not replays._bytes
+    assert replays.begin("me", "large39", "/", b"") is None and not replays._answers and not replays._bytes
+
+
+async def test_of_a_stream_no_more_is_kept_than_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "MAX_ANSWER_BYTES", 100)
+    app = create_app(Scripted([b"data: %s\n\n" % (b"x" * 60), DONE, DONE, DONE, DONE]), _allowed)
+    keyed = {"Authorization": "Bearer k", "Idempotency-Key": "1"}
+    for _ in range(2):
+        found = await _ask(app, headers=keyed, json={**BODY, "stream": True})
+        assert found.text.endswith(DONE.decode() * 4) and REPLAYED not in found.headers  # and the key is free again
+
+
+def test_an_api_key_makes_no_other_ones_answers_be_forgotten() -> None:
+    replays = Replays(lambda: 0.0)
+    for caller, key in (("quiet", "1"), ("quiet", "2"), *(("loud", str(n)) for n in range(MAX_ANSWERS + 5))):
+        assert replays.begin(caller, key, "/", b"") is None
+        replays.keep(caller, key, b"of " + caller.encode())
+    assert replays.begin("quiet", "1", "/", b"") == b"of quiet" and replays.begin("loud", "1", "/", b"") is None
+    for n in range(MAX_BYTES // MAX_ANSWER_BYTES + 2):
+        replays.begin("large", str(n), "/", b"")
+        replays.keep("large", str(n), b"x" * MAX_ANSWER_BYTES)
+    assert replays.begin("large", "0", "/", b"") is None and replays._bytes <= MAX_BYTES
+    assert replays.begin("quiet", "2", "/", b"") == b"of quiet" and replays.begin("loud", "99", "/", b"") == b"of loud"
+
+
+def test_an_api_key_leaves_nothing_behind() -> None:
+    now = 0.0
+    replays = Replays(lambda: now)
+    for n in range(100):
+        assert replays.begin(f"key {n}", "1", "/", b"") is None
+        if n % 2:
+            replays.keep(f"key {n}", "1", b"x")
+        else:
+            replays.forget(f"key {n}", "1")
+    assert len(replays._shelves) == 50
+    now = KEEP_S + 1
+    assert replays.begin("me", "1", "/", b"") is None and set(replays._shelves) == {"me"}
 
 
 def test_a_key_stands_for_its_request_for_as_long_as_that_is_answered() -> None:

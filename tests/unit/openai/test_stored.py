@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -179,6 +180,57 @@ async def test_an_answer_that_cannot_be_stored_goes_out_all_the_same() -> None:
         made = await red.post("/chat/completions", json=CHAT)
         assert made.json()["choices"][0]["message"]["content"] == "Walk"
         assert (await red.get("/chat/completions")).status_code == 503
+
+
+class Hanging:
+    """Storage that says nothing while it is ``away``."""
+
+    def __init__(self) -> None:
+        self.back = asyncio.Event()
+        self.added: list[str] = []
+
+    async def completions(self, verb: str, tenant: str, **arguments: Any) -> Any:
+        await self.back.wait()
+        if verb == "add":
+            self.added.append(arguments["completion"]["id"])
+        return verb == "keeps"
+
+
+async def test_no_answer_waits_long_for_storage_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"HOLD_S": 0.1, "AWAY_S": 0.2}.items():
+        monkeypatch.setattr(stored, name, seconds)
+    port, loop = Hanging(), asyncio.get_running_loop()
+    async with _client(create_app(Talking([]), _tenant, stored=port)) as red:
+        began_s = loop.time()
+        unknown = [await red.post("/chat/completions", json=CHAT) for _ in range(20)]
+        assert loop.time() - began_s < 1.5  # not each of them waits
+        assert {one.headers["llmos-ignored-params"] for one in unknown} == {"store"}
+        port.back.set()
+        await asyncio.sleep(0.25)
+        known = await red.post("/chat/completions", json=CHAT)
+        assert port.added == [known.json()["id"]] and "llmos-ignored-params" not in known.headers
+        port.back.clear()
+        late = [await red.post("/chat/completions", json={**CHAT, "stream": stream}) for stream in (False, True)]
+        assert all(one.status_code == 200 and "llmos-ignored-params" not in one.headers for one in late)
+        assert port.added == [known.json()["id"]]
+        port.back.set()
+        await asyncio.sleep(0.1)
+        assert len(port.added) == 3  # once it is back
+
+
+async def test_what_waits_to_be_stored_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {"HOLD_S": 0.01, "MAX_LATE_BYTES": 1000}.items():
+        monkeypatch.setattr(stored, name, value)
+    port = Hanging()
+    keeper = stored.Keeper(port)
+    request, answer = ChatRequest.model_validate(CHAT), b'{"id": "c", "x": "%s"}' % (b"x" * 300)
+    for _ in range(5):
+        await keeper.keep(request, Caller("key", "red"), answer)
+    port.back.set()
+    await asyncio.sleep(0.1)
+    assert len(port.added) == 3 and not keeper._late and caplog.text.count("too many wait") == 2
 
 
 async def test_an_answer_that_is_too_large_to_store_is_not_read(
