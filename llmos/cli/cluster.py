@@ -12,6 +12,7 @@ import typer
 from llmos import settings
 from llmos.cli.output import Format, Output, client, fields, note, plain, say, say_json
 from llmos.cli.overview import overview
+from llmos.core import types
 from llmos.errors import ForbiddenError, UsageError
 
 app = typer.Typer()
@@ -60,6 +61,15 @@ AutoscalingConfig = Annotated[
         show_default=False,
     ),
 ]
+Order = Annotated[
+    types.Order | None,
+    typer.Option(
+        "--order",
+        help="which jobs of one tenant and priority go first: those that came first, or, with `shortest`, those that "
+        "are expected to need the fewest GPU hours; default fifo",
+        show_default=False,
+    ),
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -69,6 +79,7 @@ def up(
     port: Port = None,
     autoscale_local: AutoscaleLocal = None,
     autoscaling_config: AutoscalingConfig = None,
+    order: Order = None,
     block: Annotated[bool, typer.Option("--block", help="stay, and take everything down on Ctrl-C or SIGTERM")] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -78,7 +89,7 @@ def up(
 
     _end_like_ctrl_c()
     directory = settings.state_dir(state_dir)
-    info = head.up(directory, address, port, note, autoscale_local, autoscaling_config)
+    info = head.up(directory, address, port, note, autoscale_local, autoscaling_config, order)
     if output is Format.JSON:
         say_json(info)
     else:

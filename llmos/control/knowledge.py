@@ -7,16 +7,17 @@ when the control module starts.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from llmos.control.progress import Progress
 from llmos.control.store import Store
 from llmos.control.usage import UsageBook
 from llmos.core.dependencies import dependent
+from llmos.core.promises import Promises
 from llmos.core.quarantine import WINDOW_S
 from llmos.core.run_times import RunTimes
-from llmos.core.types import Action, AttemptPhase, Desired, Failure, Job, JobPhase, Snapshot, Verb
+from llmos.core.types import Action, AttemptPhase, Desired, Failure, Job, JobPhase, Order, Snapshot, Verb
 from llmos.layout import Layout
 
 RUN_TIMES = 20_000
@@ -25,14 +26,20 @@ FAILURES = 1000
 """So many failures are remembered; none for longer than they count."""
 REVISE_EVERY_S = 60.0
 """How often what is expected of jobs that wait follows what was learned: ``plan`` looks anew at each that changes."""
+PROMISE_EVERY_S = 10.0
+"""How often the estimated starts of jobs that wait are noted, to see later how good they were: they cost some time."""
 
 
 class Knowledge:
-    """What people asked for, as ``plan`` wants it. One thread reads and notes; ``usage`` is for all."""
+    """What people asked for, as ``plan`` wants it, and in which ``order``. One thread reads and notes; ``usage`` is for
+    all."""
 
-    def __init__(self, store: Store, layout: Layout) -> None:
+    def __init__(self, store: Store, layout: Layout, order: Order = Order.FIFO) -> None:
         self.usage = UsageBook(store)
         self.progress = Progress(layout)
+        self.promises = Promises()
+        self._promised_at = 0.0
+        self._order = order
         self._store = store
         self._run_times = RunTimes()
         for tenant, name, run_s in store.jobs.run_times(RUN_TIMES):
@@ -54,7 +61,22 @@ class Knowledge:
             tenants=self.usage.tenants(now),
             ended=self._ended(),
             failures=failures,
+            order=self._order,
+            caution=self.promises.caution,
         )
+
+    def promise(self, actions: Iterable[Action], estimates: Mapping[str, tuple[float, float]], now: float) -> None:
+        """Note what a plan says about who starts when, and what became of what was said before: ``caution`` follows."""
+        self.promises.pass_to(now)
+        for action in actions:
+            if action.verb is Verb.START:
+                self.promises.began(action.id)
+            elif action.verb is Verb.CLOSE:
+                self.promises.forget(action.id)
+        if now - self._promised_at >= PROMISE_EVERY_S:
+            self._promised_at = now
+            for id, (_, late) in estimates.items():
+                self.promises.tell(id, late)
 
     def note(self, actions: Iterable[Action], jobs: Iterable[Job], snapshot: Snapshot, blamed: Collection[str]) -> None:
         """Learn from a plan's ``actions`` for ``jobs``, once they are recorded. ``blamed``: as the store is told."""

@@ -73,15 +73,14 @@ class Load:
     def traffic(self) -> Traffic:
         """What arrives. Tokens of prompts are not counted: the time to read them is in the steps that were measured."""
         if len(self._samples) < 2:
-            waiting = self._samples[-1].waiting if self._samples else 0
-            return Traffic(0.0, 0.0, self._answer, waiting=waiting)
+            now = self._samples[-1] if self._samples else Sample(0.0, 0, 0, 0, 0)
+            return Traffic(0.0, 0.0, self._answer, now.waiting, now.running)
         first, last = self._samples[0], self._samples[-1]
         middle = self._samples[len(self._samples) // 2]
-        early, late, whole = _rate(first, middle), _rate(middle, last), _rate(first, last)
         if arrived := last.arrived - first.arrived:
             self._answer = max(1.0, (last.tokens - first.tokens) / arrived)
-        growth = (late - early) / max((last.at - first.at) / 2, 1.0)
-        return Traffic(max(whole, late), 0.0, self._answer, growth_per_s=growth, waiting=last.waiting)
+        late = max(_rate(first, last), _rate(middle, last))
+        return Traffic(late, 0.0, self._answer, last.waiting, last.running)
 
     def rates(self, most: int, start_s: float) -> Rates:
         """What one replica of ``most`` places does: a line through the steps that were measured (least squares)."""

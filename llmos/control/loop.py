@@ -24,7 +24,7 @@ from llmos.control.store import Store
 from llmos.control.translate import of_unit
 from llmos.core.plan import plan
 from llmos.core.standing import Standing
-from llmos.core.types import Action, AttemptPhase, Desired, Job, JobPhase, Plan, Service, Snapshot, Verb
+from llmos.core.types import Action, AttemptPhase, Desired, Job, JobPhase, Order, Plan, Service, Snapshot, Verb
 from llmos.errors import ClusterError, LlmosError
 from llmos.layout import Layout
 
@@ -60,10 +60,16 @@ class Loop:
     """Drives ``cluster`` towards what ``store`` holds. One thread ticks; ``sight`` and ``nudge`` are for all."""
 
     def __init__(
-        self, store: Store, registry: Registry, cluster: Cluster, layout: Layout, fleet: Fleet | None = None
+        self,
+        store: Store,
+        registry: Registry,
+        cluster: Cluster,
+        layout: Layout,
+        fleet: Fleet | None = None,
+        order: Order = Order.FIFO,
     ) -> None:
         self.sight = Sight()
-        self.knowledge = Knowledge(store, layout)
+        self.knowledge = Knowledge(store, layout, order)
         self.rollouts = Rollouts(store.services)
         self._store = store
         self._registry = registry
@@ -126,6 +132,7 @@ class Loop:
         self._apply(actions, desired.services, snapshot.now)
         self._scale(decided.wanted_nodes)
         self.knowledge.note(actions, desired.jobs, snapshot, guilty)
+        self.knowledge.promise(actions, decided.estimates, snapshot.now)
 
     def _scale(self, wanted: Mapping[str, int]) -> None:
         """Ask for the nodes that are wanted, every time: whoever asks last is heard, and others may have asked."""

@@ -20,17 +20,21 @@ LOOK_EVERY_S = 5.0
 """How often the files of a running job are looked at: they may lie on a network's storage."""
 ROWS = 32
 """So many of the last steps say how fast an attempt was: the first ones compile and fill caches."""
+SAME = 0.05
+"""A speed that differs by no more is taken to be the same: ``plan`` looks anew at each job that changes."""
 _CHECKPOINT = re.compile(r"step-\d+")
 _MANIFEST = "manifest.json"  # written last
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What was seen of an attempt: when it was saved last, and how long its ranks took until their first step."""
+    """What was seen of an attempt: when it was saved last, how long its ranks took until their first step, and how fast
+    it is; the last two of elastic jobs only."""
 
     attempt: int
     checkpointed_at: float | None
-    began_s: float | None
+    began_s: float | None = None
+    speed: float | None = None
 
 
 class Progress:
@@ -43,7 +47,7 @@ class Progress:
 
     def told(self, job: Job, now: float) -> Job:
         """``job``, which has an attempt open, with when it was saved last; an elastic one also with how long it takes
-        to begin. The same value as long as nothing of that has changed."""
+        to begin, and how fast it is in its size. The same value as long as nothing of that has changed."""
         at, look = self._looks.get(job.id, (now, None))
         if look is None or look.attempt != job.attempt or now - at >= LOOK_EVERY_S:
             fresh = self._look(job, look)
@@ -53,7 +57,9 @@ class Progress:
         if before and before[0] is job and before[1] is look:
             return before[2]
         resize_s = job.resize_s if look.began_s is None else max(job.resize_s, look.began_s)
-        told = replace(job, checkpointed_at=look.checkpointed_at, resize_s=resize_s)
+        measured = {} if look.speed is None else {len(job.placement): look.speed}
+        goodput = tuple(sorted({**dict(job.goodput), **measured}.items()))
+        told = replace(job, checkpointed_at=look.checkpointed_at, resize_s=resize_s, goodput=goodput)
         self._told[job.id] = job, look, told
         return told
 
@@ -78,10 +84,15 @@ class Progress:
 
     def _look(self, job: Job, before: _Look | None) -> _Look:
         dirs = self._layout.job(job.id)
-        began_s = before.began_s if before and before.attempt == job.attempt else None
-        if job.larger and began_s is None:
-            began_s = began(dirs.attempt(job.attempt), job.opened_at)
-        return _Look(job.attempt, saved_at(dirs.checkpoints), began_s)
+        saved = saved_at(dirs.checkpoints)
+        if not job.larger:
+            return _Look(job.attempt, saved)
+        attempt, known = dirs.attempt(job.attempt), before if before and before.attempt == job.attempt else None
+        began_s = known.began_s if known else None
+        fast, was = speed(last_metrics(attempt, ROWS)), known.speed if known else None
+        if fast is None or (was is not None and abs(fast - was) <= SAME * was):
+            fast = was
+        return _Look(job.attempt, saved, began(attempt, job.opened_at) if began_s is None else began_s, fast)
 
 
 def saved_at(checkpoints: Path) -> float | None:

@@ -166,7 +166,6 @@ def _aim(served: Served, count: int) -> Aim:
 
 
 def _with(one: Service, replicas: int, served: Served, current: int) -> Service:
-    """The unit with so many replicas. Room of its own has only a current revision whose replicas come and go."""
-    bounds = served.spec.replicas
-    owns = one.id == unit(served.row["name"], current) and bounds.min < bounds.max
-    return Service(one.id, one.digest, one.gang, replicas, one.created_at, bounds.max if owns else 0)
+    """The unit with so many replicas. The current revision owns room for as many as the service may have."""
+    owns = one.id == unit(served.row["name"], current)
+    return Service(one.id, one.digest, one.gang, replicas, one.created_at, served.spec.replicas.max if owns else 0)

@@ -20,8 +20,6 @@ from llmos.spec import Service, Slo
 
 START_S = 30.0
 """What a cold start is taken to last until one was measured."""
-HOLD_S = 60.0
-"""What the load needed at any time of so many seconds stays: bursts come again."""
 HEARD_S = 5.0
 """What a replica or the front door has said counts for so long."""
 
@@ -101,7 +99,7 @@ class Scaling:
             before = state.scale or Scale(max(deployed, low))
             rates = state.load.rates(spec.max_batch, state.wake_s or START_S)
             promises, traffic = _promises(spec.slo), state.load.traffic()
-            state.scale = scale((low, bounds.max), promises, traffic, rates, before, now, HOLD_S)
+            state.scale = scale((low, bounds.max), promises, traffic, rates, before, now)
             return state.scale.count, state.scale.why
 
     def wake_s(self, name: str) -> float | None:

@@ -35,6 +35,16 @@ def best_first(job: Job) -> list[Gang]:
     return sorted(job.gangs, key=lambda gang: (-goodput(job, len(gang.bundles)), len(gang.bundles)))
 
 
+def worth(job: Job, size: int) -> float:
+    """What each bundle beyond the fewest adds to ``job`` on ``size`` bundles, as a part of what each of the fewest
+    does: 1 where throughput grows in proportion, or nothing was measured; 0 where more bundles do not help."""
+    fewest = len(job.gang.bundles)
+    least = goodput(job, fewest) / fewest
+    if size <= fewest or least <= 0:
+        return 1.0
+    return (goodput(job, size) / least - fewest) / (size - fewest)
+
+
 def pays(job: Job, size: int, other: int, left_s: float) -> bool:
     """Whether ``job``, which on ``size`` bundles has ``left_s`` to run, gains enough by going on with ``other``."""
     ahead = left_s if 0 < left_s < math.inf else LOOK_AHEAD_S

@@ -52,5 +52,9 @@ class Promises:
             self.kept += 1
             self._stretch((KEPT - 1) * STEP)
 
+    def forget(self, id: str) -> None:
+        """Job ``id`` will not start: what it was told counts neither way."""
+        self._told.pop(id, None)
+
     def _stretch(self, by: float) -> None:
         self.caution = min(max(self.caution * math.exp(by), LEAST), MOST)

@@ -1,7 +1,8 @@
 """Which jobs end so that a service gets room that it owns.
 
-Jobs that can go on smaller end before others, those that lose the least work first, and none more than needed. A job
-that may be preempted goes on when the service has what it wants; one that may not keeps its fewest workers' room.
+Jobs that can go on smaller end before others, of them those first to which being larger is worth least; then those that
+lose the least work, and none more than needed. A job that may be preempted goes on when the service has what it wants;
+one that may not keeps its fewest workers' room.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from llmos.core.free import Matrix
+from llmos.core.goodput import worth
 from llmos.core.resize import after, fewest, fits_any, stopped
 from llmos.core.room import Claim
 from llmos.core.running import Running
@@ -43,9 +45,10 @@ def _may_end(one: Running) -> bool:
     return (one.job.preemptible or one.shrinkable) and not (one.ending or one.job.cancelled)
 
 
-def _loss(one: Running, now: float) -> tuple[bool, float, float, str]:
+def _loss(one: Running, now: float) -> tuple[bool, float, float, float, str]:
     """Orders those that may end: who loses least comes first."""
-    return not one.shrinkable, one.gpus * one.lost_s(now), one.lost_s(now), one.job.id
+    size = worth(one.job, len(one.nodes)) if one.shrinkable else 0.0
+    return not one.shrinkable, size, one.gpus * one.lost_s(now), one.lost_s(now), one.job.id
 
 
 def _why(one: Running, claim: Claim, now: float) -> str:

@@ -1,10 +1,14 @@
 """How many replicas a service needs: from its promises, its load, and what one replica was measured to do.
 
 A replica answers so many sequences at once that a token still comes in time; all of them together are servers of one
-queue, and few enough requests may wait too long in it (M/M/N: Halfin and Whitt, Operations Research 29(3), 1981).
-A new replica answers only after its cold start, so the count follows the load that is expected then, and what will have
-piled up until then. A replica goes when it was not needed for as long as it would take to start again: whatever comes,
-idling and starting cost at most twice what knowing the future would (ski rental: Karlin et al., Algorithmica 3, 1988).
+queue, in which a request may wait for as long as the promise of its first token leaves. So what is under way now says
+how many replicas are needed now (:func:`demand`).
+
+Bursts come faster than replicas start, and how fast a load grows says little about where it will be a cold start later:
+a trend over two minutes made the twin's service larger and no better. The best that was found to go by is what was
+needed at any time of the last few cold starts; less is kept only after that. For a load that is known without looking,
+as when one plans how much to buy, :func:`needed` has the formula (M/M/N: Halfin and Whitt, Operations Research 29(3),
+1981).
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ ATTAINED = 0.99
 """The share of requests for which the promises are to hold."""
 BUSIEST = 0.95
 """Of the places of all replicas, the share that may be taken on average: beyond it queues grow for hours."""
-MARGIN = 0.1
-"""How much more load than there is has to fit before a replica goes: a load that trembles moves nothing."""
+PEAKS = 6
+"""What was needed at any time of so many cold starts is kept: bursts come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +35,14 @@ class Promises:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What arrives now: requests per second and by how much that grows each second; mean tokens of a prompt and of an
-    answer; requests that wait in all queues."""
+    """What arrives: requests per second, mean tokens of a prompt and of an answer; requests that wait in all queues
+    now, and those that are being answered."""
 
     requests_per_s: float
     prompt: float
     answer: float
-    growth_per_s: float = 0.0
     waiting: int = 0
+    running: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +72,12 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The count of replicas, why, and what decides about the next: ``recent`` has (time, replicas that were enough
-    then), the newest last, without those that a later and larger one makes irrelevant; ``steady`` the same for what the
-    load needs that does not wait."""
+    """The count of replicas, why, and what decides about the next: ``recent`` has (time, replicas that were needed
+    then), the newest last, without those that a later and larger one makes irrelevant."""
 
     count: int
     why: str = ""
     recent: tuple[tuple[float, int], ...] = ()
-    steady: tuple[tuple[float, int], ...] = ()
 
 
 def needed(requests_per_s: float, slots: int, service_s: float, wait_s: float = math.inf) -> int:
@@ -125,49 +127,39 @@ def slots(promises: Promises, traffic: Traffic, rates: Rates) -> int:
     return low or rates.most
 
 
-def enough(promises: Promises, traffic: Traffic, rates: Rates, requests_per_s: float) -> int:
-    """Replicas that keep ``promises`` when ``requests_per_s`` of the kind of ``traffic`` arrive steadily."""
+def demand(promises: Promises, traffic: Traffic, rates: Rates) -> float:
+    """Replicas, and parts of one, that are needed now for the promises to hold.
+
+    What is under way, and what comes while it may wait, is done in time if there are places for it until then: of n
+    requests that take s seconds each, with r more each second, none waits longer than w seconds on at least
+    (n · s + w · r · s) / (s + w) places. Of those that wait, only as many count as are being answered, for most of more
+    are late whatever starts now: those are answered within a cold start.
+    """
     places = slots(promises, traffic, rates)
+    service_s = rates.service_s(traffic, places)
     spare_s = promises.first_token_s - rates.first_s(traffic, places)
     wait_s = min(promises.queue_s, spare_s if spare_s > 0 else math.inf)
-    return needed(requests_per_s, places, rates.service_s(traffic, places), wait_s)
+    late = min(traffic.waiting, max(traffic.running, 1))
+    now = 1 / (1 + wait_s / service_s)
+    coming = traffic.requests_per_s * service_s / BUSIEST
+    piled = (traffic.waiting - late) * service_s / max(rates.start_s, service_s)
+    return (now * (traffic.running + late) + (1 - now) * coming + piled) / places
 
 
 def scale(
-    bounds: tuple[int, int],
-    promises: Promises,
-    traffic: Traffic,
-    rates: Rates,
-    before: Scale,
-    now: float,
-    hold_s: float = 0.0,
+    bounds: tuple[int, int], promises: Promises, traffic: Traffic, rates: Rates, before: Scale, now: float
 ) -> Scale:
     """The count from ``now`` on, ``before`` being the last decision, or the count that there is.
 
-    Never less than ``bounds[0]`` or more than ``bounds[1]``. It rises at once, and falls to the largest count that was
-    enough at any time of the last cold start. What the load alone, without what had piled up, needed in the last
-    ``hold_s`` seconds stays, too: where bursts come again and again, each would find too few.
+    Never less than ``bounds[0]`` or more than ``bounds[1]``. It is what was needed at any time of the last
+    :data:`PEAKS` cold starts.
     """
     low, high = bounds
     count = min(max(before.count, low), high)
-    expected = traffic.requests_per_s + max(0.0, traffic.growth_per_s) * rates.start_s
-    up = enough(promises, traffic, rates, expected + _backlog(traffic, rates, promises, count, expected))
-    steady = enough(promises, traffic, rates, expected * (1 + MARGIN))
-    wanted = min(max(up, min(count, steady), low), high)
-    recent = _recent(before.recent or ((now, count),), now, rates.start_s, wanted)
-    base = min(max(enough(promises, traffic, rates, expected), low), high)
-    held = _recent(before.steady, now, hold_s, base)
-    after = max(wanted, min(count, max(one for _, one in (*recent, *held))))
-    return Scale(after, _why(after, count, up, high, traffic, rates), recent, held)
-
-
-def _backlog(traffic: Traffic, rates: Rates, promises: Promises, count: int, expected: float) -> float:
-    """Requests per second to be answered besides those that arrive, so that what waits, and what will have come to wait
-    when a replica that starts now is ready, is answered within another cold start."""
-    places = slots(promises, traffic, rates)
-    answered = count * places / rates.service_s(traffic, places)
-    piled = traffic.waiting + max(0.0, expected - answered) * rates.start_s
-    return piled / max(rates.start_s, rates.service_s(traffic, places))
+    up = math.ceil(demand(promises, traffic, rates))
+    recent = _recent(before.recent or ((now, count),), now, PEAKS * rates.start_s, min(max(up, low), high))
+    after = max(one for _, one in recent)
+    return Scale(after, _why(after, count, up, high, traffic, rates), recent)
 
 
 def _recent(
@@ -184,5 +176,6 @@ def _why(after: int, count: int, up: int, high: int, traffic: Traffic, rates: Ra
     if after > count:
         return f"grows from {count} to {after} replicas: {load}"
     if after < count:
-        return f"shrinks from {count} to {after} replicas: {load}, and no more were needed for {rates.start_s:.0f} s"
+        while_s = PEAKS * rates.start_s
+        return f"shrinks from {count} to {after} replicas: {load}, and no more were needed for {while_s:.0f} s"
     return load

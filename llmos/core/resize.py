@@ -4,9 +4,10 @@ An attempt never changes while it runs: it is asked to checkpoint and yield, and
 then. So a resize is a STOP, and how large the next attempt becomes is decided like that of every other.
 
 Three reasons, in this order. A node is about to go: its jobs move. The first in the queue has no room: of the jobs
-that run on more than their fewest workers, the youngest give up what is needed, if that is enough. Nobody waits and
-there is room: the oldest job that gains enough by it grows (``goodput``). That needs patience (``Job.grow_every_s``),
-so that jobs which come and go do not drag others along, and one at a time, so that two do not hope for the same room.
+that run on more than their fewest workers, those to which that is worth least give up what is needed, the youngest
+first among equals, if that is enough. Nobody waits and there is room: the oldest job that gains enough by it grows
+(``goodput``). That needs patience (``Job.grow_every_s``), so that jobs which come and go do not drag others along, and
+one at a time, so that two do not hope for the same room.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from llmos.core import reasons
 from llmos.core.free import Columns, Matrix, added
-from llmos.core.goodput import best_first, pays
+from llmos.core.goodput import best_first, pays, worth
 from llmos.core.room import Claim
 from llmos.core.running import Running, oldest_first
 from llmos.core.shape import Shape, Shapes
@@ -42,11 +43,12 @@ def shrunk(running: Sequence[Running], free: Matrix, claim: Claim, shapes: Shape
         return fits_any(wanted, after(running, free, victims, claim, shapes))
 
     youngest_first = oldest_first(one for one in running if one.shrinkable)[::-1]
-    if not youngest_first:
+    least_first = sorted(youngest_first, key=lambda one: worth(one.job, len(one.nodes)))
+    if not least_first:
         return []
-    if not fits_any(wanted, added([one.held for one in (*youngest_first, *_ending(running))], free)):
+    if not fits_any(wanted, added([one.held for one in (*least_first, *_ending(running))], free)):
         return []
-    victims = fewest(youngest_first, enough)
+    victims = fewest(least_first, enough)
     size = reasons.workers
     return [stopped(one, f"shrinks from {size(len(one.nodes))}: room for {claim.who}") for one in victims]
 

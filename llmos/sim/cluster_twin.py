@@ -13,7 +13,8 @@ from llmos.sim.job_traces import TraceJob
 from llmos.sim.planned import Planned
 from llmos.sim.pool import Pool
 
-TICK_S = 30.0
+TICK_S = 1.0
+"""How often the count of replicas is looked at: as often as the control loop does."""
 
 
 @dataclass(frozen=True, slots=True)

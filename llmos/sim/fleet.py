@@ -1,11 +1,13 @@
 """A service in the twin: requests of a trace, the replicas that answer them, and how soon they did.
 
 Each replica has so many places, a request takes one of them for as long as it is answered, in the order of arrival. How
-many replicas there should be is what ``core.replicas`` says, from what was seen of the load.
+many replicas there should be is what ``core.replicas`` says, from what was seen of the load. A replica that is to go
+takes no more, and keeps its GPUs until it has answered what it has; one that still starts goes at once.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,10 +21,7 @@ from llmos.sim.pool import Placement
 from llmos.sim.request_traces import Request
 
 WINDOW_S = 120.0
-"""The load is what arrived in so many seconds; how it grows is seen from the same before."""
-
-HOLD_S = 900.0
-"""Replicas that were needed in the last quarter of an hour stay: bursts of requests come again and again."""
+"""How many requests come in a second is seen from those of so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +35,17 @@ class Plans:
     rates: Rates
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Replica:
-    """``nodes`` is where it is, by the names that the planner knows."""
+    """``nodes`` is where it is, by the names that the planner knows. It answers from ``ready_s`` on, and what it has
+    until ``busy_s``."""
 
     placement: Placement
     nodes: tuple[str, ...]
     since_s: float
+    ready_s: float
+    busy_s: float = 0.0
+    leaves: bool = False
 
 
 @dataclass(slots=True)
@@ -61,7 +64,10 @@ class Fleet:
     stays: list[Stay] = field(default_factory=list)
     _next: int = 0
     _waiting: deque[Request] = field(default_factory=deque)
-    _free_s: list[float] = field(default_factory=list)
+    _places_free: list[tuple[float, int, Replica]] = field(default_factory=list)
+    _ends: list[float] = field(default_factory=list)
+    _leaving: list[Replica] = field(default_factory=list)
+    _arrivals: list[float] = field(default_factory=list)
     _mean: Traffic = field(default_factory=lambda: Traffic(0.0, 1.0, 1.0))
     _places: int = 1
     _token_s: float = 0.0
@@ -73,24 +79,38 @@ class Fleet:
         self._places = slots(self.plans.promises, self._mean, self.plans.rates)
         self._token_s = self.plans.rates.service_s(self._mean, self._places) / max(answer, 1.0)
         self.wanted = Scale(self.plans.bounds[0])
+        self._arrivals = [request.at_s for request in self.requests]
 
     def serve(self, until_s: float) -> None:
         """Answer what has arrived, on places that become free by ``until_s``."""
         while self._next < len(self.requests) and self.requests[self._next].at_s <= until_s:
             self._waiting.append(self.requests[self._next])
             self._next += 1
-        while self._waiting and self._free_s and max(self._free_s[0], self._waiting[0].at_s) <= until_s:
+        while self._waiting and (place := self._next_place(until_s)):
+            free_s, number, replica = place
             request = self._waiting.popleft()
-            begins_s = max(heappop(self._free_s), request.at_s)
-            heappush(self._free_s, begins_s + self._takes_s(request))
+            begins_s = max(free_s, request.at_s)
+            ends_s = begins_s + self._takes_s(request)
+            heappush(self._places_free, (ends_s, number, replica))
+            heappush(self._ends, ends_s)
+            replica.busy_s = max(replica.busy_s, ends_s)
             self.answered += 1
             self.kept += self._in_time(request, begins_s - request.at_s)
 
+    def _next_place(self, until_s: float) -> tuple[float, int, Replica] | None:
+        """The place that is free first, if that is when the first request that waits may begin by ``until_s``."""
+        while self._places_free and self._places_free[0][2].leaves:
+            heappop(self._places_free)
+        if self._places_free and max(self._places_free[0][0], self._waiting[0].at_s) <= until_s:
+            return heappop(self._places_free)
+        return None
+
     def rescale(self, now: float) -> bool:
         """Ask how many replicas there should be. Whether that has changed."""
-        before = self.wanted.count
-        plans = self.plans
-        self.wanted = scale(plans.bounds, plans.promises, self._traffic(now), plans.rates, self.wanted, now, HOLD_S)
+        before, plans = self.wanted.count, self.plans
+        if plans.bounds[0] == plans.bounds[1]:
+            return False
+        self.wanted = scale(plans.bounds, plans.promises, self._traffic(now), plans.rates, self.wanted, now)
         return self.wanted.count != before
 
     def desired(self) -> Service:
@@ -100,45 +120,65 @@ class Fleet:
 
     def status(self) -> ServiceStatus | None:
         """The deployment as the planner is to see it; None while it has no replicas."""
-        if self.target is None:
+        if self.target is None and not self._leaving:
             return None
-        nodes = tuple(node for replica in self.replicas for node in replica.nodes)
-        return ServiceStatus(self.plans.name, "1", self.target, len(self.replicas), nodes=nodes)
+        nodes = tuple(node for replica in (*self.replicas, *self._leaving) for node in replica.nodes)
+        ready, goes = len(self.replicas), self.target is None
+        return ServiceStatus(self.plans.name, "1", self.target or 0, ready, nodes=nodes, removing=goes)
 
     def deploy(self, world: World, names: Sequence[str]) -> bool:
         """Come nearer to ``target``: give surplus replicas up, start missing ones where there is room. Whether all is
         as it should be."""
         while len(self.replicas) > (self.target or 0):
-            self._stop(self.replicas.pop(), world)
+            self._stop(max(self.replicas, key=lambda one: (one.ready_s > world.now, one.since_s)))
+        self.release(world)
         while len(self.replicas) < (self.target or 0):
             placement = world.pool.place(self.plans.gpus)
             if placement is None:
                 return False
-            self.replicas.append(Replica(placement, tuple(names[node] for node, _ in placement), world.now))
             self.starts += 1
-            for _ in range(self._places):
-                heappush(self._free_s, world.now + self.plans.rates.start_s)
+            nodes = tuple(names[node] for node, _ in placement)
+            replica = Replica(placement, nodes, world.now, world.now + self.plans.rates.start_s)
+            self.replicas.append(replica)
+            for place in range(self._places):
+                heappush(self._places_free, (replica.ready_s, self.starts * self._places + place, replica))
         return True
+
+    def release(self, world: World) -> bool:
+        """Give the GPUs back of replicas that are to go and have answered what they had. Whether there were any."""
+        done = [one for one in self._leaving if one.busy_s <= world.now]
+        for replica in done:
+            self._leaving.remove(replica)
+            self._give_back(replica, world)
+        return bool(done)
 
     def lose(self, node: int, world: World) -> None:
         """The machine is gone, and with it the replicas there. What they were answering is answered late by others."""
         for replica in [one for one in self.replicas if node in dict(one.placement)]:
-            self.replicas.remove(replica)
-            self._stop(replica, world)
+            self._stop(replica)
+        for replica in [one for one in self._leaving if node in dict(one.placement)]:
+            self._leaving.remove(replica)
+            self._give_back(replica, world)
 
     def close(self, world: World) -> None:
         """Note what the replicas that are left have held."""
         while self.replicas:
-            self._stop(self.replicas.pop(), world)
+            self._stop(self.replicas[-1])
+        for replica in self._leaving:
+            self._give_back(replica, world)
 
     def unanswered(self) -> int:
         """Requests that wait."""
         return len(self._waiting)
 
-    def _stop(self, replica: Replica, world: World) -> None:
-        """Its idle places go first; what it still answers is answered elsewhere, as drained replicas do."""
+    def _stop(self, replica: Replica) -> None:
+        """``replica`` gets no more requests, and is to go."""
+        self.replicas.remove(replica)
+        replica.leaves = True
+        self._leaving.append(replica)
+
+    def _give_back(self, replica: Replica, world: World) -> None:
         world.pool.give_back(replica.placement)
-        self._free_s = sorted(self._free_s)[self._places :]  # sorted, so still a heap
         self.gpu_s += self.plans.gpus * (world.now - replica.since_s)
         self.stays.append(Stay(self.plans.name, replica.placement, replica.since_s, world.now))
 
@@ -154,16 +194,9 @@ class Fleet:
         return waited_s <= promises.queue_s and first_s <= promises.first_token_s and self._token_s <= promises.token_s
 
     def _traffic(self, now: float) -> Traffic:
-        """What arrived in the last window, and how much more than in the one before."""
-        recent = self._arrived(now - WINDOW_S, now)
-        growth = (recent - self._arrived(now - 2 * WINDOW_S, now - WINDOW_S)) / WINDOW_S**2
-        return Traffic(recent / WINDOW_S, self._mean.prompt, self._mean.answer, growth, len(self._waiting))
-
-    def _arrived(self, after_s: float, until_s: float) -> int:
-        """How many of the requests came then."""
-        count = 0
-        for number in range(self._next - 1, -1, -1):
-            if self.requests[number].at_s <= after_s:
-                break
-            count += self.requests[number].at_s <= until_s
-        return count
+        """What arrived in the last window, and what waits and is answered now."""
+        while self._ends and self._ends[0] <= now:
+            heappop(self._ends)
+        came = self._next - bisect_right(self._arrivals, now - WINDOW_S, hi=self._next)
+        per_s = came / min(max(now, 1.0), WINDOW_S)
+        return Traffic(per_s, self._mean.prompt, self._mean.answer, len(self._waiting), len(self._ends))

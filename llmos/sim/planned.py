@@ -128,7 +128,7 @@ class Planned:
         news = news or (world.waiting > 0 and world.now >= self._patient_s)
         for fleet in self._fleets.values():
             fleet.serve(world.now)
-            news |= fleet.rescale(world.now) or fleet.target != len(fleet.replicas)
+            news |= fleet.rescale(world.now) | fleet.release(world) or fleet.wanted.count != len(fleet.replicas)
         if news:  # else what has ended is told with what comes next
             self._patient_s = world.now + (PATIENT_S if self._fleets else 0.0)
             for _ in range(PASSES):
@@ -174,20 +174,22 @@ class Planned:
         deployed = {name: status for name, fleet in self._fleets.items() if (status := fleet.status())}
         made = self._plan(desired, Snapshot(world.now, self._there(world), self._attempts, deployed), self._memo)
         self._memo = made.memo
-        missing = self._resize(made, world)
-        for action in made.actions:
-            if action.verb in (Verb.START, Verb.CLOSE):
-                self._apply(action, world)
-        self._tell(made)
-        return missing or any(action.verb in (Verb.STOP, Verb.DEPLOY, Verb.REMOVE) for action in made.actions)
-
-    def _resize(self, made: Plan, world: World) -> bool:
-        """End what is to end, and come nearer to the replicas that are to be. Whether some are missing."""
         for action in made.actions:
             if action.verb in (Verb.DEPLOY, Verb.REMOVE):
                 self._fleets[action.id].target = action.replicas or None
             elif action.verb is Verb.STOP:
                 self._apply(action, world)
+        for action in made.actions:
+            if action.verb in (Verb.START, Verb.CLOSE):
+                self._apply(action, world)
+        self._tell(made)
+        return self._deploy(world) or any(
+            action.verb in (Verb.STOP, Verb.DEPLOY, Verb.REMOVE) for action in made.actions
+        )
+
+    def _deploy(self, world: World) -> bool:
+        """Come nearer to the replicas that are to be, in the room that jobs have left to them. Whether some are
+        missing."""
         names = [node.id for node in self._nodes] if self._fleets else []
         return bool([fleet for fleet in self._fleets.values() if not fleet.deploy(world, names)])
 

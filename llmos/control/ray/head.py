@@ -22,6 +22,7 @@ from llmos.control.ray.fleet import ask_for
 from llmos.control.ray.processes import Process, end, listener, port_is_free
 from llmos.control.ray.session import CONTROL, NAMESPACE, authenticate, connect, logs
 from llmos.control.store import Store
+from llmos.core.types import Order
 from llmos.errors import ClusterError, ConflictError, LlmosError
 from llmos.files import read_json, write_json
 from llmos.layout import Layout
@@ -43,11 +44,13 @@ def up(
     report: Report,
     autoscale_local: int | None = None,
     autoscaling_config: Path | None = None,
+    order: Order | None = None,
 ) -> dict[str, Any]:
     """Start a Ray cluster, or join the one at ``address``; start the control module and the gateway on it.
 
     A cluster that is started grows by nodes on this machine up to ``autoscale_local`` of them, the head included. In
     one that is joined, ``autoscaling_config`` (the file that Ray's autoscaler has) says which nodes may be asked for.
+    ``order`` is who goes first among jobs of one tenant and priority (None: who came first, or as it is).
     Returns once the front door answers: ``{url, address, state_dir, dashboard}``. Doing it twice changes nothing.
     Raises ConflictError for a port that is taken (``None``: 8000) or when it runs elsewhere already, ClusterError when
     there is no cluster or it does not become ready.
@@ -57,13 +60,13 @@ def up(
     with _alone(layout):
         running = _running(layout)
         if running is None:
-            running = _begin(layout, address, port or PORT, report, autoscale_local, autoscaling_config)
+            running = _begin(layout, address, port or PORT, report, autoscale_local, autoscaling_config, order)
         else:
-            _check_same(running, address, port, autoscale_local)
+            _check_same(running, address=address, port=port, autoscale_local=autoscale_local, order=order)
         url = f"http://{HOST}:{running['port']}"
         try:
             _attach(layout, running)
-            control = actor.start(layout, HOST, running["port"], running.get("autoscaling"))
+            control = actor.start(layout, HOST, running["port"], running.get("autoscaling"), running.get("order"))
             _wait_until_ready(layout, url, control)
         except BaseException as error:
             if not running.get("ready"):
@@ -107,7 +110,13 @@ def down(state_dir: Path, report: Report) -> None:
 
 
 def _begin(
-    layout: Layout, address: str | None, port: int, report: Report, nodes: int | None, config: Path | None
+    layout: Layout,
+    address: str | None,
+    port: int,
+    report: Report,
+    nodes: int | None,
+    config: Path | None,
+    order: Order | None,
 ) -> dict[str, Any]:
     """Start or join a cluster and write down which."""
     doorman.dismiss(layout.front_socket)  # of a cluster that ended without `down`
@@ -129,6 +138,7 @@ def _begin(
         Store(layout).close()  # a damaged one is better told of now than by an actor that does not start
         head = local_ray.start(layout, lambda started: _remember(layout, {**started, "port": port}), nodes)
         running = {**head, "port": port}
+    running["order"] = str(order or Order.FIFO)
     _remember(layout, running)
     return running
 
@@ -144,9 +154,9 @@ def _make_private(state_dir: Path) -> None:
         state_dir.chmod(0o700)
 
 
-def _check_same(running: dict[str, Any], address: str | None, port: int | None, nodes: int | None) -> None:
-    """Raise ConflictError if ``up`` is asked for another place than where llmos runs."""
-    for name, asked in (("address", address), ("port", port), ("autoscale_local", nodes)):
+def _check_same(running: dict[str, Any], **wanted: str | int | None) -> None:
+    """Raise ConflictError if ``up`` is asked for another place, or order, than where and how llmos runs."""
+    for name, asked in wanted.items():
         found, option = running.get(name), f"--{name.replace('_', '-')}"
         if asked not in (None, "auto", found, running.get("joined")):
             how = f"with `{option} {found}`" if found else f"without `{option}`"

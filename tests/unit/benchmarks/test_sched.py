@@ -49,6 +49,7 @@ def test_lending_compares_one_cluster_with_two(tmp_path: Path, monkeypatch: pyte
     assert found.also["split_50_goodput_h"] == pytest.approx(4 * fixed)  # nobody disturbs those that train apart
     assert found.value == pytest.approx(100 * (found.also["goodput_h"] / (4 * fixed) - 1))
     assert found.also["mean_replicas"] >= 1 and found.also["attained"] > 90
+    assert found.also["bound_attained"] > 90 and "who knows what will come: " in found.why
     with pytest.raises(Unmeasured, match="azure_llm_conv.csv"):
         lending_row.lending(Options())
 

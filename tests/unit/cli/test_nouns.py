@@ -175,10 +175,17 @@ class Head:
         monkeypatch.setattr(control, "ray", package, raising=False)
 
     def up(
-        self, state_dir: Path, address: str | None, port: int, report: Any, nodes: int | None, config: Path | None
+        self,
+        state_dir: Path,
+        address: str | None,
+        port: int,
+        report: Any,
+        nodes: int | None,
+        config: Path | None,
+        order: str | None,
     ) -> dict[str, Any]:
         autoscaling = [nodes, config] if nodes or config else []
-        self.calls.append(("up", state_dir, address, port, *autoscaling))
+        self.calls.append(("up", state_dir, address, port, *autoscaling, *filter(None, [order])))
         if port == 1:
             raise ClusterError("port 1 on 127.0.0.1 is taken", hint="choose another with --port")
         report("Ray is up")
@@ -196,6 +203,8 @@ def test_up_and_down(llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert llmos("down", "--state-dir", "state").code == 0
     here = tmp_path / "state"
     assert head.calls == [("up", here, "auto", 8123), ("up", tmp_path / ".llmos", None, None), ("down", here)]
+    assert llmos("up", "--order", "shortest").code == 0 and head.calls[-1][-1] == "shortest"
+    assert llmos("up", "--order", "longest").code == 2
 
 
 def test_a_cluster_that_does_not_start_says_why(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:

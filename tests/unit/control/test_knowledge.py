@@ -12,7 +12,7 @@ import pytest
 
 from llmos.control import knowledge
 from llmos.control.progress import saved_at, speed
-from llmos.core.types import AttemptPhase, Job, Node, Resources, Snapshot
+from llmos.core.types import AttemptPhase, Job, Node, Order, Resources, Snapshot
 from llmos.sim.cluster import Outcome
 from tests.unit.control.world import World
 
@@ -164,6 +164,50 @@ def test_speed_and_cost_of_a_resize_are_measured_and_kept(world: World) -> None:
     world.open()
     world.run(1)
     assert told(world, "wide").goodput == ((2, 103.0),)
+
+
+def test_the_speed_of_what_runs_is_known_before_it_ends(world: World) -> None:
+    world.outcomes["wide-1"] = [Outcome(1000.0)] * 9
+    world.control.submit_job(world.spec("wide", workers={"min": 2, "max": 4, "grow_every": 900}, batch_size=4))
+    world.control.submit_job(world.spec("beside", resources={"cpus": 1}))
+    world.run(3)
+    fast = [{"step": i, "tokens_per_s": 100.0, "step_s": 1.0, "time_s": 7.0 + i} for i in range(1, 6)]
+    write_metrics(world, "wide-1", 1, *fast)
+    world.run(6)
+    before = told(world, "wide")
+    assert before.goodput == ((2, 100.0),)
+    write_metrics(world, "wide-1", 1, *({**row, "tokens_per_s": 104.0} for row in fast))
+    world.run(6)
+    assert told(world, "wide") is before  # about as fast
+    write_metrics(world, "wide-1", 1, *({**row, "tokens_per_s": 120.0} for row in fast))
+    world.run(6)
+    assert told(world, "wide").goodput == ((2, 120.0),)
+
+
+def test_late_estimates_become_more_careful_when_they_are_not_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knowledge, "PROMISE_EVERY_S", 0.0)
+    world.outcomes["a-1"] = [Outcome(300.0)]
+    world.control.submit_job(world.spec("a", resources={"cpus": 4}, expected_runtime=100))
+    waits = world.control.submit_job(world.spec("b", resources={"cpus": 4}, expected_runtime=100))["id"]
+    gone = world.control.submit_job(world.spec("c", resources={"cpus": 4}, expected_runtime=100))["id"]
+    world.run(3)
+    assert world.loop.sight.desired.caution == 1.0 and world.loop.sight.plan.estimates.keys() == {waits, gone}
+    world.control.cancel_job(gone)
+    world.run(295)
+    promises = world.loop.knowledge.promises
+    assert (promises.kept, promises.broken) == (0, 1)  # `b` should have started; of `c` nothing is expected
+    assert world.loop.sight.desired.caution == promises.caution > 1.0
+
+
+def test_the_shortest_go_first_if_that_is_the_order(world: World) -> None:
+    world.order = Order.SHORTEST
+    world.open()
+    for name, seconds in (("long", 5000), ("short", 50)):
+        world.control.submit_job(world.spec(name, resources={"cpus": 4}, expected_runtime=seconds))
+    world.run(3)
+    assert [world.control.get_job(name)["phase"] for name in ("long", "short")] == ["queued", "running"]
 
 
 def test_a_loop_that_tells_no_tokens_is_as_fast_as_its_steps() -> None:

@@ -10,6 +10,7 @@ from llmos.control.scaling import Scaling
 from llmos.core.replicas import Rates
 from llmos.errors import ConflictError, NotFoundError, SpecError, UsageError
 from llmos.heartbeat import Heartbeat, Route
+from llmos.sim.cluster import Outcome
 from tests.unit.control.world import World, write_model
 
 Row = dict[str, Any]
@@ -221,10 +222,23 @@ def test_replicas_follow_the_load(served: World) -> None:
     served.run(2)
     shown = look(served)
     assert shown["replicas"] >= 3 and shown["ready"] == shown["replicas"] <= 4
-    for _ in range(150):
+    for _ in range(250):
         scaling.heard(Heartbeat("s", "", "r1", "", tokens=tokens))
         served.run(1)
     assert look(served)["replicas"] == 1
+
+
+def test_a_service_of_a_fixed_size_owns_its_room(served: World) -> None:
+    put(served, model="coder@1", replicas={"min": 2, "max": 2})
+    served.run(3)
+    (wanted,) = served.loop.sight.desired.services
+    assert (wanted.replicas, wanted.owned) == (2, 2)
+    served.control.submit_job(served.spec("guest", resources={"cpus": 2}))
+    served.outcomes["guest-1"] = [Outcome(1000.0)] * 2
+    served.run(3)
+    put(served, model="coder@1", replicas={"min": 4, "max": 4})
+    served.run(6)
+    assert look(served)["ready"] == 4 and served.control.get_job("guest")["phase"] == "queued"
 
 
 def test_what_was_measured_of_steps() -> None:

@@ -14,7 +14,7 @@ from llmos.control.control import Control
 from llmos.control.loop import Loop
 from llmos.control.registry import Registry
 from llmos.control.store import Store
-from llmos.core.types import AttemptPhase, Node, Resources
+from llmos.core.types import AttemptPhase, Node, Order, Resources
 from llmos.layout import Layout
 from llmos.models import ModelConfig, train_bpe
 from llmos.sim.cluster import Outcome, SimCluster
@@ -38,6 +38,7 @@ class World:
 
     def __init__(self, root: Path, tokenizer: Path, nodes: int = 1) -> None:
         self.layout = Layout(root)
+        self.order = Order.FIFO
         self.tokenizer = tokenizer
         self.text = root / "text.txt"
         self.text.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ class World:
         """Start the control module, as after a crash."""
         self.store = Store(self.layout)
         self.registry = Registry(self.layout, self.store, self.clock)
-        self.loop = Loop(self.store, self.registry, self.cluster, self.layout)
+        self.loop = Loop(self.store, self.registry, self.cluster, self.layout, order=self.order)
         self.control = Control(self.store, self.registry, self.loop, self.layout, self.clock)
 
     def clock(self) -> float:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmos.core.goodput import best_first, goodput, pays
+from llmos.core.goodput import best_first, goodput, pays, worth
 from llmos.core.types import Attempt
 from tests.unit.core.values import NOW, RUNNING, cpus, decide, job, node, see, told
 
@@ -24,6 +24,14 @@ def test_the_best_size_comes_first() -> None:
     assert [len(gang.bundles) for gang in best_first(ELASTIC)] == [4, 8, 2]
     assert [len(gang.bundles) for gang in best_first(replace(ELASTIC, goodput=()))] == [8, 4, 2]
     assert told(decide(see([node("n", 9)]), ELASTIC)) == ["start a-1 on n n n n"]
+
+
+def test_what_more_bundles_are_worth_is_what_they_add() -> None:
+    assert worth(ELASTIC, 4) == pytest.approx((3.0 - 2.0) / 2.0)
+    assert worth(ELASTIC, 8) == pytest.approx((2.5 - 2.0) / 6.0)
+    assert worth(replace(ELASTIC, goodput=((2, 700.0), (8, 2800.0))), 8) == pytest.approx(1.0)  # in whatever unit
+    assert worth(replace(ELASTIC, goodput=()), 8) == 1.0
+    assert worth(ELASTIC, 2) == 1.0 and worth(replace(ELASTIC, goodput=((2, 0.0),)), 4) == 1.0
 
 
 @pytest.mark.parametrize(("left_s", "cost", "expected"), [(300.0, 49.0, True), (300.0, 51.0, False), (-5.0, 9.0, True)])

@@ -101,6 +101,9 @@ def test_elastic_jobs_shrink_before_others_end() -> None:
     elastic = begun(soft("elastic", 1, larger=(gpus(4),)), *["n0"] * 4, ago_s=900)
     rigid = begun(soft("rigid", 4), *["n0"] * 4, ago_s=1)
     assert told(decide(owner(2), elastic, rigid)) == ["stop elastic-1"]
+    wide = [begun(soft(id, 1, larger=(gpus(4),), goodput=((1, 1.0), (4, rate))), *["n0"] * 4)
+            for id, rate in (("a", 3.9), ("b", 1.5))]  # fmt: skip
+    assert told(decide(owner(2), *wide)) == ["stop b-1"]  # to which four GPUs are worth less
     kept = begun(firm("kept", 2, larger=(gpus(4),)), *["n0"] * 4)
     fixed = begun(firm("fixed", 4), *["n0"] * 4)
     assert told(decide(owner(2), kept, fixed)) == ["stop kept-1"]

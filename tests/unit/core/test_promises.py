@@ -35,3 +35,13 @@ def test_the_first_word_counts_and_is_judged_once() -> None:
     promises.began("a")
     promises.began("unheard of")
     assert (promises.kept, promises.broken) == (0, 1) and promises.caution > 1
+
+
+def test_who_will_not_start_counts_neither_way() -> None:
+    promises = Promises()
+    promises.tell("a", 10.0)
+    promises.forget("a")
+    promises.forget("unheard of")
+    promises.pass_to(11.0)
+    promises.began("a")
+    assert (promises.kept, promises.broken, promises.caution) == (0, 0, 1.0)

@@ -78,6 +78,19 @@ def test_the_youngest_gives_up_what_the_first_in_the_queue_needs() -> None:
     assert told(decide(ended, a, b, job("new", at=2))) == ["close b-1 queued", "start b-2 on n0", "start new-1 on n0"]
 
 
+def test_those_shrink_first_to_whom_more_workers_are_worth_least() -> None:
+    (a, seen_a), (b, seen_b) = runs(elastic("a", 2), "n0", "n0"), runs(elastic("b", 2, at=1), "n0", "n0")
+    snapshot = see([node("n0", 4)], seen_a, seen_b)
+    scales = ((1, 10.0), (2, 19.0))  # the second worker adds nine tenths
+    stuck = ((1, 500.0), (2, 600.0))  # or a fifth, of a job whose steps count for more
+    assert told(decide(snapshot, replace(a, goodput=stuck), replace(b, goodput=scales), job("new", at=2))) == [
+        "stop a-1"
+    ]
+    assert told(decide(snapshot, replace(a, goodput=scales), replace(b, goodput=stuck), job("new", at=2))) == [
+        "stop b-1"
+    ]
+
+
 def test_only_those_end_who_help() -> None:
     (a, seen_a), (b, seen_b) = runs(elastic("a", 3), "n0", "n0", "n0"), runs(elastic("b", 2, at=1), "n1", "n1")
     made = decide(see([node("n0", 3), node("n1", 2)], seen_a, seen_b), a, b, job("new", cpus(2), at=2))

@@ -14,8 +14,9 @@ from llmos.sim.cluster_spec import read
 from llmos.sim.cluster_twin import Result, twin
 from llmos.sim.faults import Faults
 from llmos.sim.fleet import Fleet, Plans
-from llmos.sim.job_replay import Stay
+from llmos.sim.job_replay import Stay, World
 from llmos.sim.job_traces import TraceJob
+from llmos.sim.pool import Pool
 from llmos.sim.request_traces import Request
 
 RATES = Rates(prompt_tokens_per_s=10_000, step_s=0.02, sequence_s=0.0, most=4, start_s=60)
@@ -106,6 +107,32 @@ def test_a_fleet_answers_in_order_and_loses_no_request() -> None:
     fleet.serve(10.0)
     assert (fleet.answered, fleet.unanswered()) == (0, 9)  # there is no replica
     assert fleet.status() is None and fleet.desired().replicas == 1
+
+
+def test_a_replica_that_is_to_go_answers_what_it_has_first() -> None:
+    fleet, world = _fleet([Request(100.0, 100, 50)], (0, 6)), World(Pool(1, 8))
+    fleet.target = 1
+    assert fleet.deploy(world, ["n0"]) and world.pool.idle == 7
+    world.advance(100.0)
+    fleet.serve(100.0)
+    fleet.target = None
+    assert fleet.deploy(world, ["n0"]) and world.pool.idle == 7
+    status = fleet.status()
+    assert status and status.removing and status.nodes == ("n0",)  # so nobody is placed there yet
+    world.advance(100.9)
+    assert not fleet.release(world)
+    world.advance(101.1)
+    assert fleet.release(world) and world.pool.idle == 8 and fleet.status() is None
+    assert (fleet.answered, fleet.kept) == (1, 1)
+
+
+def test_a_replica_that_still_starts_goes_at_once_and_before_others() -> None:
+    fleet, world = _fleet([Request(100.0, 100, 50)], (0, 6)), World(Pool(1, 8))
+    for fleet.target, at in ((1, 0.0), (2, 90.0), (1, 100.0)):
+        world.advance(at)
+        fleet.serve(at)
+        fleet.deploy(world, ["n0"])
+    assert world.pool.idle == 7 and fleet.replicas[0].since_s == 0.0 and fleet.answered == 1
 
 
 SPEC: dict[str, Any] = {
