@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 
 from llmos.control.progress import Progress
 from llmos.control.store import Store
@@ -116,7 +115,7 @@ class Knowledge:
             return job, job
         if before and same and (before[1].estimate_s, before[1].estimate_high_s) == found:
             return before
-        return job, replace(job, estimate_s=found[0], estimate_high_s=found[1])
+        return job, job.but(estimate_s=found[0], estimate_high_s=found[1])
 
     def _ended(self) -> dict[str, JobPhase]:
         """The phases of those that others come after and that have ended."""

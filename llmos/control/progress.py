@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -59,7 +59,8 @@ class Progress:
         resize_s = job.resize_s if look.began_s is None else max(job.resize_s, look.began_s)
         measured = {} if look.speed is None else {len(job.placement): look.speed}
         goodput = tuple(sorted({**dict(job.goodput), **measured}.items()))
-        told = replace(job, checkpointed_at=look.checkpointed_at, resize_s=resize_s, goodput=goodput)
+        same = (look.checkpointed_at, resize_s, goodput) == (job.checkpointed_at, job.resize_s, job.goodput)
+        told = job if same else job.but(checkpointed_at=look.checkpointed_at, resize_s=resize_s, goodput=goodput)
         self._told[job.id] = job, look, told
         return told
 

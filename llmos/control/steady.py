@@ -25,4 +25,4 @@ def _each(now: Mapping[str, T], before: Mapping[str, T]) -> dict[str, T]:
 
 
 def _same(now: T, before: T | None) -> T:
-    return before if before is not None and now == before else now
+    return now if now is before or before is None or now != before else before

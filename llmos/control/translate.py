@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 
 from llmos.core.types import Gang, Job, Resources, Strategy, Tenant
 from llmos.spec import DEFAULT_TENANT, Service, to_dict
@@ -37,7 +38,20 @@ def job_gangs(spec: JobSpec) -> tuple[Gang, ...]:
     """The gangs that the job may run as, the smallest first: a bundle per worker, tensor-parallel ones on one node."""
     strategy, labels = Strategy(spec.gang.strategy), tuple(sorted(spec.gang.labels.items()))
     one = bundle(spec.resources)
-    return tuple(Gang((one,) * mesh.size, mesh.tp, strategy, spec.gang.topology, labels) for mesh in spec.meshes)
+    return tuple(_gang(one, mesh.size, mesh.tp, strategy, spec.gang.topology, labels) for mesh in spec.meshes)
+
+
+@lru_cache(maxsize=1024)
+def _gang(
+    one: Resources,
+    count: int,
+    together: int,
+    strategy: Strategy,
+    topology: str | None,
+    labels: tuple[tuple[str, str], ...],
+) -> Gang:
+    """``count`` bundles of ``one``. Cached: what equal jobs need is looked up by identity from then on."""
+    return Gang((one,) * count, together, strategy, topology, labels)
 
 
 def tenant(spec: TenantSpec, used: Resources, spent_gpu_s: float) -> Tenant:

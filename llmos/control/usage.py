@@ -46,11 +46,14 @@ class UsageBook:
     def add(self, jobs: Iterable[Job], snapshot: Snapshot) -> None:
         """Count what the living attempts of ``jobs`` held until ``snapshot``; write it down if that is due."""
         held: dict[str, list[tuple[float, Resources]]] = {}
+        amounts: dict[int, Resources] = {}  # of each gang, by identity: many jobs have the same
         for job in jobs:
             seen = snapshot.attempts.get(job.id) if job.attempt else None
             if seen and seen.alive and seen.number == job.attempt:
-                amount = sum(job.gang_on(seen.nodes or job.placement).bundles, _NOTHING)
-                held.setdefault(job.tenant, []).append((job.opened_at, amount))
+                gang = job.gang_on(seen.nodes or job.placement)
+                if id(gang) not in amounts:
+                    amounts[id(gang)] = sum(gang.bundles, _NOTHING)
+                held.setdefault(job.tenant, []).append((job.opened_at, amounts[id(gang)]))
         if held:
             more = {name: _used(self._usage.get(name, Usage()), some, snapshot.now) for name, some in held.items()}
             with self._lock:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from heapq import merge
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, takewhile
 
 from llmos.core import reasons, resize
@@ -19,8 +17,9 @@ from llmos.core.free import Columns
 from llmos.core.gather import gathered
 from llmos.core.goodput import best_first
 from llmos.core.lifecycle import record
+from llmos.core.lines import Queue as Queue
 from llmos.core.preempt import preempted
-from llmos.core.queues import Entry, entry, in_turn
+from llmos.core.queues import Entry, in_turn
 from llmos.core.reclaim import reclaimed
 from llmos.core.room import Claim, Room
 from llmos.core.running import Running, left_high_s, left_s
@@ -29,38 +28,6 @@ from llmos.core.types import Action, Attempt, AttemptPhase, Gang, Job, Order, Ve
 
 REFUSED = 1000
 """When so many jobs of a tenant were held back by its limits, its others are not looked at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """The jobs that may start. ``reopened`` have had their turn: their attempt is recorded and must be started again.
-
-    ``order`` says who goes first among equals. ``lines`` are the long queues by tenant, ``more`` are others that belong
-    into them, ``held`` are the ids of those in them that may not start.
-    """
-
-    reopened: Sequence[Job]
-    lines: Mapping[str, list[Entry]]
-    more: Sequence[Job]
-    held: frozenset[str]
-    order: Order = Order.FIFO
-
-    def recorded(self, id: str) -> tuple[str, ...]:
-        """Where the attempt of job ``id`` that must be started again was to be; nowhere if it is another job."""
-        return next((job.placement for job in self.reopened if job.id == id), ())
-
-    def by_tenant(self, without: Iterable[str]) -> dict[str, Iterator[Entry]]:
-        """Each tenant's queue in order, without some jobs."""
-        more: dict[str, list[Entry]] = {}
-        for job in self.more:
-            more.setdefault(job.tenant, []).append(entry(job, self.order))
-        out = self.held.union(without)
-
-        def line(tenant: str) -> Iterator[Entry]:
-            whole = merge(self.lines.get(tenant, ()), sorted(more.get(tenant, ())))
-            return (one for one in whole if one[-1].id not in out)
-
-        return {tenant: line(tenant) for tenant in self.lines.keys() | more.keys()}
 
 
 class Admission:
@@ -72,7 +39,13 @@ class Admission:
     """
 
     def __init__(
-        self, queue: Queue, room: Room, ledger: Ledger, running: Sequence[Running], claim: Claim | None, now: float
+        self,
+        queue: Queue,
+        room: Room,
+        ledger: Ledger,
+        running: Sequence[Running],
+        claim: Claim | None,
+        now: float,
     ) -> None:
         self.placed: dict[str, Running] = {}
         self.blocked: list[Job] = []
@@ -109,7 +82,7 @@ class Admission:
                 self._room.lending.take(one)
 
     def _pass(self, reservations: int, tried: int) -> bool:
-        """Go through the queue once. Whether anything started."""
+        """Go through the queue once. Whether something started that makes it worth going through it again."""
         room, before = self._room, len(self.placed)
         out = self.placed.keys() | self._yielded.keys()
         kept = 0 if self._claim else reservations
@@ -117,17 +90,39 @@ class Admission:
         self._horizon = Horizon(room.free, room.unserved, self.running, self._now, kept, together)
         self.blocked, self.impossible, self._told = [], [], dict(self._yielded)
         self.first = self._claim
+        self._overtaken = self._inexact = False
         self._refusals: Counter[str] = Counter()
         room.lending.next_pass()
-        lines = {tenant: self._open(tenant, line) for tenant, line in self._queue.by_tenant(out).items()}
+        lines = self._queue.by_tenant(out)
+        if self._ledger.limits:
+            lines = {tenant: self._open(tenant, line) for tenant, line in lines.items()}
         fresh = in_turn(lines, self._ledger, lambda job: room.shape(job.gang).total)
         again = (job for job in self._queue.reopened if job.id not in out)
+        full: set[int] = set()  # the gangs, by identity, for which there is no room, and nothing else to wait for
         for job in chain(again, fresh):
-            if not self._start(job):
-                self._block(job)
+            if id(job.gang) in full and not (job.larger or job.placement):
+                self.blocked.append(job)
+            elif not self._start(job) and self._block(job) and self._only_room(kept):
+                full.add(id(job.gang))
             if len(self.blocked) >= tried:
                 break
-        return len(self.placed) > before and bool(self.blocked or self.impossible or self._told)
+        held_up = bool(self.blocked or self.impossible or self._told)
+        return len(self.placed) > before and held_up and not self._would_repeat(kept, len(lines))
+
+    def _would_repeat(self, kept: int, lines: int) -> bool:
+        """Whether the next pass would find what this one has, after which ``lines`` wait, with ``kept`` reservations.
+
+        It would if all that started came before all that wait: then the rest is gone through as it was. It would, too,
+        if to those that wait nothing matters but what is free: there is only less of it, and of equal bundles it can be
+        told exactly whether they fit.
+        """
+        if lines > 1:
+            return False  # whose turn it is has changed
+        return not self._overtaken or (self._only_room(kept) and not self._inexact)
+
+    def _only_room(self, kept: int) -> bool:
+        """Whether jobs wait for nothing but room, of which there only comes to be less: with ``kept`` reservations."""
+        return not (kept or self._claim or self._ledger.limits or self._room.lending.lends)
 
     def _open(self, tenant: str, line: Iterator[Entry]) -> Iterator[Entry]:
         """``line`` until so many of its jobs were refused that the others would hardly fare better."""
@@ -139,9 +134,11 @@ class Admission:
             return False
         until = self._now + left_high_s(job)
         for gang in job.gangs:
-            columns = self._recorded(job, gang, until)
+            shape = self._room.shape(gang)
+            self._inexact |= not shape.exact
+            columns = self._recorded(job, gang, until) if job.placement else None
             if columns is None:
-                columns = self._horizon.find(self._room.shape(gang), until, self._room.lending.within(job))
+                columns = self._horizon.find(shape, until, self._room.lending.within(job))
             if columns is not None and not self._refused(job, gang):
                 self._seat(job, gang, columns, until)
                 return True
@@ -149,7 +146,7 @@ class Admission:
 
     def _recorded(self, job: Job, gang: Gang, until: float) -> Columns | None:
         """The nodes that ``job`` was given before, if that was recorded and they are possible."""
-        if not job.placement or len(job.placement) != len(gang.bundles):
+        if len(job.placement) != len(gang.bundles):
             return None
         columns = self._room.grid.locate(job.placement)
         fits = self._room.shape(gang).fits(columns, self._horizon.usable(until))
@@ -157,7 +154,7 @@ class Admission:
 
     def _refused(self, job: Job, gang: Gang) -> str:
         """Why the tenant of ``job`` may not have it run as ``gang``, or the empty string."""
-        if job.attempt:
+        if job.attempt or not self._ledger.limits:
             return ""  # it was let in when the attempt was recorded
         shape = self._room.shape(gang)
         return self._ledger.refusal(job, shape.total, shape.gpus * promised_s(job, left_s(job)))
@@ -167,6 +164,7 @@ class Admission:
         shape = self._room.shape(gang)
         one = self._begun(job, gang, columns)
         self.placed[job.id] = one
+        self._overtaken |= bool(self.blocked or self.impossible or self._told)
         self.running.append(one)
         self._room.lending.take(one)
         self._ledger.hold(job.tenant, shape.total, shape.gpus * promised_s(job, left_s(job)))
@@ -206,23 +204,24 @@ class Admission:
         columns = self._room.grid.locate(nodes)
         return columns if self._room.shape(gang).fits(columns, self._room.free) else None
 
-    def _block(self, job: Job) -> None:
-        """Note why ``job`` waits, and keep room for it if it is one of the first."""
+    def _block(self, job: Job) -> bool:
+        """Note why ``job`` waits, and keep room for it if it is one of the first. Whether it waits for room."""
         room = self._room
-        able = next((gang for gang in job.gangs if room.could_hold(gang)), None)
+        able = next(filter(room.could_hold, job.gangs), None)
         if able is None:
             self.impossible.append(job)
-            return
+            return False
         if not self._claim and (why := self._refused(job, able)):
             self._refusals[job.tenant] += 1
             self._told[job.id] = why
-            return
+            return False
         if not self._claim and (why := room.lending.refusal(job, room.free)):
             self._told[job.id] = why
-            return
+            return False
         self.first = self.first or Claim(job.id, job.gangs, job.priority, job.tenant, self._queue.order)
         self.blocked.append(job)
         self._horizon.wait(job.id, room.shape(able), job.submitted_at)
+        return True
 
     def _make_room(self) -> bool:
         """Ask attempts to end for the first that waits. Whether there are any."""
@@ -232,7 +231,7 @@ class Admission:
         if self.first.owned:
             stops = reclaimed(self.running, free, self.first, shapes, self._now)
         else:
-            elastic = any(one.job.larger for one in self.running)
+            elastic = [one for one in self.running if one.job.larger]
             stops = resize.shrunk(self.running, free, self.first, shapes) if elastic else []
             stops = stops or gathered(self.running, free, self.first, shapes, self._now)
             stops = stops or preempted(self.running, free, self.first, shapes, self._ledger, self._now)

@@ -13,13 +13,14 @@ so those let in beside it can never add up to more than what fits beside it.
 from __future__ import annotations
 
 import math
+import operator
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from llmos.core.free import Columns, Held, Matrix
+from llmos.core.free import Columns, Held, Matrix, without
 from llmos.core.releases import Releases, Times, Vector
 from llmos.core.resources import ROUNDING
 from llmos.core.running import Running
@@ -81,6 +82,7 @@ class Horizon:
         self._now = now
         self._running = list(running)
         self.reserved: list[Reservation] = []  # in the order of `binds_after`
+        self._sum: list[float] | None = None
         self._usable = [free]  # what may be used beside the first 0, 1, 2, … of them
         self._failed: dict[Shape, float] = {}
         self._together = together
@@ -107,6 +109,9 @@ class Horizon:
             return shape.place(np.minimum(self.usable(until), within))
         if until >= self._failed.get(shape, math.nan):
             return None  # it had no room for so long, and since then there only came to be less
+        if self._failed and any(map(operator.gt, shape.least, self._all_free())):
+            self._failed[shape] = -math.inf  # there is not enough on all nodes together
+            return None
         if self._waiting:
             if not shape.fits_in(self.free):
                 self._failed[shape] = -math.inf
@@ -119,6 +124,12 @@ class Horizon:
             self._failed[shape] = min(until, self._failed.get(shape, math.inf)) if kept else -math.inf
         return placed
 
+    def _all_free(self) -> list[float]:
+        """What is free on all nodes together, by kind."""
+        if self._sum is None:
+            self._sum = np.maximum(self.free, 0.0).sum(axis=1).tolist()
+        return self._sum
+
     def usable(self, until: float) -> Matrix:
         """What is free from now ``until`` then beside all reservations."""
         self._reserve_all()
@@ -128,8 +139,16 @@ class Horizon:
         """``one`` has started: nine times of ten it runs ``until`` then at most."""
         held = one.held
         held.take(self.free)
+        self._sum = None
         for one_sum in self._sums:
             one_sum.take(one.total, until)
+        self._running.append(one)
+        self._releases = None
+        if self.reserved:
+            self._take_later(held, until)
+
+    def _take_later(self, held: Held, until: float) -> None:
+        """Take it from what is left beside the reservations that bind what runs ``until`` then."""
         for reservation in self.reserved[: self._binding(until)]:
             held.take(reservation.free)
         columns = held.columns
@@ -137,8 +156,6 @@ class Horizon:
             self._usable[level + 1][:, columns] = np.minimum(
                 self._usable[level][:, columns], reservation.free[:, columns]
             )
-        self._running.append(one)
-        self._releases = None
 
     def reserve(self, shape: Shape, since: float) -> float | None:
         """Keep room for ``shape`` from the earliest time on at which there is, which is returned. None: never is.
@@ -163,7 +180,7 @@ class Horizon:
         if self._together:
             self._sums += [Sum(*found) for found in releases.together(shape.total, ends, self.free, at)]
         held = shape.held(placed)
-        self._keep(Reservation(at, held, _without(self._alone(at, ends), [held]) - stay))
+        self._keep(Reservation(at, held, without([held], self._alone(at, ends)) - stay))
         return at
 
     def next_release(self) -> tuple[float, str] | None:
@@ -203,7 +220,7 @@ class Horizon:
     def _alone(self, at: float, ends: Times) -> Matrix:
         """What is free at that time beside the reservations that have begun by then, if what runs ends at ``ends``."""
         later = self._never if math.isinf(at) else self.free + self._released().held(ends <= at, self.free)
-        return _without(later, [one.held for one in self.reserved if one.at <= at])
+        return without([one.held for one in self.reserved if one.at <= at], later)
 
     def _at(self, at: float, ends: Times) -> Matrix:
         """What is free from that time on, for ever."""
@@ -212,11 +229,3 @@ class Horizon:
             if one.at > at:
                 np.minimum(later, one.free, out=later)
         return later
-
-
-def _without(free: Matrix, held: Iterable[Held]) -> Matrix:
-    """``free`` without what is ``held``."""
-    left = free.copy()
-    for one in held:
-        one.take(left)
-    return left

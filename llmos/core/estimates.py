@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from heapq import heappop, heappush
 from statistics import NormalDist
 
@@ -36,14 +38,22 @@ _LOG_SURVIVAL = np.log([0.5 * math.erfc(z / math.sqrt(2)) for z in _DEVIATIONS.t
 
 
 class Estimates(Mapping[str, Estimate]):
-    """What ``work_out`` says, which is asked when somebody wants to know."""
+    """What ``work_out`` says, job after job, which is asked when somebody wants to know, and as far as that."""
 
-    def __init__(self, work_out: Callable[[], Mapping[str, Estimate]]) -> None:
+    def __init__(self, work_out: Callable[[], Iterable[tuple[str, Estimate]]]) -> None:
         self._work_out = work_out
-        self._found: Mapping[str, Estimate] | None = None
+        self._more: Iterator[tuple[str, Estimate]] | None = None
+        self._found: dict[str, Estimate] = {}
+        self._lock = threading.Lock()  # who asks may be several threads
 
     def __getitem__(self, id: str) -> Estimate:
-        return self._all[id]
+        with self._lock:
+            while id not in self._found:
+                other, estimate = next(self._rest(), ("", None))
+                if estimate is None:
+                    raise KeyError(id)
+                self._found[other] = estimate
+            return self._found[id]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all)
@@ -56,9 +66,15 @@ class Estimates(Mapping[str, Estimate]):
 
     @property
     def _all(self) -> Mapping[str, Estimate]:
-        if self._found is None:
-            self._found = self._work_out()
-        return self._found
+        with self._lock:
+            self._found.update(self._rest())
+            return self._found
+
+    def _rest(self) -> Iterator[tuple[str, Estimate]]:
+        """What has not been worked out yet."""
+        if self._more is None:
+            self._more = iter(self._work_out())
+        return self._more
 
 
 def starts(
@@ -68,7 +84,7 @@ def starts(
     promised: Mapping[str, float],
     now: float,
     caution: float = 1.0,
-) -> dict[str, Estimate]:
+) -> Iterator[tuple[str, Estimate]]:
     """When each of ``blocked`` (jobs in order, and what they need) starts: the median, and when nine times of ten.
 
     Amounts, such as what is ``free``, are by kind of resource; ``promised`` are the times of reservations. The wait
@@ -76,48 +92,42 @@ def starts(
     can be said are left out.
     """
     if not blocked:
-        return {}
-    held = [one.held.total for one in running]
-    queue = [(job.id, needs, _mean(job)) for job, needs in blocked]
-    soon, latest = (_played(queue, ends, held, free, now) for ends in _ends(running, now))
-    found = {}
-    for job, _ in blocked:
-        at = soon.get(job.id, math.inf)
-        high = max(latest.get(job.id, math.inf), at, promised.get(job.id, now))
+        return
+    soon, latest = (_played(blocked, ends, running, free, now) for ends in _ends(running, now))
+    for (job, _), at, late in zip(blocked, soon, latest, strict=False):  # both end where nothing more is known
+        high = max(late, at, promised.get(job.id, now))
         if math.isfinite(high):
-            found[job.id] = at, max(at, high if caution == 1.0 else now + caution * max(high - now, MOMENT_S))
-    return found
+            yield job.id, (at, max(at, high if caution == 1.0 else now + caution * max(high - now, MOMENT_S)))
 
 
 def _played(
-    queue: Iterable[tuple[str, Sequence[float], float]],
+    queue: Iterable[tuple[Job, Sequence[float]]],
     ends: Times,
-    held: Sequence[Sequence[float]],
+    running: Sequence[Running],
     free: Sequence[float],
     now: float,
-) -> dict[str, float]:
-    """When each job of ``queue`` (id, what it needs, how long it runs) starts, if what is ``held`` is given back at
-    ``ends``."""
-    order = np.argsort(ends)
-    releases = [(end, held[i]) for end, i in zip(ends[order].tolist(), order.tolist(), strict=True) if end < math.inf]
-    releases.reverse()  # the next is the last
+) -> Iterator[float]:
+    """When each job of ``queue`` (and what it needs) starts, one after the other as far as that is known, if what is
+    ``running`` ends at ``ends``."""
+    order = np.argsort(-ends).tolist()  # the next is the last
+    times = ends.tolist()
     later: list[tuple[float, str, Sequence[float]]] = []
     left, at = [value + ROUNDING for value in free], now
-    starts: dict[str, float] = {}
-    for id, wanted, lasts in queue:
+    for job, wanted in queue:
         while any(map(operator.gt, wanted, left)):
-            if releases and not (later and later[0][0] < releases[-1][0]):
-                at, back = releases.pop()
+            end = times[order[-1]] if order else math.inf
+            if end < math.inf and not (later and later[0][0] < end):
+                at, back = end, running[order.pop()].held.total
             elif later:
                 at, _, back = heappop(later)
             else:
-                return starts  # nothing is known of when more is given back
+                return  # nothing is known of when more is given back
             left = list(map(operator.add, left, back))
-        starts[id] = at
+        yield at
         left = list(map(operator.sub, left, wanted))
+        lasts = _mean(left_s(job), left_high_s(job))
         if lasts < math.inf:
-            heappush(later, (at + lasts, id, wanted))
-    return starts
+            heappush(later, (at + lasts, job.id, wanted))
 
 
 def _ends(running: Sequence[Running], now: float) -> tuple[Times, Times]:
@@ -140,9 +150,10 @@ def _ends(running: Sequence[Running], now: float) -> tuple[Times, Times]:
     return likely, late
 
 
-def _mean(job: Job) -> float:
-    """How long ``job`` runs on average, seconds; infinity when nothing is known."""
-    median, high = left_s(job), left_high_s(job)
+@lru_cache(maxsize=4096)
+def _mean(median: float, high: float) -> float:
+    """How long a job runs on average whose run time has this median and ninth decile, seconds; infinity when nothing is
+    known. Cached: those of one kind have the same."""
     if not (0 < median < high < math.inf):
         return median
     return min(median * math.exp((math.log(high / median) / _DECILE) ** 2 / 2), _LONGEST * high)

@@ -23,6 +23,8 @@ Mask = npt.NDArray[np.bool_]
 CPU, GPU, MEMORY, CUSTOM = 0, 1, 2, 3
 GRAIN = 2.0**-30
 """Amounts are rounded to multiples of this; sums up to eight million have no rounding error then."""
+_FEW = 8
+"""So many are given back one by one."""
 SHUT = -1e30
 """What a node that takes nothing has free: so little that nothing given back makes it usable."""
 
@@ -41,8 +43,12 @@ class Grid:
         self.tolerance = np.full(CUSTOM + len(self.custom), ROUNDING)
         self.tolerance[MEMORY] = 0.0  # bytes are whole
         self.total = self._matrix([node.total for node in self.nodes])
+        self.whole: list[float] = self.total.sum(axis=1).tolist()  # by kind, of all nodes together
         foreign = self._matrix([node.foreign for node in self.nodes])
         self.usable = self.total - foreign
+        some: list[int | slice] = [GPU, *([slice(CUSTOM, None)] if self.custom else []), CPU, MEMORY]
+        # what sizes are compared by, in order, without the kinds of which no node has any
+        self.ranked = [kinds for kinds in some if self.total[kinds].any() or self.usable[kinds].any()]
         self._labels = [dict(node.labels) for node in self.nodes] if any(node.labels for node in self.nodes) else []
         self._masks: dict[tuple[tuple[str, str], ...], Mask] = {}
         self._domains: dict[str, tuple[Columns, list[str]]] = {}
@@ -101,10 +107,10 @@ class Held:
 
     __slots__ = ("amounts", "columns", "total")
 
-    def __init__(self, columns: Columns, amounts: Matrix) -> None:
+    def __init__(self, columns: Columns, amounts: Matrix, total: list[float] | None = None) -> None:
         self.columns = columns
         self.amounts = amounts
-        self.total: list[float] = amounts.sum(axis=1).tolist()  # by kind
+        self.total: list[float] = amounts.sum(axis=1).tolist() if total is None else total  # by kind
 
     def take(self, free: Matrix) -> None:
         """Take it from ``free``."""
@@ -116,14 +122,37 @@ class Held:
 
 
 def added(held: Sequence[Held], free: Matrix) -> Matrix:
-    """``free`` once all of ``held`` was given back. One pass over all of it, however many there are."""
+    """``free`` once all of ``held`` was given back. One pass over all of it, if there are many."""
     later = free.copy()
-    if held:
+    if len(held) <= _FEW:
+        for one in held:
+            one.give(later)
+    else:
         columns = np.concatenate([one.columns for one in held])
         amounts = np.concatenate([one.amounts for one in held], axis=1)
         for row, amount in zip(later, amounts, strict=True):
             row += np.bincount(columns, weights=amount, minlength=len(row))
     return later
+
+
+def without(held: Sequence[Held], free: Matrix) -> Matrix:
+    """``free`` once all of ``held`` was taken: the opposite of :func:`added`."""
+    if len(held) > _FEW:
+        return free - added(held, np.zeros_like(free))
+    left = free.copy()
+    for one in held:
+        one.take(left)
+    return left
+
+
+def tightest(free: Matrix, columns: Columns, grid: Grid) -> Columns:
+    """The first of ``columns`` in :func:`size_order`, which is found without bringing all into order."""
+    for kinds in grid.ranked:
+        if len(columns) == 1:
+            break
+        of_each = free[kinds, columns] if isinstance(kinds, int) else free[kinds, :][:, columns].sum(axis=0)
+        columns = columns[of_each == np.minimum.reduce(of_each)]
+    return columns[:1]
 
 
 def size_order(free: Matrix, columns: Columns) -> Any:

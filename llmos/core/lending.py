@@ -64,6 +64,11 @@ class Lending:
         if short:  # until what is firm has ended, no more becomes firm
             self._firm = np.full_like(bare, SHUT)
 
+    @property
+    def lends(self) -> bool:
+        """Whether some jobs may have less than what is free."""
+        return self._firm is not None
+
     def next_pass(self) -> None:
         """The queue is gone through again, from its first job on."""
         self._in_line = False

@@ -7,7 +7,6 @@ a crash it is either seen (alive or ended) or ABSENT, and only an ABSENT one is 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from llmos.core.types import Action, Attempt, AttemptPhase, Job, JobPhase, Verb
 
@@ -65,10 +64,9 @@ def record(job: Job, action: Action, now: float) -> Job:
     match action.verb:
         case Verb.START:
             opened = max(job.attempts, action.attempt)
-            return replace(job, attempt=action.attempt, attempts=opened, opened_at=now, placement=action.nodes)
+            return job.but(attempt=action.attempt, attempts=opened, opened_at=now, placement=action.nodes)
         case Verb.CLOSE:
-            return replace(
-                job,
+            return job.but(
                 attempt=0,
                 failures=job.failures + action.failed,
                 not_before=action.not_before,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import filterfalse
 
 import numpy as np
 
@@ -56,12 +57,12 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     before = known.seats if known.seats and known.seats.grid is room.grid else Seats.empty(room.grid)
     calm = before.undisturbed(backlog.gone, snapshot)
     endings, others, held_back = _settle(backlog, calm, desired, snapshot)
-    rest = [snapshot.attempts[id] for id in sorted(snapshot.attempts.keys() - calm.attempts.keys())]
+    rest = [snapshot.attempts[id] for id in sorted(filterfalse(calm.attempts.__contains__, snapshot.attempts))]
     strays = _strays(others, rest)
     room.shut(node for attempt in strays for node in attempt.nodes)
     room.shut(node for status in _leaving(desired.services, snapshot) for node in status.nodes)
     ledger = Ledger(desired.tenants, room.grid, {job.tenant for job in others}.union(calm.held, backlog.queues))
-    old = {**before.running, **known.placed} if others and room.grid is known.room.grid else {}
+    old = (known.placed, before.running) if room.grid is known.room.grid else ()
     begun = [one for job in others if (one := _running(job, room, snapshot, old))]
     running, moves, seats = _seated(calm, begun, endings, room, ledger, snapshot.now)
     claim = room.reserve(desired.services, snapshot.services)
@@ -77,11 +78,11 @@ def plan(desired: Desired, snapshot: Snapshot, memo: object = None) -> Plan:
     resizes = (*moves, *admission.stops, *growth, *_services(desired.services, snapshot.services))
     actions = (*filter(None, stops), *endings, *resizes, *_starts(admission, queue))
     unplaced = [*admission.blocked, *admission.impossible]
-    nodes, waits = wanted(desired.kinds, room.grid, room.free, unplaced, snapshot.now)
+    nodes, waits = wanted(desired.kinds, room.grid, room.free, room.unserved, unplaced, snapshot.now)
     waiting = Waiting(partial(_told, admission, queue, held_back | not_ready, waits), backlog.queues, admission.placed)
     estimates = Estimates(partial(_estimates, admission, room, snapshot.now, desired.caution))
-    known = Memo(backlog, room.memo(), seats, admission.placed)
-    return Plan(actions, waiting, known, estimates, nodes, closed, room.lending.lent)
+    memo = Memo(backlog, room.memo(), seats, admission.placed)
+    return Plan(actions, waiting, memo, estimates, nodes, closed, room.lending.lent)
 
 
 def _closed(desired: Desired, snapshot: Snapshot) -> dict[str, str]:
@@ -103,14 +104,13 @@ def _settle(
     those must wait for others. Those that run as before are left out."""
     actions: list[Action] = []
     unfinished: list[Job] = []
-    watched = [backlog.watched[id] for id in backlog.watched.keys() - calm.running.keys()]
+    watched = [backlog.watched[id] for id in filterfalse(calm.running.__contains__, backlog.watched)]
     for job in sorted(watched, key=lambda job: (job.submitted_at, job.id)):  # in whatever order they came to be known
         action = settle(job, snapshot.attempts.get(job.id), snapshot.now, _gone(job, calm.grid))
         if action:
             actions.append(action)
-            job = record(job, action, snapshot.now)
         if not (action and action.phase and action.phase.final):
-            unfinished.append(job)
+            unfinished.append(record(job, action, snapshot.now) if action else job)
     if not any(map(dependencies.dependent, unfinished)):
         return actions, unfinished, {}
     ended = {**desired.ended, **{a.id: a.phase for a in actions if a.phase and a.phase.final}}
@@ -131,14 +131,14 @@ def _alive(job: Job, snapshot: Snapshot) -> Attempt | None:
     return attempt if attempt and attempt.alive and attempt.number == job.attempt else None
 
 
-def _running(job: Job, room: Room, snapshot: Snapshot, before: Mapping[str, Running]) -> Running | None:
+def _running(job: Job, room: Room, snapshot: Snapshot, before: Iterable[Mapping[str, Running]]) -> Running | None:
     """``job`` and its living attempt, if it has one. ``before`` are those of the last plan."""
     attempt = _alive(job, snapshot)
     if attempt is None:
         return None
     seen = any(len(attempt.nodes) == len(gang.bundles) for gang in job.gangs)
     nodes = attempt.nodes if seen else job.placement
-    gang, known = job.gang_on(nodes), before.get(job.id)
+    gang, known = job.gang_on(nodes), next((some[job.id] for some in before if job.id in some), None)
     shape = room.shape(gang)
     same = known is not None and known.gang is gang and known.nodes == nodes
     return Running.of(job, attempt, nodes, shape, known.held if known and same else shape.held(room.grid.locate(nodes)))
@@ -276,7 +276,7 @@ def _starts(admission: Admission, queue: Queue) -> Iterator[Action]:
 
 def _start(one: Running, *, recorded: bool) -> Action:
     number = one.attempt.number
-    why = f"attempt {number}: {reasons.gang_size(one.gang)} on {_places(one.nodes)}"
+    why = f"attempt {number}: {one.shape.words} on {_places(one.nodes)}"
     if recorded:
         why = f"attempt {number} had been recorded, but never began"
     return Action(Verb.START, one.job.id, number, one.nodes, why=why)
@@ -289,7 +289,7 @@ def _told(admission: Admission, queue: Queue, told: dict[str, str], waits: Mappi
     return told | {id: told[id] + text for id, text in waits.items()}
 
 
-def _estimates(admission: Admission, room: Room, now: float, caution: float) -> dict[str, Estimate]:
+def _estimates(admission: Admission, room: Room, now: float, caution: float) -> Iterator[tuple[str, Estimate]]:
     free = np.maximum(room.free, 0.0).sum(axis=1).tolist()
     needs = [(job, room.shape(job.gang).total) for job in admission.blocked]
     return starts(needs, admission.running, free, admission.promised, now, caution)

@@ -37,11 +37,9 @@ def preempted(
 
 def _candidates(running: Sequence[Running], claim: Claim, ledger: Ledger, now: float) -> Iterator[Running]:
     """Those that may end for ``claim``, those that lose least first."""
-    lower = [
-        one
-        for one in running
-        if one.job.priority < (claim.priority or 0) and one.job.preemptible and not (one.ending or one.job.cancelled)
-    ]
+    priority = claim.priority or 0
+    below = [one for one in running if one.job.priority < priority]
+    lower = [one for one in below if one.job.preemptible and not (one.ending or one.job.cancelled)]
     if not lower:
         return
     mine = ledger.account(claim.tenant)

@@ -17,33 +17,35 @@ from llmos.core.types import Attempt, Gang, Job
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Running:
-    """A job with its living attempt, whose ``gang`` is on ``nodes``.
+    """A job with its living attempt, whose gang (``shape``) is on ``nodes``.
 
     It holds ``total`` (by kind), of which ``held`` is on nodes that take work. ``left`` and ``left_high`` are how
-    long it runs from its start on: :func:`left_s`, :func:`left_high_s`.
+    long it runs from its start on: :func:`left_s`, :func:`left_high_s`. ``ending``: it was asked to end.
     """
 
     job: Job
     attempt: Attempt
     nodes: tuple[str, ...]
-    gang: Gang
+    shape: Shape
     held: Held
     total: Sequence[float]
     left: float
     left_high: float
+    ending: bool
 
     @staticmethod
     def of(job: Job, attempt: Attempt, nodes: tuple[str, ...], shape: Shape, held: Held) -> Running:
         """``job`` as it runs."""
-        return Running(job, attempt, nodes, shape.gang, held, shape.total, left_s(job), left_high_s(job))
-
-    @property
-    def ending(self) -> bool:
-        return self.attempt.stopping_since is not None
+        ending = attempt.stopping_since is not None
+        return Running(job, attempt, nodes, shape, held, shape.total, left_s(job), left_high_s(job), ending)
 
     def asked(self, now: float) -> Running:
         """The same once it was asked to end."""
-        return self if self.ending else replace(self, attempt=replace(self.attempt, stopping_since=now))
+        return self if self.ending else replace(self, attempt=replace(self.attempt, stopping_since=now), ending=True)
+
+    @property
+    def gang(self) -> Gang:
+        return self.shape.gang
 
     @property
     def shrinkable(self) -> bool:

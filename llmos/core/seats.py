@@ -14,7 +14,7 @@ from itertools import compress
 
 import numpy as np
 
-from llmos.core.free import Grid, Matrix, added
+from llmos.core.free import Grid, Matrix, added, without
 from llmos.core.running import Running
 from llmos.core.types import Attempt, Job, Snapshot
 
@@ -73,9 +73,11 @@ class Seats:
         """These and ``more``."""
         if not more:
             return self
-        running = {**self.running, **{one.job.id: one for one in more}}
-        attempts = {**self.attempts, **{one.job.id: one.attempt for one in more}}
-        limits = {**self.limits, **{one.job.id: at for one in more if (at := _looked_at_from(one.job)) is not None}}
+        running, attempts, limits = dict(self.running), dict(self.attempts), self.limits
+        for one in more:
+            running[one.job.id], attempts[one.job.id] = one, one.attempt
+            if (at := _looked_at_from(one.job)) is not None:
+                limits = {**limits, one.job.id: at}
         elastic = self.elastic.union(one.job.id for one in more if one.job.larger)
         return Seats(self.grid, self._with(more, 1), running, attempts, limits, elastic, self._sums(more, 1))
 
@@ -83,7 +85,7 @@ class Seats:
         """``taken`` with what ``some`` hold added, or taken away."""
         if sign > 0:
             return added([one.held for one in some], self.taken)
-        return self.taken - added([one.held for one in some], np.zeros_like(self.taken))
+        return without([one.held for one in some], self.taken)
 
     def _sums(self, some: Iterable[Running], sign: int) -> dict[str, Sums]:
         held = dict(self.held)

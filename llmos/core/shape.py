@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from llmos.core.free import GPU, Columns, Grid, Held, Mask, Matrix, size_order
-from llmos.core.resources import Gang, Resources, Strategy
+from llmos.core import reasons
+from llmos.core.free import GPU, Columns, Grid, Held, Mask, Matrix, size_order, tightest
+from llmos.core.resources import ROUNDING, Gang, Resources, Strategy
 
 _MANY = 1e9  # more than any node holds
 _SLACK = 1e-9
@@ -25,7 +27,7 @@ class _Unit:
     """Equal parts that need ``amount`` (by kind) on one node each; ``positions`` are theirs in the gang."""
 
     amount: Matrix
-    floor: Matrix  # what a node must have free at least
+    floor: Matrix  # what a node must have free at least, a column
     kinds: tuple[int, ...]  # those of which it needs some
     positions: Columns
 
@@ -34,11 +36,14 @@ class Shape:
     """A gang on a grid. Gangs that are equal share one shape, so it stands for them as a key.
 
     ``total`` is what the gang needs in all, by kind. ``known``: some node has each kind of resource it asks for.
+    Where less than ``least`` is free on all nodes together, there is no room for it.
+    ``exact``: a placement is found if there is one; of unlike bundles that is not sure.
     """
 
     def __init__(self, gang: Gang, grid: Grid) -> None:
         self.gang = gang
         self.grid = grid
+        self.value = _value(gang)
         count = max(len(gang.bundles), 1)
         self._together = count if gang.strategy is Strategy.STRICT_PACK else max(gang.together, 1)
         vectors = {bundle: grid.vector(bundle) for bundle in dict.fromkeys(gang.bundles)}
@@ -51,12 +56,19 @@ class Shape:
         self.gpus = self.total[GPU]
         self._units = tuple(self._split()) if self.known else ()
         self.allowed = grid.mask(gang.labels)
+        self.exact = len(self._units) < 2
+        self.least = [value - ROUNDING * count for value in self.total]
+
+    @cached_property
+    def words(self) -> str:
+        """The gang in words."""
+        return reasons.gang_size(self.gang)
 
     def held(self, columns: Columns) -> Held:
         """What the bundles hold when they are on ``columns``, one each. Those at -1 are left out."""
         count = min(len(columns), self._bundles.shape[1])
         if count == 1 and columns[0] >= 0:
-            return Held(columns[:1], self._bundles[:, :1])
+            return Held(columns[:1], self._bundles[:, :1], self.total if self._bundles.shape[1] == 1 else None)
         there = np.flatnonzero(columns[:count] >= 0)
         distinct, place = np.unique(columns[there], return_inverse=True)
         amounts = np.zeros((len(self._bundles), len(distinct)))
@@ -71,6 +83,8 @@ class Shape:
         """
         if not self.known:
             return None
+        if self.gang.topology is None:
+            return self._fill(free, self.allowed, prefer)
         for mask in self._domains(free):
             if (placed := self._fill(free, mask, prefer)) is not None:
                 return placed
@@ -112,7 +126,7 @@ class Shape:
         for values in sorted(alike, key=_size, reverse=True):
             amount = np.array(values)
             kinds = tuple(np.flatnonzero(amount > 0).tolist())
-            yield _Unit(amount, amount - self.grid.tolerance, kinds, np.array(alike[values]))
+            yield _Unit(amount, (amount - self.grid.tolerance)[:, None], kinds, np.array(alike[values]))
 
     def _domains(self, free: Matrix) -> Iterator[Mask | None]:
         """The nodes among which to place: all that are allowed, or those of one domain after the other."""
@@ -131,19 +145,27 @@ class Shape:
 
     def _room(self, unit: _Unit, free: Matrix, mask: Mask | None, most: float | None = None) -> tuple[Columns, Matrix]:
         """The columns that hold at least one ``unit``, and how many each holds, at most ``most`` (all there are)."""
-        ok = free[GPU] >= unit.floor[GPU]
-        for row, floor in zip(free, unit.floor, strict=True):
-            ok &= row >= floor
-        if mask is not None:
-            ok &= mask
-        columns = np.flatnonzero(ok)
+        columns = self._able(unit, free, mask)
         counts = np.full(len(columns), float(len(unit.positions)) if most is None else most)
         for kind in unit.kinds:
             room = (free[kind, columns] + self.grid.tolerance[kind]) / unit.amount[kind]
             np.minimum(counts, np.floor(room + _SLACK), out=counts)
         return columns, np.maximum(counts, 1.0)
 
+    def _able(self, unit: _Unit, free: Matrix, mask: Mask | None) -> Columns:
+        """The columns that hold at least one ``unit``."""
+        ok = np.logical_and.reduce(free >= unit.floor)
+        if mask is not None:
+            ok &= mask
+        return np.asarray(ok.nonzero()[0])
+
     def _fill(self, free: Matrix, mask: Mask | None, prefer: Matrix | None) -> Columns | None:
+        if self._bundles.shape[1] == 1 and prefer is None and self._units:
+            columns = self._able(self._units[0], free, mask)
+            if not len(columns):
+                return None
+            spread = self.gang.strategy is Strategy.SPREAD
+            return columns[size_order(free, columns)[-1:]] if spread else tightest(free, columns, self.grid)
         chosen = np.zeros(-(-self._bundles.shape[1] // self._together), dtype=np.int64)
         left = free if len(self._units) == 1 else free.copy()
         spread = self.gang.strategy is Strategy.SPREAD
@@ -195,12 +217,10 @@ class Shapes:
         return self
 
     def _known(self, gang: Gang) -> Shape:
-        value = _value(gang)
-        if shape := self._by_value.get(value):
-            return shape
         old = self._old
-        shape = (old._by_identity.get(id(gang)) or old._by_value.get(value)) if old else None
-        shape = shape or Shape(gang, self.grid)
+        shape = old._by_identity.get(id(gang)) if old else None
+        value = shape.value if shape else _value(gang)
+        shape = self._by_value.get(value) or shape or (old and old._by_value.get(value)) or Shape(gang, self.grid)
         self._by_value[value] = shape
         return shape
 

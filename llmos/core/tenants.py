@@ -5,11 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from llmos.core import reasons
 from llmos.core.free import CPU, GPU, MEMORY, Grid
 from llmos.core.resources import ROUNDING, Resources
 from llmos.core.types import Job, Tenant
+
+_ROOT = Tenant("")
+_undeclared = lru_cache(Tenant)
 
 
 class Account:
@@ -52,8 +56,8 @@ class Ledger:
 
     def __init__(self, tenants: Iterable[Tenant], grid: Grid, present: Iterable[str]) -> None:
         self._grid = grid
-        self.total: list[float] = grid.total.sum(axis=1).tolist()
-        self.root = Account(Tenant(""), len(self.total))
+        self.total = grid.whole
+        self.root = Account(_ROOT, len(self.total))
         self._accounts: dict[str, Account] = {}
         tenants = sorted(tenants, key=lambda tenant: tenant.id)
         self.budgets = any(tenant.budget_gpu_s is not None for tenant in tenants)
@@ -73,7 +77,7 @@ class Ledger:
     def account(self, tenant: str) -> Account:
         """The books of ``tenant``."""
         if tenant not in self._accounts:
-            self._accounts[tenant] = Account(Tenant(tenant), len(self.total))
+            self._accounts[tenant] = Account(_undeclared(tenant), len(self.total))
             self._open(self._accounts[tenant])
             if held := self._unopened.get(tenant):
                 self.hold(tenant, held, 0.0)
@@ -81,9 +85,11 @@ class Ledger:
 
     def hold(self, tenant: str, amount: Sequence[float], gpu_s: float, sign: int = 1) -> None:
         """``tenant`` has come to hold ``amount``, and is to use ``gpu_s`` GPU-seconds with it. -1: not any more."""
-        for account in self.account(tenant).path:
+        account: Account | None = self.account(tenant)
+        while account:
             account.held = _plus(account.held, amount, sign)
             account.burnt += sign * gpu_s
+            account = account.parent
 
     def seat(self, held: Mapping[str, tuple[int, Sequence[float]]]) -> None:
         """Each tenant has so many jobs that together hold so much."""
@@ -189,4 +195,4 @@ def _vector(amount: Resources, grid: Grid) -> list[float]:
 
 
 def _plus(one: Sequence[float], other: Sequence[float], sign: int = 1) -> list[float]:
-    return [a + sign * b for a, b in zip(one, other, strict=True)]
+    return list(map(operator.add if sign > 0 else operator.sub, one, other))

@@ -8,8 +8,10 @@ Times are seconds since the epoch, always handed in; sizes are bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from operator import attrgetter
+from typing import Any
 
 from llmos.core.resources import Gang as Gang
 from llmos.core.resources import Node as Node
@@ -55,7 +57,6 @@ class Job:
     when the open attempt was last started, ``run_s`` how long earlier attempts were open; ``max_runtime_s`` bounds
     their sum. ``grace_s`` is how long an attempt that was asked to end may take for its last checkpoint before it is
     killed, ``grow_every_s`` how long one runs at least before it is ended so that the next one can be larger.
-
     Jobs of a higher ``priority`` go first within their ``tenant``. ``after`` are jobs that must have succeeded before.
     ``estimate_s`` is the median of how long the job runs in all, ``estimate_high_s`` the time that it keeps nine times
     of ten; None: not known. ``checkpointed_at`` is when its last checkpoint was committed. ``resumes``: it ran, and
@@ -96,9 +97,16 @@ class Job:
         """Every gang that the job may run as, the smallest first."""
         return (self.gang, *self.larger)
 
+    def but(self, **changed: Any) -> Job:
+        """The same with other values: what ``dataclasses.replace`` does, in a third of its time."""
+        return Job(**dict(zip(_NAMES, _values(self), strict=True)) | changed)
+
     def gang_on(self, nodes: Sized) -> Gang:
         """The one that has a bundle for each of ``nodes``; the smallest if none has."""
         return next((gang for gang in self.gangs if len(gang.bundles) == len(nodes)), self.gang)
+
+
+_values = attrgetter(*(_NAMES := [field.name for field in fields(Job)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +185,8 @@ class Desired:
     ``reservations`` is how many of the first blocked jobs get a time and nodes that later ones may not take: a few
     (EASY backfill), or as many as there are (conservative). ``tried`` is how many jobs that wait for room are looked
     at, in order, and get an estimate; the others show their place in the queue. ``kinds`` are what the autoscaler can
-    start, ``failures`` the recent ones, for the quarantine of nodes. ``order`` is who goes first
-    among equals. ``caution`` stretches the late estimates of starts (:mod:`llmos.core.promises`).
+    start, ``failures`` the recent ones, for the quarantine of nodes. ``order`` is who goes first among equals.
+    ``caution`` stretches the late estimates of starts (:mod:`llmos.core.promises`).
     """
 
     jobs: tuple[Job, ...] = ()

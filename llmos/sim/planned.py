@@ -37,6 +37,7 @@ PATIENT_S = 300.0
 """The same where services lend room: elastic jobs may have come to be patient enough to grow on it."""
 TRIED = 64
 """Where services come and go there are many plans; so many of the jobs that wait are looked at in each."""
+ALL_TRIED = Desired().tried
 PASSES = 4
 """Plans of one tick: what one ends, the next gives to others."""
 RETRIES = 20
@@ -167,7 +168,7 @@ class Planned:
             services,
             failures=self._recent(world.now),
             reservations=RESERVATIONS,
-            tried=TRIED if services else Desired().tried,
+            tried=TRIED if services else ALL_TRIED,
             order=self._order,
             caution=self.promises.caution,
         )
@@ -196,9 +197,9 @@ class Planned:
     def _tell(self, made: Plan) -> None:
         """The first estimate of a job's start is the one it is held to."""
         for id in self._untold:
-            if id in made.estimates:
-                _, self._runs[id].promised_s = made.estimates[id]
-                self.promises.tell(id, made.estimates[id][1])
+            if estimate := made.estimates.get(id):
+                self._runs[id].promised_s = estimate[1]
+                self.promises.tell(id, estimate[1])
         self._untold.clear()
 
     def _apply(self, action: Action, world: World) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, insert, select
 
 from llmos.control.store.database import Database, Row, rows
+from llmos.control.store.statements import Write
 from llmos.control.store.tables import events
 
-_APPEND = insert(events)
+_APPEND = Write(insert(events), ("at", "kind", "subject", "what", "why"))
 
 
 class Events:
@@ -46,7 +47,7 @@ class Events:
 def append_all(connection: Connection, told: Sequence[Row]) -> None:
     """Append several, in order: rows of ``tables.events`` without their numbers."""
     if told:
-        connection.execute(_APPEND, told)
+        _APPEND.run(connection, told)
 
 
 def append(connection: Connection, at: float, kind: str, subject: str, what: str, why: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,20 @@ from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, u
 from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
 from llmos.control.store.models import require
+from llmos.control.store.statements import Read, Write
 from llmos.control.store.tables import attempts, jobs
 from llmos.control.store.tenants import require_tenant
 from llmos.control.store.unfinished import FIELDS, Unfinished, some
 from llmos.core.types import Failure, Gang, Job, JobPhase
 from llmos.errors import ConflictError, NotFoundError
 from llmos.files import read_json, write_json
-from llmos.layout import Layout
+from llmos.layout import JobDirs, Layout
 from llmos.spec import DEFAULT_TENANT, TrainJob, to_dict
 from llmos.spec import Job as JobSpec
 
-# Statements that are made once: making one takes longer than SQLite needs for it
-_ADD = insert(jobs)
-_NEWEST = select(func.max(jobs.c.number)).where(jobs.c.name == bindparam("wanted"))
-_OF_KEY = select(jobs).where(jobs.c.idempotency_key == bindparam("wanted"))
+_ADD = Write(insert(jobs), jobs.c.keys())
+_NEWEST = Read(select(func.max(jobs.c.number)).where(jobs.c.name == bindparam("wanted")))
+_OF_KEY = Read(select(jobs.c.id).where(jobs.c.idempotency_key == bindparam("wanted")))
 
 
 class Jobs:
@@ -60,8 +61,8 @@ class Jobs:
             spec = _pinned(connection, spec, tenants)
             number = self._next_number(connection, spec.name)
             row = _new(spec, number, now) | {"digest": digest, "idempotency_key": idempotency_key}
-            _write(self._layout.job(row["id"]).spec, row["spec"])
-            connection.execute(_ADD, row)
+            _write(self._layout.job(row["id"]), row["spec"])
+            _ADD.run(connection, [row])
             result = f", for model {spec.output.model}" if isinstance(spec, TrainJob) else ""
             append(connection, now, "job", row["id"], "submitted", f"{spec.steps} steps{result}")
         self._unfinished.submitted(row["id"], spec)
@@ -160,10 +161,11 @@ class Jobs:
             return idempotency_key is not None and _by_key(connection, idempotency_key) is not None
 
     def _next_number(self, connection: Connection, name: str) -> int:
-        """The next number of ``name`` whose directory is not taken: the database may be younger than the files."""
-        newest = connection.execute(_NEWEST, {"wanted": name}).scalar()
+        """The next number of ``name`` whose directory, which is there then, is not taken: the database may be younger
+        than the files."""
+        ((newest,),) = _NEWEST.rows(connection, wanted=name)
         number = (newest or 0) + 1
-        while _taken(self._layout, f"{name}-{number}"):
+        while _taken(self._layout.job(f"{name}-{number}")):
             number += 1
         return number
 
@@ -188,7 +190,8 @@ def _pinned(connection: Connection, spec: JobSpec, tenants: Collection[str] | No
 
     No job can come after itself, also not through others: it has no id before those that it comes after have theirs.
     """
-    tenant = require_tenant(connection, spec.tenant or DEFAULT_TENANT)["name"]
+    tenant = spec.tenant or DEFAULT_TENANT
+    require_tenant(connection, tenant)
     after: dict[str, None] = {}
     for ref in spec.after:
         found = _meant(connection, ref, tenants)
@@ -207,7 +210,8 @@ def _meant(connection: Connection, ref: str, tenants: Collection[str] | None) ->
 
 
 def _by_key(connection: Connection, key: str) -> Row | None:
-    return first(connection, _OF_KEY, {"wanted": key})
+    found = _OF_KEY.rows(connection, wanted=key)
+    return first(connection, select(jobs).where(jobs.c.id == found[0][0])) if found else None
 
 
 def _same(row: Row, digest: str, key: str) -> Row:
@@ -220,10 +224,10 @@ def _same(row: Row, digest: str, key: str) -> Row:
     return row
 
 
-def _write(path: Path, spec: Any) -> None:
+def _write(dirs: JobDirs, spec: Any) -> None:
     """Not durable, nor in one step: nobody reads it before it is committed, and :meth:`Jobs.mend` knows what it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(spec) + "\n")
+    with open(dirs.spec, "w", encoding="utf-8") as file:
+        file.write(json.dumps(spec) + "\n")
 
 
 def _written(path: Path, spec: Any) -> bool:
@@ -233,7 +237,13 @@ def _written(path: Path, spec: Any) -> bool:
         return False
 
 
-def _taken(layout: Layout, id: str) -> bool:
-    """Whether a job of this id has left more than a spec that was never acknowledged."""
-    dirs = layout.job(id)
-    return dirs.root.exists() and any(path != dirs.spec for path in dirs.root.iterdir())
+def _taken(dirs: JobDirs) -> bool:
+    """Make the directory of a job, if it is not there. Whether one of its id has left more there than a spec that was
+    never acknowledged."""
+    try:
+        os.mkdir(dirs.root)
+    except FileNotFoundError:
+        dirs.root.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        return any(path != dirs.spec for path in dirs.root.iterdir())
+    return False

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from llmos.control.store.database import Database, Row, first, rows
 from llmos.control.store.events import append
+from llmos.control.store.statements import Read
 from llmos.control.store.tables import jobs, keys, tenants
 from llmos.control.translate import tenant
 from llmos.core.types import Resources, Tenant
@@ -17,6 +18,7 @@ from llmos.spec import DEFAULT_TENANT, parse, to_dict
 from llmos.spec import Tenant as TenantSpec
 
 _NAMED = select(tenants).where(tenants.c.name == bindparam("wanted"))
+_IS_THERE = Read(select(tenants.c.name).where(tenants.c.name == bindparam("wanted")))
 _SHOWN = 5
 """So many of what names a tenant are told by name."""
 
@@ -79,7 +81,8 @@ class Tenants:
     def find(self, name: str) -> Row:
         """Raises NotFoundError."""
         with self._database.read() as connection:
-            return require_tenant(connection, name)
+            require_tenant(connection, name)
+            return first(connection, _NAMED, {"wanted": name}) or {}
 
     def limits(self, name: str) -> dict[str, int]:
         """What its own keys together may ask of ``/v1``: the fields of spec.Limits that say something."""
@@ -111,10 +114,10 @@ class Tenants:
                 connection.execute(update(tenants).where(tenants.c.name == name).values(values))
 
 
-def require_tenant(connection: Connection, name: str) -> Row:
-    """The row of tenant ``name``. Raises NotFoundError."""
-    if row := first(connection, _NAMED, {"wanted": name}):
-        return row
+def require_tenant(connection: Connection, name: str) -> None:
+    """Raises NotFoundError if there is no tenant ``name``."""
+    if _IS_THERE.rows(connection, wanted=name):
+        return
     what = f"no tenant `{name[:200]}`: expected one of those that `llmos tenants` lists"
     raise NotFoundError(what, hint="an admin makes one with `llmos tenants create NAME`", param="tenant")
 

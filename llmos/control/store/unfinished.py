@@ -8,13 +8,14 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, String, select, type_coerce
 
 from llmos.control.store.database import Database
+from llmos.control.store.statements import Read, among
 from llmos.control.store.tables import jobs
 from llmos.control.translate import asked
 from llmos.core.types import Job
@@ -23,7 +24,12 @@ from llmos.spec import TrainFunction, TrainJob, parse
 
 FIELDS = ("attempt", "attempts", "failures", "cancelled", "opened_at", "not_before", "run_s", "placement", "resumes")
 """The fields of ``core.types.Job`` that change, and are columns of their own."""
-_COLUMNS = [jobs.c.id, jobs.c.created_at, jobs.c.measured, *(jobs.c[name] for name in FIELDS)]
+fields_of = attrgetter(*FIELDS)
+_OPEN = select(jobs.c.id, jobs.c.created_at, jobs.c.measured, *(jobs.c[name] for name in FIELDS)).where(
+    jobs.c.ended_at.is_(None)
+)
+_ALL = Read(_OPEN.order_by(jobs.c.created_at, jobs.c.id))
+_SOME = Read(_OPEN.where(among(jobs.c.id, "ids")))
 IDS_AT_ONCE = 500
 """So many are asked for in one query: SQLite bounds its parameters."""
 READ_ALL_EVERY_S = 60.0
@@ -37,7 +43,7 @@ class Unfinished:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[Any, Job]] = {}
+        self._known: dict[str, tuple[tuple[Any, ...], Job]] = {}  # rows as SQLite has them
         self._jobs: tuple[Job, ...] = ()
         self._stale: set[str] = set()
         self._fresh: dict[str, Job] = {}  # what was asked for: it need not be read and parsed
@@ -67,21 +73,17 @@ class Unfinished:
             return self._jobs
 
     def _read_all(self) -> None:
-        query = select(*_COLUMNS).where(jobs.c.ended_at.is_(None)).order_by(jobs.c.created_at, jobs.c.id)
         with self._database.read() as connection:
-            rows = connection.execute(query).all()
-            asked_for = self._asked_for(connection, [row.id for row in rows])
-        self._keep({row.id: self._entry(row, asked_for) for row in rows})
+            rows = _ALL.rows(connection)
+            asked_for = self._asked_for(connection, [row[0] for row in rows])
+        self._keep({row[0]: self._entry(row, asked_for) for row in rows})
         self._all_read_at = time.monotonic()
 
     def _read_some(self) -> None:
-        rows: list[Any] = []
         with self._database.read() as connection:
-            for ids in some(sorted(self._stale)):
-                query = select(*_COLUMNS).where(jobs.c.id.in_(ids), jobs.c.ended_at.is_(None))
-                rows += connection.execute(query).all()
-            asked_for = self._asked_for(connection, [row.id for row in rows])
-        entries = {row.id: self._entry(row, asked_for) for row in rows}
+            rows = _SOME.rows(connection, ids=json.dumps(sorted(self._stale)))
+            asked_for = self._asked_for(connection, [row[0] for row in rows])
+        entries = {row[0]: self._entry(row, asked_for) for row in rows}
         known = {
             id: entries.get(id, entry) for id, entry in self._known.items() if id in entries or id not in self._stale
         }
@@ -95,27 +97,34 @@ class Unfinished:
         unread = [id for id in ids if id not in self._known and id not in self._fresh]
         return self._fresh | {id: _asked(spec) for id, spec in _specs(connection, unread).items()}
 
-    def _entry(self, row: Any, asked_for: Mapping[str, Job]) -> tuple[Any, Job]:
+    def _entry(self, row: tuple[Any, ...], asked_for: Mapping[str, Job]) -> tuple[tuple[Any, ...], Job]:
         """A row and its job: the one that is known, if the row is still the same."""
-        known = self._known.get(row.id)
+        known = self._known.get(row[0])
         if known and known[0] == row:
             return known
-        return row, _changed(known[1] if known else asked_for[row.id], row._mapping)
+        return row, _now(known[1] if known else asked_for[row[0]], *row)
 
-    def _keep(self, known: dict[str, tuple[Any, Job]]) -> None:
+    def _keep(self, known: dict[str, tuple[tuple[Any, ...], Job]]) -> None:
         self._known = known
         found = tuple(job for _, job in known.values())
         if len(found) != len(self._jobs) or any(a is not b for a, b in zip(found, self._jobs, strict=True)):
             self._jobs = found
 
 
-def _changed(job: Job, row: Mapping[str, Any]) -> Job:
-    """``job`` as its ``row`` says it is now."""
-    measured = row["measured"]
-    goodput = tuple(sorted((int(size), value) for size, value in measured.get("goodput", {}).items()))
-    fields = {name: row[name] for name in FIELDS} | {"id": row["id"], "submitted_at": row["created_at"]}
-    fields |= {"placement": tuple(row["placement"]), "goodput": goodput, "resize_s": measured.get("resize_s", 0.0)}
-    return replace(job, **fields)
+def _now(job: Job, id: str, created_at: float, measured: str, *values: Any) -> Job:
+    """``job`` as its row says it is now."""
+    found = {} if measured == "{}" else json.loads(measured)
+    goodput = tuple(sorted((int(size), value) for size, value in found.get("goodput", {}).items()))
+    resize_s = found.get("resize_s", 0.0)
+    return job.but(id=id, submitted_at=created_at, goodput=goodput, resize_s=resize_s, **changed(values))
+
+
+def changed(values: Sequence[Any]) -> dict[str, Any]:
+    """The FIELDS of a job, in that order, as SQLite has them, as those of ``core.types.Job``."""
+    found = dict(zip(FIELDS, values, strict=True))
+    placement = found["placement"]
+    found["placement"] = () if placement == "[]" else tuple(json.loads(placement))
+    return found | {"cancelled": bool(found["cancelled"]), "resumes": bool(found["resumes"])}
 
 
 def some(ids: Sequence[str]) -> Iterator[Sequence[str]]:

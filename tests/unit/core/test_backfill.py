@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmos.core.backfill import Horizon
+from llmos.core.estimates import Estimates
 from llmos.core.plan import plan
 from llmos.core.releases import Releases, Times
 from llmos.core.types import Attempt, Desired, Gang, Job, JobPhase, Node, Resources
@@ -121,3 +123,17 @@ def test_a_reservation_beyond_foreign_work_is_kept() -> None:
     taken = node("n", 2, foreign=Resources(cpus=1))
     made = decide(see([taken]), job("big", cpus(2), at=1), job("small", at=2, estimate_s=1.0))
     assert told(made) == []
+
+
+def test_estimates_are_worked_out_as_far_as_somebody_asks() -> None:
+    worked_out: list[str] = []
+
+    def each() -> Iterator[tuple[str, tuple[float, float]]]:
+        for id in "abc":
+            worked_out.append(id)
+            yield id, (1.0, 2.0)
+
+    estimates = Estimates(each)
+    assert worked_out == [] and estimates["b"] == (1.0, 2.0) and worked_out == ["a", "b"]
+    assert "x" not in estimates and estimates.get("a") == (1.0, 2.0)
+    assert list(estimates) == ["a", "b", "c"] and len(estimates) == 3 and worked_out == ["a", "b", "c"]

@@ -111,6 +111,26 @@ def test_nodes_are_wanted_for_what_waits() -> None:
     assert ask(see([one], attempt), busy, kinds=(KIND,)).wanted_nodes == {"big": 1}
 
 
+@pytest.mark.parametrize(("there", "held", "size", "kept"), [(3, 1, 3, 3), (2, 1, 3, 2), (3, 2, 2, 3), (2, 1, 4, 1)])
+def test_nodes_that_a_gang_waits_for_stay_while_others_hold_the_rest(
+    there: int, held: int, size: int, kept: int
+) -> None:
+    """It needs ``size`` of the nodes ``there``, of which some are ``held``; there can be three at most."""
+    some = [Node(f"n{i}", Resources(cpus=4), kind="big") for i in range(there)]
+    busy = [running(f"r{i}", f"n{i}") for i in range(held)]
+    gang = job("gang", cpus(*[4] * size))
+    made = ask(see(some, *(seen for _, seen in busy)), *(mine for mine, _ in busy), gang, kinds=(KIND,))
+    assert told(made) == [] and made.wanted_nodes == {"big": kept}
+
+
+def test_idle_nodes_that_it_would_not_start_on_may_go() -> None:
+    some = [Node(f"n{i}", Resources(cpus=4), kind="big", labels=(("rack", rack),)) for i, rack in enumerate("aabc")]
+    busy, attempt = running("busy", "n0")
+    gang = job("gang", replace(cpus(4, 4), topology="rack"))
+    made = ask(see(some, attempt), busy, gang, kinds=(replace(KIND, most=5),))
+    assert told(made) == [] and made.wanted_nodes == {"big": 2}
+
+
 def test_a_job_that_no_node_there_can_hold_gets_one() -> None:
     kinds = (KIND, NodeKind("gpu", Resources(cpus=4, gpus=8), (("accelerator", "H100"),), most=5))
     wanted = Gang((Resources(gpus=8),) * 2, labels=(("accelerator", "H100"),))

@@ -53,18 +53,17 @@ def _settles(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan)
 def _welcomes_nodes(planner: Planner, desired: Desired, snapshot: Snapshot, made: Plan) -> Iterator[str]:
     """One more node evicts no running job, and does not delay the first job of the queue. (Told of one tenant.)
 
-    What it may do: let a job of a higher priority start at last, for which evictions had not been enough before.
+    What it may do: let a job of a higher priority start at last, for which evictions had not been enough before; and
+    let others grow, or no more, for there is other room.
     """
     if len({job.tenant for job in desired.jobs}) != 1 or desired.tenants or desired.failures or desired.services:
         return
     node = replace(snapshot.nodes[0], id="new", foreign=Resources(), draining=False)
     more = planner(desired, replace(snapshot, nodes=(*snapshot.nodes, node)), None)
-    before, after = ({a.id: a.why for a in one.actions if a.verb is Verb.STOP} for one in (made, more))
+    before, after = (_evicted(one) for one in (made, more))
     started = {action.id for action in made.actions if action.verb is Verb.START}
     for id in after.keys() - before.keys():
         helped = after[id].partition("room for ")[2].partition(" ")[0]
-        if after[id].startswith("grows"):
-            continue  # the room is used
         if helped in started or (before and len(after) > len(before)) or not after[id].startswith("preempted"):
             yield f"a_node_evicts_nobody: {id} ends because of a new node: {after[id]}"
     queue = [job for job in desired.jobs if job.attempt == 0 and not job.after]
@@ -72,6 +71,12 @@ def _welcomes_nodes(planner: Planner, desired: Desired, snapshot: Snapshot, made
     if first and _start_of(first, made) < _start_of(first, more):
         at, without = _start_of(first, more), _start_of(first, made)
         yield f"a_node_delays_nobody: {first.id} starts at {at}, without the node at {without}"
+
+
+def _evicted(made: Plan) -> dict[str, str]:
+    """Who ends, and why; without those that end to go on larger."""
+    stops = (action for action in made.actions if action.verb is Verb.STOP)
+    return {action.id: action.why for action in stops if not action.why.startswith("grows")}
 
 
 def _start_of(job: Job, made: Plan) -> float:
