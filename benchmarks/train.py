@@ -32,6 +32,7 @@ ROWS = (
     _row("scale_tp", "scale_rows", "tokens/s", _CEILING, Target("ratio", least=0.80)),
     _row("scale_pp", "scale_rows", "tokens/s", _CEILING, Target("ratio", least=0.85)),
     _row("orchestration_pct", "cluster_rows", "% of a step", "torchrun", Target("value", most=3)),
+    _row("telemetry_pct", "telemetry_row", "% of a step", "none", Target("value", most=1)),
     _row("submit_to_step_s", "cluster_rows", "s", "TorchTrainer alone", Target("value", most=20)),
     _row("bubble_1f1b", "bubble_rows", "% idle", "theory", _THEORY),
     _row("bubble_interleaved", "bubble_rows", "% idle", "theory", _THEORY),

@@ -177,9 +177,14 @@ class Layout:
     def models(self) -> Path:
         return self.root / "models"
 
+    @property
+    def functions(self) -> Path:
+        """What users have sent for jobs to call, each under its SHA-256."""
+        return self.root / "functions"
+
     def function(self, sha256: str) -> Path:
         """A function that a user has sent for jobs to call (0600)."""
-        return self.root / "functions" / sha256
+        return self.functions / sha256
 
     def job(self, id: str) -> JobDirs:
         return JobDirs(self.root / "jobs" / id)

@@ -2,7 +2,8 @@
 
 An attempt is what it is on a cluster: a directory that says what happens ("The attempt protocol" in
 docs/architecture.md), written by a process that trains and read by whoever watches. Here that is the caller, which
-loads no torch. The same job again goes on from its last checkpoint.
+loads no torch. An attempt that fails is followed by another, as often as the job's ``retries`` say; the same job again
+goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -26,10 +27,11 @@ from llmos.control import admission, attempt, journal
 from llmos.control.capacity import placed
 from llmos.control.registry import Registry
 from llmos.control.store import Store
+from llmos.core.lifecycle import backoff_s
 from llmos.errors import ConflictError, NotFoundError
 from llmos.files import read_json, write_json
 from llmos.layout import AttemptDirs, JobDirs, Layout
-from llmos.spec import Job, TrainJob, to_dict
+from llmos.spec import Job, TrainJob, digest, to_dict
 from llmos.train import cause
 from llmos.train.run import AnyRun, FunctionRun, Run
 from llmos.views import JobView, MetricsRow
@@ -48,9 +50,9 @@ def train(spec: Job, layout: Layout, on_progress: OnProgress, report: Report) ->
     """Train ``spec`` here and return how it ended; ``on_progress`` sees it and its new metrics rows all the while.
 
     Ctrl-C asks the ranks to checkpoint and end: the job comes back ``cancelled``; a second one ends them at once and
-    raises KeyboardInterrupt. A job that succeeded has the view's ``path`` (the model's directory) and, unless a
-    cluster uses the state directory, ``model``, a version in it. Raises UsageError, NotFoundError or ModelError before
-    anything runs, ConflictError when the job is being trained already.
+    raises KeyboardInterrupt, and so does one between two attempts. A job that succeeded has the view's ``path`` (the
+    model's directory) and, unless a cluster uses the state directory, ``model``, a version in it. Raises UsageError,
+    NotFoundError or ModelError before anything runs, ConflictError when the job is being trained, or was another.
     """
     job = admission.job(to_dict(spec), layout, HERE)
     base = base_model(job, layout) if isinstance(job, TrainJob) else None
@@ -58,17 +60,43 @@ def train(spec: Job, layout: Layout, on_progress: OnProgress, report: Report) ->
     layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     dirs = layout.job(job.name)
     with _alone(dirs, job.name):
-        number = next_attempt(dirs)
+        _check_same(job, dirs)
         write_json(dirs.spec, to_dict(job))
-        attempt.claim(dirs.attempt(number), SESSION)
-        run = _run_of(job, base, layout, dirs.attempt(number))
-        process = multiprocessing.get_context("spawn").Process(target=_run, args=(run, number), name="llmos-attempt")
-        watch = _Watch(run, number, on_progress)
-        process.start()
-        with _ended(process):
-            watch.until_end(process, report)
-        outcome = _outcome(run, process)
-        return watch.end(outcome, _register(run, layout) if outcome["phase"] == "succeeded" else {})
+        began_at = time.time()
+        for failures in itertools.count(1):
+            number = next_attempt(dirs)
+            attempt.claim(dirs.attempt(number), SESSION)
+            run = _run_of(job, base, layout, dirs.attempt(number))
+            watch = _Watch(run, number, began_at, on_progress)
+            outcome = _carried_out(run, number, watch, report)
+            if not _may_go_better(outcome, run) or failures > job.retries:
+                return watch.end(outcome, _register(run, layout) if outcome["phase"] == "succeeded" else {})
+            wait_s = backoff_s(failures)
+            report(f"attempt {number}: {outcome['error']}; retry {failures} of {job.retries} in {wait_s:.0f} s")
+            time.sleep(wait_s)
+    raise AssertionError("attempts are counted without end")
+
+
+def _carried_out(run: AnyRun, number: int, watch: _Watch, report: Report) -> dict[str, Any]:
+    """How attempt ``number`` ended, in a process of its own."""
+    process = multiprocessing.get_context("spawn").Process(target=_run, args=(run, number), name="llmos-attempt")
+    process.start()
+    with _ended(process):
+        watch.until_end(process, report)
+    return _outcome(run, process)
+
+
+def _may_go_better(outcome: Mapping[str, Any], run: AnyRun) -> bool:
+    """Whether another attempt could: bad data stays bad, and whoever asked for the end wants none."""
+    return outcome["phase"] == "failed" and outcome.get("retry", True) and not run.attempt.stop.exists()
+
+
+def _check_same(job: Job, dirs: JobDirs) -> None:
+    """Raises ConflictError when another spec of this name has left its model here."""
+    lineage = read_json(dirs.export / "lineage.json")
+    if lineage is not None and lineage["spec_digest"] != digest(job):
+        what = f"job `{job.name}` has trained a model from another spec, which is in {dirs.export}"
+        raise ConflictError(what, hint=f"Give the job another name, or delete {dirs.root} to start over.", param="name")
 
 
 def base_model(job: TrainJob, layout: Layout) -> Path | None:
@@ -103,9 +131,10 @@ def next_attempt(dirs: JobDirs) -> int:
 class _Watch:
     """What is to be seen of a job, and the wishes of whoever watches it."""
 
-    def __init__(self, run: AnyRun, number: int, on_progress: OnProgress) -> None:
+    def __init__(self, run: AnyRun, number: int, began_at: float, on_progress: OnProgress) -> None:
+        """``began_at``: when the first of these attempts did, which ``max_runtime`` counts from."""
         self._run, self._number, self._on_progress = run, number, on_progress
-        self._began_at, self._metrics, self._late = time.time(), dict[str, Any](), ""
+        self._began_at, self._metrics, self._late = began_at, dict[str, Any](), ""
         self._step = journal.newest_metrics(run.job_dirs, number - 1).get("step", 0)  # where earlier attempts got
 
     def until_end(self, process: BaseProcess, report: Report) -> None:

@@ -11,13 +11,14 @@ import typer
 from llmos import settings
 from llmos.cli import estimate_options as option
 from llmos.cli.output import Format, Output, client, fields, note, say, say_json
-from llmos.errors import UsageError
+from llmos.errors import AuthError, ClusterError, UsageError
 from llmos.files import read_json, write_json
 from llmos.layout import Layout
 
 if TYPE_CHECKING:
     from llmos.control.estimate import Answer, Question
     from llmos.core.capacity import Candidate, Demand, Hardware, Load, Serving
+    from llmos.core.types import Node
     from llmos.spec import TrainJob
 
 app = typer.Typer()
@@ -62,25 +63,45 @@ def estimate(
 
 
 def dry_run(job: TrainJob, output: Format, here: bool) -> None:
-    """Print what ``job`` would take, and submit nothing. ``here``: on this machine, with the models of its state
-    directory. Raises UsageError that says what would fit."""
+    """Print what ``job`` would take, on the mesh that it would get, and submit nothing. ``here``: on this machine, with
+    the models of its state directory. Raises UsageError that says what would fit."""
     from llmos.cli.capacity import job_table, job_view
-    from llmos.control.capacity import hardware_of, model_shape, ways
+    from llmos.control.capacity import hardware_of, model_shape, placed, ways
     from llmos.control.estimate import calibrated
     from llmos.local import registered
 
-    base = None
+    base, nodes = None, [] if here or job.mesh != "auto" else _nodes()
     if job.model.ref:
         layout = Layout(settings.state_dir())
         base = registered(job.model.ref, layout) if here else Path(client().model(job.model.ref)["path"])
-    shape = model_shape(job, base)
-    assumed = hardware_of(job)
+    shape, job = model_shape(job, base), placed(job, base, nodes)
+    assumed = hardware_of(job, nodes)
     measured = calibrated(assumed, Layout(settings.state_dir()))
     kind = dataclasses.replace(measured, memory_bytes=assumed.memory_bytes)
     way = ways(job, shape, kind)[0]
     if output is Format.JSON:
         return say_json(job_view(job, way, kind, shape.num_parameters))
     say(job_table(job, way, kind, shape.num_parameters))
+
+
+def _nodes() -> list[Node]:
+    """The nodes of the cluster that one is logged in to, by which the control module chooses a mesh; else none."""
+    from llmos.core.types import Node, Resources
+
+    try:
+        found = client().status()["nodes"]
+    except (ClusterError, AuthError) as error:
+        note(f"no cluster was asked, which may choose another mesh for its nodes: {error.message}")
+        return []
+    totals = [(node, node["total"]) for node in found]
+    return [
+        Node(
+            node["id"],
+            Resources(total["cpus"], total["gpus"], total["memory_bytes"], tuple(sorted(total["custom"].items()))),
+            draining=node["draining"],
+        )
+        for node, total in totals
+    ]
 
 
 def _say(model: str | None, question: Question, state_dir: Path | None, calibrate: bool, output: Format) -> None:

@@ -98,7 +98,6 @@ def train(
     output: Output = Format.TABLE,
 ) -> None:
     """Submit one job and watch it until it has ended; with --local, train it on this machine."""
-    from llmos.sources import override
     from llmos.spec import TrainFunction, TrainJob
 
     specs = _read(file)
@@ -108,7 +107,7 @@ def train(
             hint=f"for several, use `llmos submit {file}`",
         )
     settings = [*(settings or []), *(["profile={}"] if profile and getattr(specs[0], "profile", None) is None else [])]
-    spec = override(specs[0], settings) if settings else specs[0]
+    spec = _changed(specs[0], settings) if settings else specs[0]
     if dry_run:
         if not isinstance(spec, TrainJob):
             what = f"--dry-run knows what a TrainJob takes: {file} holds a {spec.kind}, whose function decides that"
@@ -154,6 +153,16 @@ def _read(file: str) -> list[Spec]:
     if file == "-":
         return [anchored(spec, Path.cwd()) for spec in load(sys.stdin.read(), source="standard input")]
     return specs(Path(file))
+
+
+def _changed(spec: JobSpec, settings: list[str]) -> JobSpec:
+    """``spec`` with ``settings``; relative paths among them belong to the current directory."""
+    from llmos.sources import anchored, override
+    from llmos.spec import TrainFunction, TrainJob
+
+    changed = anchored(override(spec, settings), Path.cwd())
+    assert isinstance(changed, TrainJob | TrainFunction)
+    return changed
 
 
 def _of(tenant: str | None, spec: Spec) -> Spec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ def train(spec: Job) -> JobView:
         return job
     log = layout.job(job.id).attempt(job.attempt).log
     if job.phase == "failed":
-        note(f"job {job.id} {headline(job)}")
+        if sys.stderr.isatty():  # a bar may have cut it off, lines have not
+            note(f"job {job.id} {headline(job)}")
         note(f"last lines of its log ({log}):")
         with log.open(encoding="utf-8", errors="replace") as lines:
             note("\n".join(f"  {plain(line.rstrip())}" for line in deque(lines, LAST_LINES)))

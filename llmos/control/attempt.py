@@ -20,6 +20,8 @@ from llmos.files import read_json, sync_directory, write_json
 from llmos.layout import AttemptDirs, JobDirs
 from llmos.redact import Redactor
 
+_TAIL_BYTES = 4096
+
 
 def claim(dirs: AttemptDirs, session: str) -> bool:
     """Become the one runner of the attempt, in Ray session ``session``. False if it has had a runner already."""
@@ -52,8 +54,11 @@ def carry_out(dirs: JobDirs, number: int, train: Callable[[Mapping[str, str]], M
         return dict(train(secrets))
     except BaseException as error:
         redactor, result = Redactor(secrets.values()), failure(error)
-        with suppress(OSError), open(dirs.attempt(number).log, "a", encoding="utf-8") as log:
-            log.write(redactor.redact(_report(error)))
+        report, log = redactor.redact(_report(error)), dirs.attempt(number).log
+        with suppress(OSError), open(log, "a+", encoding="utf-8", errors="replace") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            if report.splitlines()[0] not in file.read():  # or the rank that it is from has said it
+                file.write(report)
         return {**result, "error": redactor.redact(result["error"])}
 
 

@@ -103,8 +103,9 @@ class Control(ServingVerbs, Accounts):
         return self._job(row)
 
     def put_function(self, sha256: str, pickle: str) -> View:
-        """Keep a function (its bytes in base64) for TrainFunctions to name by its SHA-256. It is not looked into."""
-        return functions.keep(self._layout, sha256, pickle)
+        """Keep a function (its bytes in base64) for jobs to name by its SHA-256, until those that do have ended. It is
+        not looked into."""
+        return functions.keep(self._layout, sha256, pickle, self._clock())
 
     def list_jobs(
         self, tenant: str | None = None, state: str | None = None, tenants: Collection[str] | None = None

@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from llmos.spec import Function
 
 MAX_FUNCTION_BYTES = 512 * 1024
 """Code is small; data has its own ways to the cluster. In base64 it is below the limit of any request's body."""
+KEPT_S = 600.0
+"""How long a function is there at least once it was sent: the job that names it may be on its way."""
 
 
-def keep(layout: Layout, sha256: str, pickle: str) -> dict[str, Any]:
-    """Store the function whose bytes are ``pickle`` (base64) as ``sha256``; again: nothing new. Raises UsageError."""
+def keep(layout: Layout, sha256: str, pickle: str, now: float) -> dict[str, Any]:
+    """Store the function whose bytes are ``pickle`` (base64) as ``sha256``, sent ``now``. Raises UsageError."""
     try:
         content = base64.b64decode(pickle, validate=True)
     except binascii.Error as error:
@@ -32,9 +36,20 @@ def keep(layout: Layout, sha256: str, pickle: str) -> dict[str, Any]:
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise UsageError(f"the function has SHA-256 {found}: expected {sha256[:64]}", param="sha256")
     path = layout.function(sha256)
-    if not path.exists():
+    try:
+        os.utime(path, (now, now))
+    except FileNotFoundError:
         write_atomic(path, content, mode=0o600)
+        os.utime(path, (now, now))
     return {"sha256": sha256, "bytes": len(content)}
+
+
+def forget(layout: Layout, named: Collection[str], now: float) -> None:
+    """Delete the functions that are not ``named`` (SHA-256s) and were last sent more than KEPT_S before ``now``."""
+    if layout.functions.exists():
+        for path in layout.functions.iterdir():
+            if path.name not in named and now - path.stat().st_mtime > KEPT_S:
+                path.unlink()
 
 
 def too_large(size_bytes: int) -> str:
@@ -50,7 +65,7 @@ def check(function: Function, layout: Layout) -> None:
         hint = f"Use Python {here} here, or put the function into a file and name it with `function.call`."
         raise UsageError(what, hint=hint, param="function.python")
     if not stored(function, layout).exists():
-        what = f"no function {function.sha256} was sent to this cluster"
+        what = f"no function {function.sha256} is kept here: it was not sent, or the jobs that named it have ended"
         raise NotFoundError(what, hint="Submit it with `llmos.train_function`.", param="function.sha256")
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from llmos.control import functions
 from llmos.control.cluster import Cluster, Fleet
 from llmos.control.drains import Drained
 from llmos.control.journal import newest_metrics
@@ -81,6 +82,7 @@ class Loop:
         self._running: frozenset[str] = frozenset()  # jobs of which that is recorded: most ticks write nothing
         self._nudged = threading.Event()
         self._resting = False
+        self._cleaned_at = float("-inf")
 
     def run(self, interval_s: float = INTERVAL_S) -> None:
         """Tick for ever. Whatever goes wrong in a tick is logged, and the next one tries again."""
@@ -133,6 +135,13 @@ class Loop:
         self._scale(decided.wanted_nodes)
         self.knowledge.note(actions, desired.jobs, snapshot, guilty)
         self.knowledge.promise(actions, decided.estimates, snapshot.now)
+        self._clean(snapshot.now)
+
+    def _clean(self, now: float) -> None:
+        """Every so often: delete the functions that no unfinished job names."""
+        if now - self._cleaned_at > functions.KEPT_S:
+            self._cleaned_at = now
+            functions.forget(self._layout, self._store.jobs.functions(), now)
 
     def _scale(self, wanted: Mapping[str, int]) -> None:
         """Ask for the nodes that are wanted, every time: whoever asks last is heard, and others may have asked."""

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_TOKENS = 2048
-"""Beyond it torch's kernel is as fast, and needs no memory for the probabilities."""
+MIN_TOKENS, MAX_TOKENS = 65, 2048
+"""Beyond it torch's kernel is as fast, and needs no memory for the probabilities. Below, where there is hardly anything
+to skip, it takes 0.83 of the time (12 × 4 heads × 64 tokens × 32 in fp32, one core of an AMD EPYC with AVX2)."""
 
 _SHORT, _SHORT_BLOCK, _BLOCK = 512, 32, 64
 """Measured: blocks of 32 are fastest up to 512 tokens, of 64 above. Smaller ones skip more of the masked half."""

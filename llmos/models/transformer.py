@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmos.models.block_attention import MAX_TOKENS, block_attention
+from llmos.models.block_attention import MAX_TOKENS, MIN_TOKENS, block_attention
 from llmos.models.config import ModelConfig
 from llmos.models.linear import Linear
 from llmos.models.norm import RMSNorm, product_dtype
@@ -55,7 +55,8 @@ class Attention(nn.Module):
 
 def _attend(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, first_BT: Tensor | None) -> Tensor:
     """Causal attention; each token sees those from ``first_BT`` on."""
-    if q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= MAX_TOKENS:
+    least = MIN_TOKENS if first_BT is None else 1  # a mask makes torch's kernel slow
+    if q_BHTD.device.type == "cpu" and least <= q_BHTD.shape[2] <= MAX_TOKENS:
         return block_attention(q_BHTD, k_BKTD, v_BKTD, first_BT)
     if first_BT is not None:
         mask_B1TT = _mask_from(first_BT)
@@ -110,12 +111,17 @@ class Layer(nn.Module):
         return cast(Tensor, x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)))
 
 
+def _embedding(rows: int, size: int) -> nn.Embedding:
+    """Not drawn: on ``meta``, torch draws a normal distribution by its compiler, which takes a second to load."""
+    return nn.Embedding(rows, size, _weight=torch.empty(rows, size))
+
+
 class Decoder(nn.Module):
     """Embedding, layers and the last norm: everything but the output matrix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
@@ -134,7 +140,8 @@ class Transformer(nn.Module):
             self.model = Decoder(config)
             self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, False)
         self.to_empty(device=device)
-        self.reset_parameters()
+        if device.type != "meta":
+            self.reset_parameters()
 
     @property
     def output_weight(self) -> Tensor:

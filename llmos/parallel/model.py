@@ -15,6 +15,7 @@ from llmos.parallel import sharded, tensor
 from llmos.parallel.layers import split_layers
 from llmos.parallel.mesh import RankMesh
 from llmos.parallel.pipeline import Direct, Pipeline
+from llmos.parallel.sequence import keep_out_of_compiled_code
 from llmos.parallel.stage import Numerics, Objective, Stage
 
 log = logging.getLogger("llmos.train")
@@ -112,6 +113,7 @@ def _spread(stage: Stage, mesh: RankMesh, numerics: Numerics) -> None:
     if mesh.tp > 1:
         tensor.parallelize(stage, mesh.devices["tp"])
     if numerics.compiled:
+        keep_out_of_compiled_code()
         for layer in stage.layers:
             layer.compile()
     if mesh.fsdp > 1:

@@ -25,12 +25,12 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 def whole_sequence(part_BTD: Tensor, group: ProcessGroup) -> Tensor:
     """The sequences [B, T, D] of which each rank has a part, [B, T / tp, D]. Each rank's gradient is a summand."""
-    return cast(Tensor, _Exchange.apply(part_BTD, group, _gather, _sum))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _exchange(part_BTD, group, _gather, _sum))
 
 
 def summed_part(summand_BTD: Tensor, group: ProcessGroup) -> Tensor:
     """This rank's part, [B, T / tp, D], of the sum of all ranks' ``summand_BTD``."""
-    return cast(Tensor, _Exchange.apply(summand_BTD, group, _sum, _gather))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _exchange(summand_BTD, group, _sum, _gather))
 
 
 Collective = Callable[[Tensor, ProcessGroup], Tensor]
@@ -45,6 +45,16 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *d_out: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.transposed(d_out[0], ctx.group), None, None, None
+
+
+_exchange: Callable[..., Any] = _Exchange.apply
+
+
+def keep_out_of_compiled_code() -> None:
+    """Have torch.compile call exchanges as they are, between what it compiles: it cannot follow them to the process
+    group, and says so with a page of warnings for each layer."""
+    global _exchange
+    _exchange = torch.compiler.disable(_Exchange.apply)
 
 
 def _gather(part_BTD: Tensor, group: ProcessGroup) -> Tensor:

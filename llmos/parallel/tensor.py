@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
+from llmos.models.adapter import LoraLinear
 from llmos.models.linear import Linear
 from llmos.models.norm import RMSNorm, normalize
 from llmos.parallel.sequence import summed_part, whole_sequence
@@ -88,7 +89,10 @@ class _Columns(ParallelStyle):
         _distribute(module, device_mesh, Shard(0))
         if module.bias is not None:
             _distribute(module, device_mesh, Shard(0), "bias")
-        module.__class__ = _ColumnsLinear
+        if isinstance(module, LoraLinear):
+            _distribute(module, device_mesh, Replicate(), "lora_A")
+            _distribute(module, device_mesh, Shard(0), "lora_B")
+        module.__class__ = _ColumnsLora if isinstance(module, LoraLinear) else _ColumnsLinear
         return module
 
 
@@ -97,13 +101,24 @@ class _ColumnsLinear(Linear):
         return self.product(x, _local(self.weight), None if self.bias is None else _local(self.bias))
 
 
+class _ColumnsLora(LoraLinear):
+    """Every rank has all of A, and the rows of B that belong to its columns: its gradient of A is a summand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else _local(self.bias)
+        return self.adapted(x, _local(self.weight), bias, _local(self.lora_A, [Partial()]), _local(self.lora_B))
+
+
 class _Rows(ParallelStyle):
     """A product with the rows of B that this rank has: a summand, of which each rank takes its part of the sum."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         _distribute(module, device_mesh, Shard(1))
-        module.__class__ = _RowsLinear
-        assert isinstance(module, _RowsLinear)
+        if isinstance(module, LoraLinear):
+            _distribute(module, device_mesh, Shard(1), "lora_A")
+            _distribute(module, device_mesh, Replicate(), "lora_B")
+        module.__class__ = _RowsLora if isinstance(module, LoraLinear) else _RowsLinear
+        assert isinstance(module, _RowsLora | _RowsLinear)
         module.group = device_mesh.get_group()
         return module
 
@@ -113,6 +128,17 @@ class _RowsLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return summed_part(self.product(x, _local(self.weight)), self.group)
+
+
+class _RowsLora(LoraLinear):
+    """A summand as well, for (x · Aᵀ) · Bᵀ is linear in the parts of x · Aᵀ: nothing more is sent. Every rank has all
+    of B, its gradient of it is a summand."""
+
+    group: ProcessGroup
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = _local(self.lora_A), _local(self.lora_B, [Partial()])
+        return summed_part(self.adapted(x, _local(self.weight), None, a, b), self.group)
 
 
 class _VocabularyRows(ParallelStyle):

@@ -145,8 +145,6 @@ def _sequence_fits_preset(job: TrainJob) -> Iterator[Conflict]:
 def _lora_has_a_base(job: TrainJob) -> Iterator[Conflict]:
     if job.lora and job.model.ref is None:
         yield ("lora",), "`lora` adapts a registered model: expected `model.ref`"
-    if job.lora and job.placed_mesh.tp * job.placed_mesh.pp > 1:
-        yield ("mesh",), "`lora` trains on the axes `dp` and `fsdp`: expected `tp` and `pp` to be 1"
 
 
 def _sft_has_chats(job: TrainJob) -> Iterator[Conflict]:

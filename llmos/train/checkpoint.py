@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmos.errors import CheckpointError
+from llmos.errors import CheckpointError, ConflictError
 from llmos.files import sync_directory
 from llmos.parallel.world import World
 from llmos.spec import CheckpointPolicy
@@ -88,8 +88,8 @@ def find_latest(directory: Path, recipe: Mapping[str, Any], world: World, before
     Collective.
 
     The ranks share the work. Says loudly when a newer one is damaged. Raises CheckpointError on every rank when all are
-    damaged (naming file, expected and found SHA-256) or when the newest good one was made by another ``recipe`` (naming
-    the fields that differ).
+    damaged (naming file, expected and found SHA-256), and ConflictError when the newest good one was made by another
+    ``recipe`` (naming the fields that differ): no further attempt would do better.
     """
     damage: list[str] = []
     for name in world.from_first(lambda: [path.name for step, path in saved(directory) if step < before]):
@@ -273,7 +273,7 @@ def _check_recipe(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
     if different:
         shown = "; ".join(f"`{name}` was {before.get(name)!r}, is now {now.get(name)!r}" for name in different)
         hint = f"Give the spec it was made with, or delete {path.parent} to start over."
-        raise CheckpointError(f"checkpoint {path} was made by another spec: {shown}", hint=hint)
+        raise ConflictError(f"checkpoint {path} was made by another spec: {shown}", hint=hint)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,44 +1,17 @@
-"""LoRA: matrices that stay as they are, with small ones beside them that are trained (Hu et al., arXiv 2106.09685)."""
+"""Adapters of a whole model: where they are, what is trained, and what is left of them (``models/adapter.py``)."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from llmos.files import sync_directory, write_json
 from llmos.models import Transformer
+from llmos.models.adapter import LoraLinear
 from llmos.spec import Lora
-
-
-class LoraLinear(nn.Linear):
-    """y = x · Wᵀ + alpha / rank · (x · Aᵀ) · Bᵀ with W [out, in] frozen, A [rank, in] random and B [out, rank] zero.
-
-    So it begins as the matrix that it replaces, and W keeps its name.
-    """
-
-    def __init__(self, base: nn.Linear, spec: Lora) -> None:
-        with torch.device("meta"):
-            super().__init__(base.in_features, base.out_features, bias=False)
-        self.weight = nn.Parameter(base.weight.detach(), requires_grad=False)
-        self.bias = base.bias
-        self.scale = spec.alpha / spec.rank
-        # as nn.Linear, and the reference code; on the CPU, so that every kind of device gets the same
-        drawn = nn.init.kaiming_uniform_(torch.empty(spec.rank, base.in_features), a=math.sqrt(5))
-        self.lora_A = nn.Parameter(drawn.to(self.weight))
-        self.lora_B = nn.Parameter(self.weight.new_zeros(base.out_features, spec.rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
-
-    @torch.no_grad()
-    def merged(self) -> Tensor:
-        """The matrix that does the same alone, [out, in]."""
-        return self.weight + self.lora_B @ self.lora_A * self.scale
 
 
 def add_adapters(model: Transformer, spec: Lora, seed: int) -> None:
@@ -48,7 +21,9 @@ def add_adapters(model: Transformer, spec: Lora, seed: int) -> None:
     for path, module in list(model.model.layers.named_modules()):
         parent, _, name = path.rpartition(".")
         if isinstance(module, nn.Linear) and name in spec.targets:
-            setattr(model.model.layers.get_submodule(parent), name, LoraLinear(module, spec))
+            setattr(
+                model.model.layers.get_submodule(parent), name, LoraLinear(module, spec.rank, spec.alpha / spec.rank)
+            )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

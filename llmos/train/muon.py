@@ -7,13 +7,13 @@ matrices, and those of one shape are one batched product.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from llmos.parallel.mesh import Line
+from llmos.train.fused import Mover
 from llmos.train.precision import compute_dtype
 
 MOMENTUM = 0.95
@@ -23,35 +23,26 @@ _ROUNDS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9
 (Amsel et al., "The Polar Express", arXiv 2505.16932, theorem 3.1). Jordan's five take 1.65 times as long."""
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Mover):
     """Nesterov momentum, made orthogonal, with updates as large (root mean square) as AdamW's.
 
     So both share a learning rate and a decay: section 2.2 of Liu et al., "Muon is Scalable for LLM Training" (arXiv
     2502.16982). All ranks of ``copies`` must step together, with the same gradients; each keeps the whole momentum.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, copies: Line) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+    def __init__(self, matrices: list[nn.Parameter], weight_decay: float, copies: Line) -> None:
+        super().__init__([{"params": matrices, "weight_decay": weight_decay}])
         self._copies = copies
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move the matrices along their ``.grad``."""
-        loss = closure() if closure else None
+    def step(self) -> None:
         for group in self.param_groups:
             matrices, rate = group["params"], group["lr"]
-            updates = self._orthogonal([self._momentum(matrix) for matrix in matrices])
+            buffers = self._remembered(matrices, "momentum_buffer")
+            updates = self._orthogonal([_moment(m, buffer) for m, buffer in zip(matrices, buffers, strict=True)])
             for matrix, update in zip(matrices, updates, strict=True):
                 size = 0.2 * math.sqrt(max(matrix.shape))
                 matrix.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate * size)
-        return loss
-
-    def _momentum(self, matrix: nn.Parameter) -> Tensor:
-        state: dict[str, Any] = self.state[matrix]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(matrix)
-        assert matrix.grad is not None
-        return matrix.grad.lerp(state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM), MOMENTUM)
 
     def _orthogonal(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """``matrices`` made orthogonal, bf16: each by one rank, which the others hear from in a sum with zeros.
@@ -69,6 +60,12 @@ class Muon(torch.optim.Optimizer):
                     results[i].copy_(matrix)
         self._copies.sum(flat)
         return results
+
+
+def _moment(matrix: nn.Parameter, buffer: Tensor) -> Tensor:
+    """Nesterov's: ``buffer`` is the momentum, which this adds the gradient to."""
+    assert matrix.grad is not None
+    return matrix.grad.lerp(buffer.lerp_(matrix.grad, 1 - MOMENTUM), MOMENTUM)
 
 
 def orthogonal(matrices_NRC: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from llmos.errors import CheckpointError
 from llmos.parallel.mesh import Line
 from llmos.spec import Optimizer as OptimizerSpec
+from llmos.train.fused import SGD, AdamW, Mover
 from llmos.train.muon import Muon
 
 _OUTER = ("embed_tokens.weight", "lm_head.weight")
@@ -25,7 +26,7 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 class Optimizer:
-    """One or two torch optimizers behind one learning rate, whose state is named after the parameters.
+    """One or two ways to move weights behind one learning rate, whose state is named after the parameters.
 
     ``weights``, by name, are fp32 and what is to be saved. They are the parameters themselves or, with ``rounded``
     parameters, copies that every step rounds into them (master weights: Micikevicius et al., arXiv 1710.03740).
@@ -114,17 +115,15 @@ def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     return DTensor.from_local(value.detach(), mesh, parameter.placements, run_check=False, shape=shape, stride=stride)
 
 
-def _parts(named: Named, spec: OptimizerSpec, copies: Line) -> list[torch.optim.Optimizer]:
+def _parts(named: Named, spec: OptimizerSpec, copies: Line) -> list[Mover]:
     hidden = [(n, p) for n, p in named if spec.name == "muon" and p.ndim == 2 and not n.endswith(_OUTER)]
     taken = {name for name, _ in hidden}
     rest = _groups([(n, p) for n, p in named if n not in taken], spec)
-    parts: list[torch.optim.Optimizer] = []
-    if rest and spec.name == "sgd":
-        parts.append(torch.optim.SGD(rest, lr=spec.learning_rate, momentum=spec.momentum, fused=True))
-    elif rest:
-        parts.append(torch.optim.AdamW(rest, lr=spec.learning_rate, betas=spec.betas, fused=True))
+    parts: list[Mover] = []
+    if rest:
+        parts.append(SGD(rest, spec.momentum) if spec.name == "sgd" else AdamW(rest, spec.betas))
     if hidden:
-        parts.append(Muon([p for _, p in hidden], spec.learning_rate, spec.weight_decay, copies))
+        parts.append(Muon([p for _, p in hidden], spec.weight_decay, copies))
     return parts
 
 

@@ -93,8 +93,9 @@ def test_done_is_done_and_what_fails_says_why(tmp_path: Path, layout: Layout) ->
     assert local.train(job(tmp_path / "text", **two), layout, Seen(), print).model == "coder@1"
     again = local.train(job(tmp_path / "text", **two), layout, Seen(), print)
     assert (again.phase, again.model, again.step) == ("succeeded", "coder@1", 6)
-    other = local.train(job(tmp_path / "text", steps=7, **two), layout, Seen(), print)
-    assert other.phase == "failed" and "trained from another spec" in other.reason
+    with pytest.raises(ConflictError, match="job `tiny` has trained a model from another spec"):
+        local.train(job(tmp_path / "text", steps=7, **two), layout, Seen(), print)
+    assert not layout.job("tiny").attempt(3).root.exists()
     layout.cluster.write_text("{}")  # a control module has the registry
     late = local.train(job(tmp_path / "text", name="late", steps=9999, max_runtime=0.01), layout, Seen(), print)
     assert late.phase == "failed" and "max_runtime is 0 s" in late.reason
@@ -104,14 +105,56 @@ def test_done_is_done_and_what_fails_says_why(tmp_path: Path, layout: Layout) ->
 
 @pytest.mark.timeout(240)
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_a_failure(tmp_path: Path, layout: Layout) -> None:
+def test_a_process_that_is_killed_is_a_failure_and_is_tried_again(tmp_path: Path, layout: Layout) -> None:
+    attempts: list[int] = []
+    said: list[str] = []
+
     def kill(job: JobView, rows: list[MetricsRow]) -> None:
-        if rows:
+        if rows and job.attempt not in attempts and len(attempts) < 2:
+            attempts.append(job.attempt)
             for child in multiprocessing.active_children():
                 child.kill()
 
-    failed = local.train(job(tmp_path / "text", steps=2000, mesh={"dp": 2}), layout, kill, print)
-    assert failed.phase == "failed" and "ended with signal 9" in failed.reason
+    two: dict[str, Any] = {"steps": 400, "mesh": {"dp": 2}}
+    failed = local.train(job(tmp_path / "text", retries=0, **two), layout, kill, said.append)
+    assert failed.phase == "failed" and "ended with signal 9" in failed.reason and said == []
+    done = local.train(job(tmp_path / "text", retries=1, **two), layout, kill, said.append)
+    assert (done.phase, done.step, done.attempt, attempts) == ("succeeded", 400, 3, [1, 2])
+    assert len(said) == 1 and said[0].startswith("attempt 2: rank 0 ended with signal 9")
+    assert said[0].endswith("retry 1 of 1 in 2 s")
+
+
+@pytest.mark.parametrize(
+    ("ends", "retries", "phase", "number"),
+    [
+        (["lost", "lost", "done"], 2, "succeeded", 3),
+        (["lost", "lost", "done"], 1, "failed", 2),
+        (["bad data", "done"], 2, "failed", 1),
+        (["stopped", "done"], 2, "failed", 1),
+    ],
+)
+def test_so_often_as_the_job_says_and_where_it_may_help(
+    tmp_path: Path,
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: list[str],
+    retries: int,
+    phase: str,
+    number: int,
+) -> None:
+    left, pauses = iter(ends), list[float]()
+
+    def end(run: Any, number: int, watch: Any, report: Any) -> dict[str, Any]:
+        how = next(left)
+        if how == "stopped":
+            run.attempt.stop.touch()
+        what = {"phase": "succeeded" if how == "done" else "failed", "retry": how != "bad data"}
+        return what | {"error": how, "step": 3, "metrics": {}}
+
+    monkeypatch.setattr(local, "_carried_out", end)
+    monkeypatch.setattr(local.time, "sleep", pauses.append)
+    ended = local.train(job(tmp_path / "text", retries=retries), layout, Seen(), print)
+    assert (ended.phase, ended.attempt) == (phase, number) and pauses == [2.0, 4.0][: number - 1]
 
 
 @pytest.mark.parametrize(

@@ -124,11 +124,6 @@ class ControlActor:
         """A new admin key: only whoever may connect to the Ray cluster can ask for one without having one."""
         return self._control.create_key(name, ("admin",))
 
-    @ray.method(concurrency_group=PULSE)
-    def nudge(self) -> None:
-        """Plan soon: an attempt has ended."""
-        self._loop.nudge()
-
     def rest(self) -> None:
         """Plan no more: the cluster is about to end."""
         self._loop.rest()

@@ -9,21 +9,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from llmos.control import attempt
-from llmos.control.ray.session import CONTROL, NAMESPACE
+from llmos.control.ray.session import NAMESPACE
 from llmos.layout import Layout
 
 ENTRY = "llmos.train.worker:fit"
-NUDGE_TIMEOUT_S = 1.0
 _PREFIX = "llmos-attempt-"
 
 
@@ -42,7 +39,6 @@ class AttemptActor:
             dirs = Layout(Path(state_dir)).job(job).attempt(number)
             if attempt.claim(dirs, ray.get_runtime_context().get_session_name()):
                 attempt.finish(dirs, _result(Path(state_dir), job, number, nodes))
-                _say_ended()
         finally:
             # whatever happened, a full disk included: without a process, what the directory says is the truth
             os._exit(0)  # not sys.exit: this is not the main thread, and the main thread serves Ray for ever
@@ -78,13 +74,6 @@ def alive() -> Iterator[tuple[str, int]]:
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(_PREFIX):
             job, _, number = actor["name"].removeprefix(_PREFIX).rpartition("-")
             yield job, int(number)
-
-
-def _say_ended() -> None:
-    """Have the control module plan at once. Where there is none just now, its next tick sees the end all the same."""
-    with suppress(ValueError, RayError):
-        control: Any = ray.get_actor(CONTROL, namespace=NAMESPACE)
-        ray.get(control.nudge.remote(), timeout=NUDGE_TIMEOUT_S)
 
 
 def _result(state_dir: Path, job: str, number: int, nodes: tuple[str, ...]) -> dict[str, Any]:

@@ -87,6 +87,13 @@ class Jobs:
                 found.update(connection.execute(query).scalars())
         return found
 
+    def functions(self) -> set[str]:
+        """The functions that unfinished jobs name, by their SHA-256."""
+        sha256 = func.json_extract(jobs.c.spec, "$.function.sha256")
+        query = select(sha256).where(jobs.c.ended_at.is_(None), sha256.is_not(None))
+        with self._database.read() as connection:
+            return set(connection.execute(query).scalars())
+
     def find(self, ref: str, tenants: Collection[str] | None = None) -> Row:
         """The job with this id, else the newest of this name; of ``tenants``, if given. Raises NotFoundError."""
         with self._database.read() as connection:

@@ -190,7 +190,7 @@ def _kept_by_attention(shape: ModelShape, training: Training) -> float:
 
 def keeps_probabilities(training: Training) -> bool:
     """Whether attention is block attention, as for short sequences on CPUs."""
-    return training.cpu and training.sequence <= BLOCK_ATTENTION_TOKENS
+    return training.cpu and training.sequence in BLOCK_ATTENTION_TOKENS
 
 
 def probabilities(shape: ModelShape, training: Training) -> float:

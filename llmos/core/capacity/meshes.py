@@ -22,6 +22,8 @@ MORE_RANKS = 64
 SHORTEST = 128
 """Tokens of the shortest sequence that is proposed where a longer one does not fit."""
 
+_NOTHING = "nothing that was tried: use a smaller model, or more memory for each rank"
+
 Allowed = Callable[[Mesh], bool]
 MicroBatches = Callable[[Mesh], Iterable[int]]
 
@@ -117,7 +119,7 @@ def refusal(
     return UsageError(
         f"this does not fit on {ranks} × {kind.kind} with {kind.memory_bytes * USABLE / GB:.1f} GB of memory to use: "
         f"{needed}",
-        hint=f"What would fit: {would_fit(shape, training, ranks, kind, allowed) or 'nothing that was tried'}.",
+        hint=f"What would fit: {would_fit(shape, training, ranks, kind, allowed) or _NOTHING}.",
         param="mesh",
     )
 

@@ -73,8 +73,8 @@ OPTIMIZERS: Mapping[str, int] = MappingProxyType({"adamw": 2, "muon": 1, "sgd": 
 """fp32 numbers that an optimizer remembers of a weight: two moments, one momentum, one momentum."""
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
-BLOCK_ATTENTION_TOKENS = 2048
-"""The longest sequence of block attention (models/block_attention.py)."""
+BLOCK_ATTENTION_TOKENS = range(65, 2049)
+"""The lengths of sequences of block attention (models/block_attention.py)."""
 CHECKPOINTING = ("none", "selective", "full")
 """What llmos can do. torchtitan keeps the products of every second matrix and attention's output (``alternate``)."""
 

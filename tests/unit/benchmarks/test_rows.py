@@ -21,6 +21,7 @@ NAMES = [
     "scale_tp",
     "scale_pp",
     "orchestration_pct",
+    "telemetry_pct",
     "submit_to_step_s",
     "bubble_1f1b",
     "bubble_interleaved",

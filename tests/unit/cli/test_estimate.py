@@ -13,7 +13,7 @@ from llmos.control.estimate import Question
 from llmos.parallel import calibrate
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.test_jobs import table
-from tests.unit.fake_api import FakeApi
+from tests.unit.fake_api import NODE, STATUS, FakeApi
 
 
 def test_estimate_prints_feasible_meshes_fastest_first(llmos: Run) -> None:
@@ -148,9 +148,28 @@ def test_calibration_is_remembered_and_used(llmos: Run, tmp_path: Path, monkeypa
 
 def test_dry_run_submits_nothing(llmos: Run, job_file: Path, api: FakeApi) -> None:
     result = llmos("train", "job.yaml", "--dry-run", "--set", "steps=7", "--set", "batch_size=8")
-    assert result.code == 0 and api.requests == []
+    assert result.code == 0 and [request.method for request in api.requests] == ["GET"]
     lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
     assert lines["tokens"] == f"{7 * 8 * 256:,} in 7 steps" and lines["mesh"].endswith("1 × CPU")
     found = json.loads(llmos("train", "job.yaml", "--dry-run", "-o", "json").out)
     assert found["steps"] == 100 and found["memory_bytes"]["weights"] == pytest.approx(4 * found["parameters"])
     assert found["train_s"] == pytest.approx(100 * found["step_s"])
+
+
+def test_a_dry_run_takes_the_mesh_that_the_job_would_get(
+    llmos: Run, job_file: Path, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little memory for a whole copy on a rank: two ranks of a node share it by tp, ranks of their own by fsdp."""
+    tight = ("train", "job.yaml", "--dry-run", "--set", "batch_size=4", "--set", "workers={min: 4, max: 4}")
+    tight = (*tight, "--set", "resources={memory: 80MiB}", "-o", "json")
+    amount = {"gpus": 0, "memory_bytes": 2**30, "custom": {}}
+    meshes = []
+    for cpus in (2, 1):
+        api.status = {**STATUS, "nodes": [{**NODE, "total": {**amount, "cpus": cpus}}]}
+        meshes.append(json.loads(llmos(*tight).out)["mesh"])
+    assert [(mesh["fsdp"], mesh["tp"]) for mesh in meshes] == [(2, 2), (4, 1)]
+    named = llmos(*tight, "--set", "mesh={dp: 1, fsdp: 4}")
+    assert named.code == 0 and len(api.requests) == 2  # a mesh that is named is nobody's choice
+    monkeypatch.delenv("LLMOS_URL")
+    alone = llmos(*tight)
+    assert json.loads(alone.out)["mesh"] == meshes[0] and "no cluster was asked" in alone.err

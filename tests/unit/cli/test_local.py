@@ -28,7 +28,9 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Any:
             log.write_text("".join(f"line {number}\n" for number in range(40)))
             view: dict[str, Any] = {"id": spec.name, "name": spec.name, "phase": phase, "reason": "", "attempt": 1}
             view |= {"step": 3, "steps": spec.steps, "metrics": {}, "model": None, "created_at": 1.0}
-            return JobView(view | {"started_at": 1.0, "ended_at": 2.0} | more)
+            ended = JobView(view | {"started_at": 1.0, "ended_at": 2.0} | more)
+            on_progress(ended, [])
+            return ended
 
         monkeypatch.setattr(local, "train", train)
         return started
@@ -40,7 +42,7 @@ def test_local_needs_no_cluster(llmos: Run, job_file: Path, api: FakeApi, ends: 
     started = ends("succeeded", path="/there/export", model="coder@1")
     result = llmos("train", "job.yaml", "--local", "--set", "optimizer.learning_rate=3e-4", "-o", "json")
     assert result.code == 0 and json.loads(result.out)["path"] == "/there/export"
-    assert result.err == "the model is in /there/export, registered as coder@1\n"
+    assert result.err == "coder: succeeded\nthe model is in /there/export, registered as coder@1\n"
     assert started[0].optimizer.learning_rate == 3e-4 and api.requests == []
 
 
@@ -59,8 +61,18 @@ def test_stopped_is_130_and_failed_is_1_with_the_end_of_the_log(llmos: Run, job_
 def test_failed_is_1_with_the_end_of_the_log(llmos: Run, job_file: Path, ends: Any) -> None:
     ends("failed", reason="no room")
     failed = llmos("train", "job.yaml", "--local")
-    assert failed.code == 1 and "job coder failed (no room)" in failed.err
+    assert failed.code == 1 and failed.err.startswith("coder: failed (no room)\nlast lines of its log")
     assert "line 39" in failed.err and "line 24\n" not in failed.err
+
+
+def test_a_path_that_is_set_belongs_to_the_current_directory(
+    llmos: Run, job_file: Path, ends: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, elsewhere = ends("succeeded", path="/there/export"), job_file.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert llmos("train", "../job.yaml", "--local", "--set", "data.path=more").code == 0
+    assert started[0].data.path == (str(elsewhere / "more"),)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from llmos.control.functions import MAX_FUNCTION_BYTES
+from llmos.control.functions import KEPT_S, MAX_FUNCTION_BYTES
 from llmos.errors import LlmosError, NotFoundError, UsageError
+from llmos.sim.cluster import Outcome
 from tests.unit.control.world import World
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -84,3 +85,23 @@ def test_a_job_whose_function_cannot_be_called_is_refused(world: World, tmp_path
     assert world.control.list_jobs() == []
     world.control.put_function(sha256, text)
     assert world.control.submit_job(spec(sha256))["phase"] == "queued"
+
+
+def test_a_function_is_deleted_once_no_unfinished_job_names_it(world: World) -> None:
+    """Not before some time has passed since it was sent: the job that names it may be on its way."""
+    sent = [encoded(content) for content in (b"named by a job that runs", b"named by one that has ended", b"by none")]
+    runs, has_ended, unnamed = (world.layout.function(sha256) for sha256, _ in sent)
+    for sha256, text in sent:
+        world.control.put_function(sha256, text)
+    world.outcomes["long-1"] = [Outcome(10 * KEPT_S)]
+    world.control.submit_job(spec(sent[0][0], name="long"))
+    world.control.submit_job(spec(sent[1][0], name="short"))
+    world.run(0.9 * KEPT_S, step_s=5)
+    assert world.control.get_job("short")["phase"] == "succeeded" and has_ended.exists() and unnamed.exists()
+    world.control.put_function(*sent[2])  # again: its time begins anew
+    world.run(1.0 * KEPT_S, step_s=5)
+    assert runs.exists() and unnamed.exists() and not has_ended.exists()
+    world.run(2.0 * KEPT_S, step_s=5)
+    assert runs.exists() and not unnamed.exists()
+    with pytest.raises(NotFoundError, match="it was not sent, or the jobs that named it have ended"):
+        world.control.submit_job(spec(sent[2][0]))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llmos.errors import CheckpointError
+from llmos.errors import CheckpointError, ConflictError
 from llmos.parallel.world import World
 from llmos.spec import CheckpointPolicy
 from llmos.train import checkpoint, manifest
@@ -128,7 +128,7 @@ def test_a_damaged_newest_is_overtaken_and_never_counts_as_kept(tmp_path: Path) 
 def test_another_spec_is_refused_field_by_field(tmp_path: Path) -> None:
     save(tmp_path, _checkpoint(5), keep=1)
     other = {"model": {"preset": "nano", "hidden_size": 128}, "seed": 0, "steps": 3}
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ConflictError) as caught:
         find_latest(tmp_path, other)
     assert "`model.hidden_size` was 64, is now 128; `steps` was None, is now 3" in caught.value.message
     assert f"delete {tmp_path}" in caught.value.hint

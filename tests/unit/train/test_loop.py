@@ -222,7 +222,7 @@ def _fails(*_: Any) -> None:
 def test_a_checkpoint_of_another_spec_is_refused(trainer: Any) -> None:
     trainer.train(steps=12)
     shutil.rmtree(trainer.layout.job("tiny").export)
-    with pytest.raises(CheckpointError, match="`optimizer.learning_rate` was 0.003, is now 0.5"):
+    with pytest.raises(ConflictError, match="`optimizer.learning_rate` was 0.003, is now 0.5"):
         trainer.train(attempt=2, optimizer={"warmup_steps": 3, "learning_rate": 0.5})
 
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from llmos.models import ModelConfig, Transformer
+from llmos.models.adapter import LoraLinear
 from llmos.spec import Lora
-from llmos.train.lora import LoraLinear, add_adapters, merged, save_adapter, trainable
+from llmos.train.lora import add_adapters, merged, save_adapter, trainable
 
 CONFIG = ModelConfig(
     vocab_size=61,

@@ -22,9 +22,10 @@ ALONE = [{axis: 2} for axis in ("dp", "fsdp", "tp", "pp")]
 PAIRS = [{a: 2, b: 2} for a, b in itertools.combinations(("dp", "fsdp", "tp", "pp"), 2)]
 FULL = [{"fsdp": 2, "tp": 2, "pp": 2}, {"dp": 2, "tp": 2, "pp": 2}, {"dp": 2, "fsdp": 2, "tp": 2}]
 MESHES = [*ALONE, *PAIRS, *FULL]
-COMPILED = [{"fsdp": 2}, {"tp": 2}]
+COMPILED = [{"fsdp": 2}, {"tp": 2}, {"pp": 2}]
 LOOPED = {"schedule": "zero_bubble", "stages_per_rank": 2}
 LORA = {"rank": 1, "alpha": 8.0, "targets": ["q_proj", "o_proj", "up_proj", "down_proj"], "save_adapter": True}
+LORA_MESHES = [{"fsdp": 2}, {"tp": 2}, {"dp": 2, "fsdp": 2}, {"tp": 2, "pp": 2}, FULL[0]]
 
 
 def _add_documents(jobs: Jobs, name: str, mesh: dict[str, int], mask: str = "documents", **changes: Any) -> None:
@@ -46,8 +47,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, short_trainer_in: TrainerIn) 
     _add_documents(made, "masked", {})
     _add_documents(made, "masked-tp2-pp2", {"tp": 2, "pp": 2})
     made.add("lora", {}, base="one", lora=LORA)
-    made.add("lora-fsdp2", {"fsdp": 2}, base="one", lora=LORA)
-    made.add("lora-dp2-fsdp2", {"dp": 2, "fsdp": 2}, base="one", lora=LORA, micro_batch_size=1)
+    for mesh in LORA_MESHES:
+        made.add(f"lora-{name_of(mesh)}", mesh, base="one", lora=LORA)
     made.train()
     return made
 
@@ -68,13 +69,13 @@ def test_documents_are_masked_whatever_the_mesh(jobs: Jobs) -> None:
     assert jobs.losses("masked") != pytest.approx(jobs.losses("unmasked"), rel=1e-3)
 
 
-def test_adapters_are_trained_and_exported_where_weights_are_sharded(jobs: Jobs) -> None:
+def test_adapters_are_trained_and_exported_whatever_the_mesh(jobs: Jobs) -> None:
     """Of rank 1: one of two fsdp ranks holds nothing of the first matrix of each."""
     before, after = jobs.weights("one"), jobs.weights("lora")
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == set(LORA["targets"])
     expected = load_file(jobs.runs["lora"][0].job_dirs.adapter / "adapter_model.safetensors")
-    for name in ("lora-fsdp2", "lora-dp2-fsdp2"):
+    for name in (f"lora-{name_of(mesh)}" for mesh in LORA_MESHES):
         jobs.check_equal(name, "lora")
         adapter = load_file(jobs.runs[name][0].job_dirs.adapter / "adapter_model.safetensors")
         assert adapter.keys() == expected.keys()
@@ -82,7 +83,7 @@ def test_adapters_are_trained_and_exported_where_weights_are_sharded(jobs: Jobs)
             assert torch.allclose(matrix, expected[key], rtol=0, atol=1e-4), (name, key)
 
 
-@pytest.mark.parametrize(("name", "reference"), [("fsdp2-tp2-pp2", "one"), ("lora-fsdp2", "lora")])
+@pytest.mark.parametrize(("name", "reference"), [("fsdp2-tp2-pp2", "one"), ("lora-fsdp2-tp2-pp2", "lora")])
 def test_a_checkpoint_continues_on_another_mesh(
     jobs: Jobs, short_trainer_in: TrainerIn, tmp_path: Path, name: str, reference: str
 ) -> None:
@@ -98,10 +99,11 @@ def test_a_checkpoint_continues_on_another_mesh(
     assert again.losses("half") == pytest.approx(jobs.losses(reference)[STEPS // 2 :], rel=1e-5)
 
 
+SCHEDULES = ["gpipe", "1f1b", "interleaved", "zero_bubble"]
 PRODUCT = list(
     itertools.product(
         [{"pp": 2}, {"pp": 4}, {"pp": 2, "tp": 2}, {"dp": 2, "pp": 2}, {"fsdp": 2, "pp": 2}, FULL[0]],
-        ["gpipe", "1f1b", "interleaved", "zero_bubble"],
+        SCHEDULES,
         ["none", "full"],
     )
 )
@@ -134,6 +136,14 @@ def product(tmp_path_factory: pytest.TempPathFactory, short_trainer_in: TrainerI
     for name in ("sgd", "muon"):
         made.add(name, {}, optimizer={"name": name, "warmup_steps": 3})
         made.add(f"{name}-pp2", {"dp": 2, "pp": 2}, optimizer={"name": name, "warmup_steps": 3})
+    made.add("adapted", {}, base="one", lora=LORA)
+    for mesh in MESHES:
+        made.add(f"adapted-{name_of(mesh)}", mesh, base="one", lora=LORA, micro_batch_size=1)
+    for schedule in SCHEDULES:
+        options = {"pipeline": _pipeline({"pp": 2}, schedule), "micro_batch_size": 1}
+        made.add(f"adapted-{schedule}", {"tp": 2, "pp": 2}, base="one", lora=LORA, **options)
+    for recompute in ("selective", "full"):
+        made.add(f"adapted-{recompute}", FULL[0], base="one", lora=LORA, activation_checkpointing=recompute)
     for mesh in COMPILED:
         made.add(f"compiled-{name_of(mesh)}", mesh, compile=True)
     made.train()
@@ -156,6 +166,13 @@ def test_the_whole_product_equals_one_process(product: Jobs) -> None:
         product.check_equal(f"{name_of(mesh)}-accumulated-{recompute}", "one")
     product.check_equal("sgd-pp2", "sgd")
     assert product.losses("muon-pp2") == pytest.approx(product.losses("muon"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_adapters_equal_those_of_one_process_on_every_mesh(product: Jobs) -> None:
+    for name in (*map(name_of, MESHES), *SCHEDULES, "selective", "full"):
+        product.check_equal(f"adapted-{name}", "adapted")
 
 
 @pytest.mark.slow

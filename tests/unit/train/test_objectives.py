@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmos.errors import CheckpointError, DataError, UsageError
+from llmos.errors import ConflictError, DataError, UsageError
 from llmos.models import weights
 from llmos.parallel.mesh import RankMesh
 from llmos.parallel.model import Layout, SpreadModel
@@ -71,10 +71,10 @@ def test_an_interrupted_mixture_goes_on_as_if_it_had_not_been(another: Any, mixe
 def test_other_weights_or_another_mask_do_not_continue_a_checkpoint(trainer: Any, mixed: dict[str, Any]) -> None:
     trainer.train(data=mixed)
     (trainer.layout.job("tiny").export).rename(trainer.layout.root / "export")
-    with pytest.raises(CheckpointError, match="`masks_documents` was False, is now True"):
+    with pytest.raises(ConflictError, match="`masks_documents` was False, is now True"):
         trainer.train(attempt=2, data=mixed | {"packing": {"mask": "documents"}})
     mixed["sources"][1]["weight"] = 3.0
-    with pytest.raises(CheckpointError, match=r"`weights` was \[1.0, 2.0\], is now \[1.0, 3.0\]"):
+    with pytest.raises(ConflictError, match=r"`weights` was \[1.0, 2.0\], is now \[1.0, 3.0\]"):
         trainer.train(attempt=3, data=mixed)
 
 

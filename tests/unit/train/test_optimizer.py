@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -83,6 +85,33 @@ def test_muon_computes_in_what_the_hardware_has(
     model = _model()
     _optimizer(model, Spec(name="muon")).step(1e-2, _gradients(model))
     assert seen == [dtype]
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("adamw", lambda groups: torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), fused=True)),
+        ("sgd", lambda groups: torch.optim.SGD(groups, lr=1.0, momentum=0.9, fused=True)),
+    ],
+)
+def test_it_is_torchs_to_the_bit(name: str, reference: Any) -> None:
+    model, theirs = _model(), _model()
+    matrices, norm = [theirs.embed_tokens.weight, theirs.hidden.weight], [theirs.norm.weight]
+    torchs = reference([{"params": matrices, "weight_decay": 0.1}, {"params": norm, "weight_decay": 0.0}])
+    ours = _optimizer(model, Spec(name=name))
+    for number in range(4):
+        gradients = [gradient * (number + 1) for gradient in _gradients(model)]
+        for parameter, gradient in zip(theirs.parameters(), gradients, strict=True):
+            parameter.grad = gradient.clone()
+        for group in torchs.param_groups:
+            group["lr"] = 0.01 / (number + 1)
+        torchs.step()
+        ours.step(0.01 / (number + 1), gradients)
+    for mine, other in zip(model.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    for key, value in ours.state().items():
+        path, _, what = key.rpartition("/")
+        assert torch.equal(value, torchs.state[theirs.get_parameter(path)][what]), key
 
 
 def test_sgd_with_momentum_is_the_formula() -> None:
