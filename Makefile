@@ -82,6 +82,11 @@ constraints: $(VENV)/.installed-dev ## pin the versions that are installed now i
 docs: $(VENV)/.installed-dev ## write docs/specs.md anew from the models in llmos/spec
 	$(BIN)/python scripts/spec_docs.py > specs.tmp && mv specs.tmp docs/specs.md
 
+.PHONY: pictures
+pictures: $(VENV)/.installed-dev ## draw docs/pictures anew: what the scheduler makes of each scenario in docs/scenarios
+	set -e; for scenario in docs/scenarios/*.yaml; do \
+	    $(BIN)/llmos simulate plan $$scenario --picture docs/pictures/$$(basename $$scenario .yaml).svg; done
+
 .PHONY: clean
 clean: ## remove what was built; .venv stays (rm -r .venv for a fresh one)
 	rm -rf build dist *.egg-info .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -63,7 +63,14 @@ LEGAL_ONLY_IN = {
         *("benchmarks/", "examples/", "tests/"),
     ),
     "llmos.cli": ("llmos/cli/", "tests/"),
-    "llmos.sim": ("llmos/sim/", "llmos/cli/simulate.py", "llmos/cli/load.py", "benchmarks/", "tests/"),
+    "llmos.sim": (
+        "llmos/sim/",
+        "llmos/cli/simulate.py",
+        "llmos/cli/rehearse.py",
+        "llmos/cli/load.py",
+        "benchmarks/",
+        "tests/",
+    ),
     "deployments": ("deployments/", "tests/"),
     "tests": ("tests/",),
 }

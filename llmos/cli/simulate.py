@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmos.cli import rehearse
 from llmos.cli.output import Format, Output, columns, duration, note, say, say_json
+from llmos.cli.rehearse import Picture, save_picture, yaml_of
 from llmos.errors import UsageError
 from llmos.sim import PLACING, SCHEDULING
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 simulate = typer.Typer(help="Replay traces on a cluster that exists only as numbers.", no_args_is_help=True)
 app.add_typer(simulate, name="simulate", rich_help_panel="Planning")
+simulate.command("plan")(rehearse.simulate_plan)
 
 Json = Annotated[bool, typer.Option("--json", help="the same as -o json")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="go on without the malformed rows of a trace")]
@@ -39,7 +42,6 @@ PerNode = Annotated[int, typer.Option("--per-node", min=1, metavar="N", help="GP
 Scheduling = Annotated[list[str] | None, typer.Option("--policy", help=f"{', '.join(SCHEDULING)}; may be repeated")]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="without a trace: how many")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="of what goes wrong, and of a trace that is made up")]
-Picture = Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="SVG: who held which GPUs over time")]
 FailuresPerDay = Annotated[float, typer.Option("--failures-per-day", min=0, help="nodes lost, of all the cluster")]
 LaunchFailures = Annotated[float, typer.Option("--launch-failures", min=0, max=0.9, help="share of launches that fail")]
 StuckPerDay = Annotated[float, typer.Option("--stuck-per-day", min=0, help="how often a running job gets stuck")]
@@ -169,11 +171,7 @@ def _write(path: Path, stays: Sequence[Stay], nodes: int, per_node: int, title: 
     """Draw what ran where. Raises UsageError if the picture cannot be written."""
     from llmos.sim.picture import picture
 
-    try:
-        path.write_text(picture(stays, nodes, per_node, title))
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", param="--picture") from None
-    note(f"picture: {path}")
+    save_picture(path, picture(stays, nodes, per_node, title))
 
 
 _JOB_COLUMNS = (
@@ -227,7 +225,7 @@ def simulate_cluster(
     from llmos.sim import cluster_spec, cluster_twin
     from llmos.sim.faults import Faults
 
-    asked = cluster_spec.read(_yaml(spec), spec.parent, skip_bad_rows=skip_bad_rows)
+    asked = cluster_spec.read(yaml_of(spec), spec.parent, skip_bad_rows=skip_bad_rows)
     for path, row in asked.bad:
         note(f"warning: {path}: skipped {row}")
     faults = Faults(seed, failures_per_day, launch_failures, stuck_per_day, stragglers, launch_s)
@@ -246,20 +244,6 @@ def simulate_cluster(
             [(f"{found.jobs['jobs']:.0f} of {len(asked.jobs)}", goodput, *_job_cells(found.jobs))],
         )
     )
-
-
-def _yaml(path: Path) -> object:
-    """What the YAML file at ``path`` says. Raises NotFoundError, SpecError."""
-    import yaml
-
-    from llmos.errors import NotFoundError, SpecError
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NotFoundError(f"cannot read {path}: {error.strerror}", hint="Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError([" ".join(str(error).split())], source=str(path)) from None
 
 
 def _service_cells(figures: Mapping[str, float | None]) -> tuple[str, ...]:

@@ -133,16 +133,17 @@ def demand(promises: Promises, traffic: Traffic, rates: Rates) -> float:
     What is under way, and what comes while it may wait, is done in time if there are places for it until then: of n
     requests that take s seconds each, with r more each second, none waits longer than w seconds on at least
     (n · s + w · r · s) / (s + w) places. Of those that wait, only as many count as are being answered, for most of more
-    are late whatever starts now: those are answered within a cold start.
+    are late whatever starts now: those are answered within a cold start, and so is whatever may wait for longer.
     """
     places = slots(promises, traffic, rates)
     service_s = rates.service_s(traffic, places)
     spare_s = promises.first_token_s - rates.first_s(traffic, places)
-    wait_s = min(promises.queue_s, spare_s if spare_s > 0 else math.inf)
+    within_s = max(rates.start_s, service_s)
+    wait_s = min(promises.queue_s, spare_s if spare_s > 0 else math.inf, within_s)
     late = min(traffic.waiting, max(traffic.running, 1))
     now = 1 / (1 + wait_s / service_s)
     coming = traffic.requests_per_s * service_s / BUSIEST
-    piled = (traffic.waiting - late) * service_s / max(rates.start_s, service_s)
+    piled = (traffic.waiting - late) * service_s / within_s
     return (now * (traffic.running + late) + (1 - now) * coming + piled) / places
 
 

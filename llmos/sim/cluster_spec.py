@@ -17,11 +17,9 @@ services:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +28,7 @@ from llmos.errors import DataError, SpecError
 from llmos.sim.fleet import Fleet, Plans
 from llmos.sim.job_traces import TraceJob, read_jobs
 from llmos.sim.request_traces import read_requests, tiled
+from llmos.sim.section import Section
 from llmos.sim.tables import BadRow
 
 TENANTS = 8
@@ -48,65 +47,12 @@ class Asked:
     bad: tuple[tuple[Path, BadRow], ...] = ()
 
 
-class _Section:
-    """One mapping of the spec. What is wrong with it is collected in ``problems``."""
-
-    def __init__(self, value: object, where: str, known: Sequence[str], problems: list[str]) -> None:
-        self.problems = problems
-        self.where = where
-        self._value: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
-        if not isinstance(value, Mapping):
-            problems.append(f"{where}: expected a mapping of {', '.join(known)}")
-        for key in self._value:
-            if key not in known:
-                near = get_close_matches(str(key), known, 1)
-                problems.append(f"{where}: `{key}` is not known" + (f"; did you mean `{near[0]}`?" if near else ""))
-
-    def number(self, name: str, least: float, default: float | None = None) -> float:
-        """The number ``name``, at least ``least``."""
-        value = self._value.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
-            self.problems.append(f"{self.where}: {name} is {str(value)[:40]}: expected a number of at least {least:g}")
-            return least
-        return value
-
-    def whole(self, name: str, least: int, default: int | None = None) -> int:
-        """The whole number ``name``, at least ``least``."""
-        value = self.number(name, least, default)
-        if value != int(value):
-            self.problems.append(f"{self.where}: {name} is {value:g}: expected a whole number")
-        return int(value)
-
-    def text(self, name: str) -> str:
-        """The text ``name``, which must be there."""
-        value = self._value.get(name)
-        if not isinstance(value, str) or not value:
-            self.problems.append(f"{self.where}: {name} is missing: expected a text")
-            return ""
-        return value
-
-    def below(self, name: str, known: Sequence[str]) -> _Section:
-        """The mapping ``name`` inside of this one; empty if it is not there."""
-        return _Section(self._value.get(name, {}), f"{self.where}.{name}", known, self.problems)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._value
-
-    def list(self, name: str) -> list[Any]:
-        """The list ``name``; empty if it is not there."""
-        value = self._value.get(name, [])
-        if not isinstance(value, list):
-            self.problems.append(f"{self.where}: {name}: expected a list")
-            return []
-        return value
-
-
 def read(value: object, directory: Path, *, skip_bad_rows: bool = False) -> Asked:
     """What ``value`` asks for; its paths are relative to ``directory``. Raises SpecError with all that is wrong with
     it, NotFoundError and DataError for its traces."""
     problems: list[str] = []
     known = ("nodes", "per_node", "hours", "seed", "jobs", "services")
-    top = _Section(value, "spec", known, problems)
+    top = Section(value, "spec", known, problems)
     nodes, per_node = top.whole("nodes", 1), top.whole("per_node", 1, 8)
     until_s, seed = 3600 * top.number("hours", 0.01, 24), top.whole("seed", 0, 0)
     equal = ("count", "gpus", "fewest", "hours")
@@ -128,7 +74,7 @@ def read(value: object, directory: Path, *, skip_bad_rows: bool = False) -> Aske
     return Asked(nodes, per_node, until_s, made, fleets, tuple(bad))
 
 
-def _equal(jobs: _Section) -> Iterator[TraceJob]:
+def _equal(jobs: Section) -> Iterator[TraceJob]:
     """Equal jobs that are all submitted at the beginning."""
     count = jobs.whole("count", 0, 0)
     gpus, run_s = jobs.whole("gpus", 1, 1), 3600 * jobs.number("hours", 0, 1)
@@ -142,7 +88,7 @@ def _equal(jobs: _Section) -> Iterator[TraceJob]:
 def _plans(entry: object, number: int, problems: list[str]) -> tuple[Plans, str, float]:
     """What is asked of one service, its trace, and by how much that swings in the course of a day."""
     known = ("name", "trace", "swing", "gpus", "replicas", "promises", "rates")
-    service = _Section(entry, f"services[{number}]", known, problems)
+    service = Section(entry, f"services[{number}]", known, problems)
     replicas = service.below("replicas", ("min", "max"))
     low = replicas.whole("min", 0, 1)
     high = replicas.whole("max", 1, max(low, 1))

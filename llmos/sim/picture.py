@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -15,9 +16,12 @@ from llmos.sim.job_replay import Stay
 COLOURS = ("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f")
 OTHERS = "#8c8c8c"
 IDLE = "#f4f4f4"
-WIDTH, STRIPS, GPU_HEIGHT = 960, 64, 1.5
-"""Pixels of the time axis, strips at most (more nodes share one), pixels of one GPU."""
+WIDTH, STRIPS = 960, 64
+"""Pixels of the time axis, strips at most (more nodes share one)."""
+GPU_HEIGHT, GPU_HEIGHT_MOST, LEGIBLE = 1.5, 14.0, 240.0
+"""Pixels of one GPU: as many as it takes for the picture to be so high, at least and at most."""
 LEFT, TOP, GAP, BOTTOM = 60, 28, 1.0, 54
+_STEPS = (1, 2, 3, 5, 10, 15, 20, 30)
 _UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 Floats = npt.NDArray[np.float64]
 
@@ -31,13 +35,15 @@ def picture(stays: Sequence[Stay], nodes: int, per_node: int, title: str) -> str
     start_s = min((stay.start_s for stay in stays), default=0.0)
     end_s = max((stay.end_s for stay in stays), default=1.0)
     held = _held(stays, owners, nodes, start_s, max(end_s, start_s + 1e-9))
-    strip = per_node * GPU_HEIGHT + GAP
+    height = gpu_height(per_node * len(held))
+    strip = per_node * height + GAP
     bottom = TOP + len(held) * strip
     paths = [""] * held.shape[2]
     for number, of_node in enumerate(held):
-        for owner, path in enumerate(_areas(of_node, TOP + number * strip)):
+        for owner, path in enumerate(_areas(of_node, TOP + number * strip, height)):
             paths[owner] += path
     shades = [*COLOURS[: len(owners)], OTHERS]
+    shown = [(name, shade) for name, shade, path in zip([*owners, "others"], shades, paths, strict=True) if path]
     drawn = [f'<path fill="{shade}" d="{path}"/>' for shade, path in zip(shades, paths, strict=True) if path]
     return "\n".join(
         [
@@ -50,11 +56,16 @@ def picture(stays: Sequence[Stay], nodes: int, per_node: int, title: str) -> str
             *drawn,
             f'<text x="{LEFT - 6}" y="{TOP + 10}" text-anchor="end">node 0</text>',
             f'<text x="{LEFT - 6}" y="{bottom:g}" text-anchor="end">node {nodes - 1}</text>',
-            *_axis(end_s - start_s, bottom),
-            *_legend([*owners, "others"], shades, paths, bottom + 40),
+            *axis(end_s - start_s, TOP, bottom),
+            *legend(shown, bottom + 40),
             "</svg>\n",
         ]
     )
+
+
+def gpu_height(gpus: float) -> float:
+    """Pixels of one GPU in a picture with strips of so many together."""
+    return min(max(GPU_HEIGHT, LEGIBLE / max(gpus, 1)), GPU_HEIGHT_MOST)
 
 
 def _owners(stays: Iterable[Stay]) -> list[str]:
@@ -84,9 +95,9 @@ def _held(stays: Iterable[Stay], owners: Sequence[str], nodes: int, start_s: flo
     return held[:, :WIDTH] / per_strip
 
 
-def _areas(of_node: Floats, top: float) -> list[str]:
+def _areas(of_node: Floats, top: float, height: float) -> list[str]:
     """For each owner the path of what it holds of one strip [WIDTH, owners], one upon the other from the bottom up."""
-    edges = np.round(np.cumsum(np.pad(of_node, ((0, 0), (1, 0))), axis=1) * GPU_HEIGHT * 2) / 2
+    edges = np.round(np.cumsum(np.pad(of_node, ((0, 0), (1, 0))), axis=1) * height * 2) / 2
     paths = []
     for owner in range(of_node.shape[1]):
         path, x = "", 0
@@ -99,23 +110,24 @@ def _areas(of_node: Floats, top: float) -> list[str]:
     return paths
 
 
-def _axis(span_s: float, bottom: float) -> list[str]:
-    """Marks along the time axis, about ten, in the largest unit of which there are a few."""
-    unit_s, unit = next(((size, name) for size, name in _UNITS if span_s >= 3 * size), _UNITS[-1])
-    step = max(1, round(span_s / unit_s / 10))
-    marks = range(0, int(span_s / unit_s) + 1, step)
+def axis(span_s: float, top: float, bottom: float) -> list[str]:
+    """Marks along the time axis, at most twelve, in the largest unit of which there are a few."""
+    unit_s, unit = next(((size, name) for size, name in _UNITS if span_s >= 5 * size), _UNITS[-1])
+    count = span_s / unit_s
+    step = next((step for step in _STEPS if count <= 12 * step), math.ceil(count / 12))
+    places = {mark: LEFT + mark / count * WIDTH if count else LEFT for mark in range(0, int(count) + 1, step)}
     return [
-        f'<text x="{LEFT + mark * unit_s / span_s * WIDTH if span_s else LEFT:.0f}" y="{bottom + 14:g}" '
-        f'text-anchor="middle">{mark} {unit}</text>'
-        for mark in marks
-    ]
+        *(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:g}" y2="{bottom + 3:g}" stroke="#000" stroke-opacity="0.15"/>'
+          for x in places.values()),
+        *(f'<text x="{x:.0f}" y="{bottom + 15:g}" text-anchor="middle">{mark} {unit}</text>'
+          for mark, x in places.items()),
+    ]  # fmt: skip
 
 
-def _legend(names: Sequence[str], shades: Sequence[str], paths: Sequence[str], y: float) -> list[str]:
-    """A square and a name for each owner that is in the picture."""
-    shown = [(name, shade) for name, shade, path in zip(names, shades, paths, strict=True) if path]
+def legend(names: Iterable[tuple[str, str]], y: float) -> list[str]:
+    """A square of its colour and its name for each owner."""
     return [
         f'<rect x="{LEFT + 96 * i}" y="{y - 9:g}" width="10" height="10" fill="{shade}"/>'
         f'<text x="{LEFT + 96 * i + 14}" y="{y:g}">{escape(name[:12])}</text>'
-        for i, (name, shade) in enumerate(shown)
+        for i, (name, shade) in enumerate(names)
     ]

@@ -14,6 +14,7 @@ from llmos.core.types import (
     Failure,
     Job,
     JobPhase,
+    NodeKind,
     Order,
     Plan,
     Resources,
@@ -33,8 +34,8 @@ class Simulation:
     """Drives ``plan`` against ``cluster``.
 
     ``jobs`` are the unfinished jobs, ``ended`` the phase of each finished one, ``history`` every action with its
-    time. ``tenants`` are kept up to date with what their jobs use. ``watch`` is called with each tick's inputs and
-    plan before anything is carried out.
+    time. ``tenants`` are kept up to date with what their jobs use. ``kinds`` are the nodes that could be started.
+    ``watch`` is called with each tick's inputs and plan before anything is carried out.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Simulation:
         self.jobs: dict[str, Job] = {}
         self.services: dict[str, Service] = {}
         self.tenants: dict[str, Tenant] = {}
+        self.kinds: tuple[NodeKind, ...] = ()
         self.failures: list[Failure] = []
         self.ended: dict[str, JobPhase] = {}
         self.history: list[tuple[float, Action]] = []
@@ -70,7 +72,7 @@ class Simulation:
     def desired(self) -> Desired:
         """What is asked for now."""
         asked = Desired(tuple(self.jobs.values()), tuple(self.services.values()), tuple(self.tenants.values()))
-        return replace(asked, ended=self.ended, failures=tuple(self.failures), order=self._order)
+        return replace(asked, ended=self.ended, kinds=self.kinds, failures=tuple(self.failures), order=self._order)
 
     def tick(self, *, crash_after: int | None = None) -> Plan:
         """One turn of the loop. ``crash_after``: die when so many actions were applied, restart without memo."""

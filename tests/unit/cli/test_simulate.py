@@ -160,3 +160,46 @@ def test_cluster_says_what_is_wrong_with_a_spec(llmos: Run, tmp_path: Path, text
         (tmp_path / "twin.yaml").write_text(text)
     result = llmos("simulate", "cluster", "twin.yaml")
     assert result.code in (1, 2) and message in result.err
+
+
+SCENARIO = """\
+title: two jobs
+hours: 1
+nodes: [{count: 1, gpus: 4}]
+jobs:
+  - {name: first, workers: 4, runs: 20m}
+  - {name: second, at: 5m, workers: 2, runs: 10m, tenant: default}
+"""
+
+
+def test_plan_says_when_and_why_jobs_wait(llmos: Run, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(SCENARIO)
+    result = llmos("simulate", "plan", "two.yaml", "--picture", "two.svg")
+    assert result.code == 0, result.err
+    first, second = table(result.out)
+    assert (first["STARTED"], first["STATE"], first["WAITED"]) == ("00:00", "succeeded", "-")
+    assert (second["SUBMITTED"], second["STARTED"]) == ("00:05", first["ENDED"])
+    assert "next release 00:20 by first" in second["WHY"]
+    assert "two jobs: 1h 0m of virtual time" in result.err and "picture: two.svg" in result.err
+    assert (tmp_path / "two.svg").read_text().startswith("<svg")
+
+
+def test_plan_tells_every_decision(llmos: Run, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(SCENARIO)
+    shown = llmos("simulate", "plan", "two.yaml", "--events").out
+    assert "attempt 1: 4 bundles of 1 GPU on node-0" in shown and "finished" in shown
+    found = json.loads(llmos("simulate", "plan", "two.yaml", "--json").out)
+    assert found == json.loads(llmos("simulate", "plan", "two.yaml", "-o", "json").out)
+    assert [job["job"] for job in found["jobs"]] == ["first", "second"]
+    assert [event["verb"] for event in found["events"]] == ["start", "close", "start", "close"]
+
+
+def test_plan_says_what_is_wrong_with_a_scenario(llmos: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("nodes: [{count: 1}]\njobs: [{name: a, runs: long}]")
+    wrong = llmos("simulate", "plan", "bad.yaml")
+    assert wrong.code == 2 and "jobs[0]: runs is long: expected a time" in wrong.err
+    (tmp_path / "bad.yaml").write_text("nodes: [")
+    assert llmos("simulate", "plan", "bad.yaml").code == 2
+    assert "cannot read none.yaml" in llmos("simulate", "plan", "none.yaml").err
+    (tmp_path / "two.yaml").write_text(SCENARIO)
+    assert "cannot write" in llmos("simulate", "plan", "two.yaml", "--picture", "no/where.svg").err

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from llmos.sim.job_replay import Stay
-from llmos.sim.picture import COLOURS, GPU_HEIGHT, OTHERS, WIDTH, picture
+from llmos.sim.picture import COLOURS, OTHERS, WIDTH, gpu_height, picture
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -33,7 +33,7 @@ def test_areas_are_gpu_time() -> None:
         Stay("bob", ((1, 1),), 700.0, 900.0),
     ]
     areas = _areas(picture(stays, 2, 4, "two nodes"))
-    per_gpu_s = WIDTH / 1000 * GPU_HEIGHT
+    per_gpu_s = WIDTH / 1000 * gpu_height(8)
     assert areas[COLOURS[0]] == pytest.approx(8 * 600 * per_gpu_s)
     assert areas[COLOURS[1]] == pytest.approx((3 * 400 + 200) * per_gpu_s)
 
@@ -43,7 +43,7 @@ def test_a_column_shows_its_mean_and_many_nodes_share_a_strip() -> None:
     stays += [Stay("bob", ((0, 8),), 100.0 + i, 100.0 + i + 0.01) for i in range(100)]
     document = picture(stays, 128, 8, "many")
     areas = _areas(document)
-    assert areas[COLOURS[0]] == pytest.approx(64 * 8 * GPU_HEIGHT * WIDTH * 100 / 199.01, rel=0.01)
+    assert areas[COLOURS[0]] == pytest.approx(64 * 8 * gpu_height(64 * 8) * WIDTH * 100 / 199.01, rel=0.01)
     assert areas.get(COLOURS[1], 0) < areas[COLOURS[0]] / 1000
     assert "node 127" in document
 
