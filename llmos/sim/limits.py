@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmos.core.types import Action, Attempt, Desired, Gang, Job, Plan, Resources, Snapshot, Tenant, Verb
+from llmos.core.types import Action, Attempt, Desired, Gang, Job, Plan, Resources, Service, Snapshot, Tenant, Verb
 from llmos.sim.accounting import free, placeable, sized, take
 from llmos.sim.reading import starts
 
@@ -45,6 +45,8 @@ def preemptions_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iter
     if not victims or any(seen.stopping_since is not None for seen in snapshot.attempts.values()):
         return
     if any(action.verb is Verb.STOP and action not in victims for action in plan.actions):
+        return
+    if any(_looks_for_room(one, snapshot) for one in desired.services):  # which it takes where it finds some
         return
     for victim in victims:
         job = jobs[victim.id]
@@ -130,6 +132,12 @@ def _loss(job: Job, snapshot: Snapshot) -> float:
     seen: Attempt = snapshot.attempts[job.id]
     since = max(job.opened_at, job.checkpointed_at or 0.0)
     return max(snapshot.now - since, 0.0) * _gpus(sized(job, seen.nodes))
+
+
+def _looks_for_room(service: Service, snapshot: Snapshot) -> bool:
+    """Whether replicas are wanted that have no place yet."""
+    there = snapshot.services.get(service.id)
+    return len(there.nodes if there else ()) < service.replicas * len(service.gang.bundles)
 
 
 def _fits(job: Job, desired: Desired, snapshot: Snapshot, plan: Plan, ended: list[Action]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from openai import AuthenticationError
 
 import llmos
-from llmos.control.ray.proxy import KEY_FRESH_S
+from llmos.control.known_keys import KEY_FRESH_S
 from llmos.errors import AuthError, ForbiddenError
 from llmos.files import read_json
 from llmos.settings import state_dir
