@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 import llmos
@@ -23,7 +24,7 @@ from llmos.layout import Layout
 from llmos.spec import Resources
 from tests.ray.nodes.runs import until
 from tests.ray.test_jobs import named
-from tests.support import ROOT, nano, processes, running_cluster, words
+from tests.support import ROOT, nano, running_cluster, words
 
 HOST = "127.0.0.2"
 # as in docs/serving.md
@@ -41,9 +42,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[llmos.Client]:
         until(lambda: len(client.status()["nodes"]) == 2)
         yield client
         client.remove_service("text")
+        started = psutil.Process(node.pid).children(recursive=True)
         node.terminate()
         node.wait(timeout=60)
-        until(lambda: not any("far" in "".join(words(one)) for one in processes(home)))
+        _, alive = psutil.wait_procs(started, timeout=30)
+        assert not alive, [words(one) for one in alive]
 
 
 @pytest.mark.slow
