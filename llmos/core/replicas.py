@@ -83,13 +83,15 @@ class Scale:
 def needed(requests_per_s: float, slots: int, service_s: float, wait_s: float = math.inf) -> int:
     """The fewest replicas of ``slots`` places, each held for ``service_s`` seconds, that are at most :data:`BUSIEST`
     and in which at most 1 - :data:`ATTAINED` of the requests wait longer than ``wait_s``."""
+    if requests_per_s == 0:
+        return 0
     offered = requests_per_s * service_s  # places that are taken, on average
 
     def enough(replicas: int) -> bool:
         return late(offered, replicas * slots, wait_s / service_s) <= 1 - ATTAINED
 
-    fewest = math.ceil(offered / (slots * BUSIEST))
-    if offered == 0 or enough(fewest):
+    fewest = max(1, math.ceil(offered / (slots * BUSIEST)))
+    if enough(fewest):
         return fewest
     more = 1
     while not enough(fewest + more):

@@ -80,6 +80,15 @@ def _take_services(services: tuple[Service, ...], snapshot: Snapshot, free: dict
             take(Gang((service.gang.bundles[i % len(service.gang.bundles)],)), (node,), free)
 
 
+def take_missing(services: tuple[Service, ...], snapshot: Snapshot, free: dict[str, Resources]) -> None:
+    """Take the room of replicas that are wanted and have no place yet, as far as there is some."""
+    for service in services:
+        status = snapshot.services.get(service.id)
+        there = len(status.nodes) // len(service.gang.bundles) if status else 0
+        for _ in range(service.replicas - there):
+            take(service.gang, place(service.gang, free) or (), free)
+
+
 def take(gang: Gang, nodes: tuple[str, ...], free: dict[str, Resources]) -> None:
     """Take what ``gang`` holds on ``nodes`` from what is free."""
     for bundle, node in zip(gang.bundles, nodes, strict=False):

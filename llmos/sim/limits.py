@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmos.core.types import Action, Attempt, Desired, Gang, Job, Plan, Resources, Service, Snapshot, Tenant, Verb
-from llmos.sim.accounting import free, placeable, sized, take
+from llmos.core.types import Action, Attempt, Desired, Gang, Job, Plan, Resources, Snapshot, Tenant, Verb
+from llmos.sim.accounting import free, placeable, sized, take, take_missing
 from llmos.sim.reading import starts
 
 
@@ -45,8 +45,6 @@ def preemptions_earned(desired: Desired, snapshot: Snapshot, plan: Plan) -> Iter
     if not victims or any(seen.stopping_since is not None for seen in snapshot.attempts.values()):
         return
     if any(action.verb is Verb.STOP and action not in victims for action in plan.actions):
-        return
-    if any(_looks_for_room(one, snapshot) for one in desired.services):  # which it takes where it finds some
         return
     for victim in victims:
         job = jobs[victim.id]
@@ -134,15 +132,10 @@ def _loss(job: Job, snapshot: Snapshot) -> float:
     return max(snapshot.now - since, 0.0) * _gpus(sized(job, seen.nodes))
 
 
-def _looks_for_room(service: Service, snapshot: Snapshot) -> bool:
-    """Whether replicas are wanted that have no place yet."""
-    there = snapshot.services.get(service.id)
-    return len(there.nodes if there else ()) < service.replicas * len(service.gang.bundles)
-
-
 def _fits(job: Job, desired: Desired, snapshot: Snapshot, plan: Plan, ended: list[Action]) -> bool:
-    """Whether ``job`` fits beside what the plan starts once ``ended`` have ended."""
+    """Whether ``job`` fits beside what the plan starts and replicas that are to come once ``ended`` have ended."""
     left = free(desired, snapshot)
+    take_missing(desired.services, snapshot, left)
     for action, other in starts(desired, plan):
         take(sized(other, action.nodes), action.nodes, left)
     jobs = {one.id: one for one in desired.jobs}

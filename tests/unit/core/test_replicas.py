@@ -31,7 +31,7 @@ TRAFFIC = Traffic(requests_per_s=20, prompt=1000, answer=200)
 PROMISES = Promises(first_token_s=1.0, token_s=0.05, queue_s=0.5)
 TICK_S = 5.0
 
-loads = st.floats(0, 1000, allow_subnormal=False)
+loads = st.floats(0, 1000)
 rates = st.builds(
     Rates,
     prompt_tokens_per_s=st.floats(1e3, 1e5),

@@ -18,7 +18,7 @@ from llmos.core.queues import entry
 from llmos.core.resize import stopped
 from llmos.core.room import Room
 from llmos.core.running import Running, left_s
-from llmos.core.types import Action, Desired, Job, Order, Plan, Snapshot, Verb
+from llmos.core.types import Action, Desired, Gang, Job, Node, Order, Plan, Resources, Service, Snapshot, Verb
 from llmos.sim.simulation import Planner
 from tests.unit.sim.world_rules import wrong
 from tests.unit.sim.worlds import World, contested, lending, of_one_owner, of_one_tenant, worlds
@@ -46,6 +46,21 @@ def test_every_rule_holds_where_all_jobs_are_one_tenants(world: World) -> None:
 @given(st.one_of(lending, of_one_owner))
 def test_every_rule_holds_where_services_lend_what_they_own(world: World) -> None:
     assert not wrong(world)
+
+
+def test_a_job_ends_for_another_beside_which_replicas_are_to_come() -> None:
+    """Two CPUs are free, and both are the replicas'."""
+    cpu, half = Resources(cpus=1), Resources(cpus=2)
+    sizes = [Resources(cpus=cpus) for cpus in (2, 2, 4, 4, 8)]
+    nodes = tuple(Node(f"n{i}", total, foreign=cpu if i == 4 else Resources()) for i, total in enumerate(sizes))
+    runs = (("a", cpu, 3), ("a", half, 1), ("b", half, 4))
+    running = tuple(Job("", Gang((bundle,) * n), 0.0, tenant=team, opened_at=900.0) for team, bundle, n in runs)
+    waits = (("a", 1, 0), ("b", 1, 1), ("a", 3, 0))
+    waiting = tuple(Job("", Gang((cpu,) * n), 0.0, tenant=team, priority=first) for team, n, first in waits)
+    services = ((Service("", "1", Gang((cpu,)), 2), 0),)
+    world = World(nodes, running, (False,) * 3, waiting, (), (), (), 1, Order.FIFO, services)
+    stops = [action.id for action in plan(*world.inputs(), None).actions if action.verb is Verb.STOP]
+    assert stops == ["run2"] and not wrong(world)
 
 
 def _costliest(*state: Any) -> Iterator[Running]:
