@@ -160,7 +160,7 @@ def _check_same(running: dict[str, Any], **wanted: str | int | None) -> None:
         found, option = running.get(name), f"--{name.replace('_', '-')}"
         if asked not in (None, "auto", found, running.get("joined")):
             how = f"with `{option} {found}`" if found else f"without `{option}`"
-            raise ConflictError(f"llmos is up already, {how}, not `{asked}`", hint="`llmos down` first, to move it")
+            raise ConflictError(f"llmos is up already, {how}, not `{asked}`", hint="`llmos down` first, to change that")
 
 
 def _give_up(layout: Layout, running: dict[str, Any], theirs: bool, report: Report) -> None:
