@@ -80,34 +80,45 @@ def more(statuses: list[int], than: int) -> bool:
 
 
 @asynccontextmanager
-async def asking(client: httpx.AsyncClient, at_once: int) -> AsyncIterator[list[int]]:
+async def client_of(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose connections end with a request, all of them with it: one that stays would keep the connection of
+    a request that was cancelled while it connected."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        yield client
+
+
+@asynccontextmanager
+async def asking(url: str, at_once: int) -> AsyncIterator[list[int]]:
     """So many clients that ask again and again, and stay. Yields the statuses of their answers."""
     statuses: list[int] = []
 
-    async def ask() -> None:
+    async def ask(client: httpx.AsyncClient) -> None:
         while True:
             found = await client.post("/v1/completions", json={**LONG, "max_tokens": 16})
             statuses.append(found.status_code)
 
-    tasks = [asyncio.create_task(ask()) for _ in range(at_once)]
-    yield statuses
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    async with client_of(url) as client:
+        tasks = [asyncio.create_task(ask(client)) for _ in range(at_once)]
+        yield statuses
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def leave(client: httpx.AsyncClient, stream: bool, after_s: float) -> None:
+async def leave(url: str, stream: bool, after_s: float) -> None:
     """Ask for a long answer, and go in the middle of it or before it begins."""
 
-    async def ask() -> None:
+    async def ask(client: httpx.AsyncClient) -> None:
         async with client.stream("POST", "/v1/completions", json={**LONG, "stream": stream}) as response:
             async for _ in response.aiter_raw():
                 continue
 
-    task = asyncio.create_task(ask())
-    await asyncio.wait([task], timeout=after_s)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with client_of(url) as client:
+        task = asyncio.create_task(ask(client))
+        await asyncio.wait([task], timeout=after_s)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def left_behind(one: Door, real: Real) -> dict[str, int]:
@@ -137,20 +148,19 @@ async def settled(measure: Callable[[], Awaitable[dict[str, int]]], before: dict
 async def test_who_leaves_leaves_nothing_behind(real: Real) -> None:
     drawn, stops = random.Random(7), list[float]()
     async with door(real.beat) as one:
-        limits = httpx.Limits(max_keepalive_connections=0)  # a client's connections end with it
-        async with httpx.AsyncClient(base_url=one.url, timeout=60, limits=limits) as client:
+        async with client_of(one.url) as client:
             assert (await client.post("/v1/completions", json={**LONG, "max_tokens": 4})).status_code == 200
-            nothing = {**await left_behind(one, real), "sockets": 0, "blocks": 0, "requests": 0}
-            before = await settled(lambda: left_behind(one, real), nothing)
-            assert before == nothing
-            for turn in range(ROUNDS):
-                async with asking(client, STAYING) as statuses:
-                    leaving = [leave(client, bool(n % 2), drawn.uniform(0.0, 0.15)) for n in range(LEAVING)]
-                    await asyncio.gather(*leaving)
-                    stops.append(await until(lambda: real.open <= STAYING))
-                    await until(functools.partial(more, statuses, len(statuses)))  # others are served as before
-                assert set(statuses) == {200}
-                await until(lambda: not real.open)
-                assert await settled(lambda: left_behind(one, real), before) == before, f"round {turn}"
+        nothing = {**await left_behind(one, real), "sockets": 0, "blocks": 0, "requests": 0}
+        before = await settled(lambda: left_behind(one, real), nothing)
+        assert before == nothing
+        for turn in range(ROUNDS):
+            async with asking(one.url, STAYING) as statuses:
+                leaving = [leave(one.url, bool(n % 2), drawn.uniform(0.0, 0.15)) for n in range(LEAVING)]
+                await asyncio.gather(*leaving)
+                stops.append(await until(lambda: real.open <= STAYING))
+                await until(functools.partial(more, statuses, len(statuses)))  # others are served as before
+            assert set(statuses) == {200}
+            await until(lambda: not real.open)
+            assert await settled(lambda: left_behind(one, real), before) == before, f"round {turn}"
     print(f"decoding for who had left stopped after {1e3 * max(stops):.0f} ms at most, in {ROUNDS} rounds")
     assert max(stops) < STOP_S
