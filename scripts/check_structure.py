@@ -26,7 +26,7 @@ CODE = ("llmos/", "deployments/", "scripts/")  # what the sizes and docstrings a
 # Part of llmos → the other parts it may import. Imports flow one way: errors ← core, spec; core ← sim, train;
 # core, spec ← control ← cli; models ← parallel ← train | infer; models ← compress; train, infer and openai never import
 # one another; openai, infer ← front.
-COMMON = frozenset({"cores", "errors", "files", "heartbeat", "layout", "redact", "settings", "usage"})
+COMMON = frozenset({"cores", "errors", "files", "heartbeat", "layout", "redact", "settings", "standby", "usage"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "cores": frozenset(),
     "errors": frozenset(),

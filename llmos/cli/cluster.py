@@ -70,6 +70,15 @@ Order = Annotated[
         show_default=False,
     ),
 ]
+Standbys = Annotated[
+    int | None,
+    typer.Option(
+        "--standbys",
+        min=0,
+        help="processes that stand by on each node with torch loaded, at most, so that jobs start at once; default 8",
+        show_default=False,
+    ),
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -80,6 +89,7 @@ def up(
     autoscale_local: AutoscaleLocal = None,
     autoscaling_config: AutoscalingConfig = None,
     order: Order = None,
+    standbys: Standbys = None,
     block: Annotated[bool, typer.Option("--block", help="stay, and take everything down on Ctrl-C or SIGTERM")] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -89,7 +99,7 @@ def up(
 
     _end_like_ctrl_c()
     directory = settings.state_dir(state_dir)
-    info = head.up(directory, address, port, note, autoscale_local, autoscaling_config, order)
+    info = head.up(directory, address, port, note, autoscale_local, autoscaling_config, order, standbys)
     if output is Format.JSON:
         say_json(info)
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
+from llmos import standby
 from llmos.errors import LlmosError
 from llmos.train.work import Progress, R, T, Work
 
@@ -68,4 +69,6 @@ def _where(tasks: int) -> dict[str, Any]:
         cpus = sum(bundle.get("CPU", 0) for bundle in group.bundle_specs)
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     at_once = max(1, min(int(cpus), tasks))
-    return {"num_cpus": 0, "compute": TaskPoolStrategy(size=at_once), "scheduling_strategy": strategy}
+    nothing = {"env_vars": dict(standby.NOTHING)}
+    how = {"compute": TaskPoolStrategy(size=at_once), "scheduling_strategy": strategy}
+    return {"num_cpus": 0, "runtime_env": nothing, **how}

@@ -32,6 +32,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from llmos import standby
 from llmos.errors import ClusterError, LlmosError, OutOfMemoryError, WorkerLost
 from llmos.files import read_json
 from llmos.layout import AttemptDirs, JobDirs, Layout
@@ -42,9 +43,6 @@ from llmos.train.limits import collective_timeout_s
 from llmos.train.run import AnyRun, FunctionRun, Run
 
 _NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)
-WORKERS_START_TIMEOUT_S = 60
-HEALTH_CHECK_INTERVAL_S = 1.0
-"""How often Ray Train looks after its workers; also how late it notices that they are done. Its default is 2 s."""
 
 
 def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Mapping[str, str]) -> dict[str, Any]:
@@ -60,9 +58,7 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
     spec = spec.on(len(nodes))
     run = _run(spec, layout, layout.job(job), dirs)
     on_gpus = spec.resources.gpus > 0 and have_gpus(nodes)
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(HEALTH_CHECK_INTERVAL_S)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(WORKERS_START_TIMEOUT_S)
-    os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"  # as in its own process
+    os.environ.update(standby.RAY_TRAIN)
     trainer = _Trainer(
         # secrets travel inside the function, never through an environment that Ray would show
         partial(be_rank, run, dict(secrets)),
@@ -72,7 +68,7 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
         run_config=RunConfig(
             name="ray_train",
             storage_path=str(dirs.root),
-            worker_runtime_env={"env_vars": dict(spec.env)},
+            worker_runtime_env={"env_vars": {**standby.RANK, **spec.env}},
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )

@@ -21,6 +21,7 @@ from llmos.control.ray.fleet import RayFleet
 from llmos.control.ray.session import CONTROL, NAMESPACE, logs
 from llmos.control.registry import Registry
 from llmos.control.replica_table import ReplicaTable
+from llmos.control.standbys import MOST
 from llmos.control.store import Store
 from llmos.core.types import Order
 from llmos.errors import ConflictError, LlmosError
@@ -42,7 +43,9 @@ log = logging.getLogger("llmos.control")
 class ControlActor:
     """Carries out verbs and runs the loop. Errors are returned, not raised: Ray would wrap them in its own."""
 
-    def __init__(self, state_dir: str, host: str, port: int, autoscaling: str | None, order: str) -> None:
+    def __init__(
+        self, state_dir: str, host: str, port: int, autoscaling: str | None, order: str, standbys: int
+    ) -> None:
         self._layout = Layout(Path(state_dir))
         self._place = {"state_dir": state_dir, "host": host, "port": port}
         self._replicas = ReplicaTable()
@@ -50,7 +53,7 @@ class ControlActor:
             write_atomic(self._layout.caller_secret, secrets.token_hex(32).encode(), mode=0o600)
         store = Store(self._layout)
         registry = Registry(self._layout, store, time.time)
-        cluster = RayCluster(self._layout, store.services.spec)
+        cluster = RayCluster(self._layout, store.services.spec, standbys)
         fleet = RayFleet(Path(autoscaling), logs() / MONITOR_LOG) if autoscaling else None
         self._loop = Loop(store, registry, cluster, self._layout, fleet, Order(order))
         self._control = Control(store, registry, self._loop, self._layout)
@@ -133,10 +136,12 @@ class ControlActor:
         self._loop.carry_on()
 
 
-def start(layout: Layout, host: str, port: int, autoscaling: str | None = None, order: str | None = None) -> Any:
+def start(
+    layout: Layout, host: str, port: int, autoscaling: str | None = None, order: str = Order.FIFO, standbys: int = MOST
+) -> Any:
     """The handle of the control actor, which is created on this node unless it exists. ``autoscaling`` is the config of
-    the cluster's autoscaler, if it has one; ``order`` is who goes first, as :class:`Order`
-    names it.
+    the cluster's autoscaler, if it has one; ``order`` is who goes first, as :class:`Order` names it; at most
+    ``standbys`` processes are ready on each node.
 
     Raises ConflictError if it exists with another state directory or front door: a cluster has one llmos.
     """
@@ -152,7 +157,7 @@ def start(layout: Layout, host: str, port: int, autoscaling: str | None = None, 
         max_concurrency=CONCURRENT_CALLS,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
     )
-    handle: Any = actor.remote(str(layout.root), host, port, autoscaling, order or Order.FIFO)
+    handle: Any = actor.remote(str(layout.root), host, port, autoscaling, order, standbys)
     there: dict[str, Any] = ray.get(handle.place.remote())
     if there != {"state_dir": str(layout.root), "host": host, "port": port}:
         url = f"http://{there['host']}:{there['port']}"

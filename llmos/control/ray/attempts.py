@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from llmos import standby
 from llmos.control import attempt
 from llmos.control.ray.session import NAMESPACE
 from llmos.layout import Layout
@@ -54,6 +55,7 @@ def start(layout: Layout, job: str, number: int, nodes: Sequence[str]) -> None:
         get_if_exists=True,
         num_cpus=0,
         max_restarts=0,
+        runtime_env={"env_vars": dict(standby.ATTEMPT)},
         scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False),
     )
     actor.remote(str(layout.root), job, number, list(nodes))

@@ -9,7 +9,8 @@ import ray
 from ray.exceptions import RayError
 
 from llmos.control import attempt
-from llmos.control.ray import attempts, nodes, services
+from llmos.control.ray import attempts, nodes, prestart, services
+from llmos.control.standbys import MOST, Standbys
 from llmos.core.types import (
     Action,
     Attempt,
@@ -22,6 +23,7 @@ from llmos.core.types import (
     Verb,
 )
 from llmos.errors import ClusterError
+from llmos.files import read_json
 from llmos.layout import Layout
 from llmos.spec import Service as ServiceSpec
 
@@ -30,11 +32,13 @@ class RayCluster:
     """Observes and changes the Ray cluster this process is connected to.
 
     ``service_spec`` gives what replicas of a unit, a revision of a service, run: its model pinned to one version.
+    At most ``standbys`` processes are ready on each node for what starts there.
     """
 
-    def __init__(self, layout: Layout, service_spec: Callable[[str], ServiceSpec]) -> None:
+    def __init__(self, layout: Layout, service_spec: Callable[[str], ServiceSpec], standbys: int = MOST) -> None:
         self._layout = layout
         self._service_spec = service_spec
+        self._standbys = Standbys(prestart.prestart, ray.get_runtime_context().get_node_id(), standbys)
         self._session = ray.get_runtime_context().get_session_name()
         self._suspects: set[str] = set()  # nodes that an attempt has failed on and that do not answer
 
@@ -46,7 +50,9 @@ class RayCluster:
             ours = _held(jobs, seen, services_wanted, deployed)
             self._suspects = nodes.unreachable(self._suspects | _failed_on(jobs, seen))
             there = tuple(node for node in nodes.observe(ours) if node.id not in self._suspects)
-            return Snapshot(time.time(), there, seen, deployed)
+            now = time.time()
+            self._standbys.look(now, there)
+            return Snapshot(now, there, seen, deployed)
         except RayError as error:
             raise ClusterError(f"the Ray cluster cannot be observed: {error}") from error
 
@@ -61,6 +67,8 @@ class RayCluster:
         match action.verb:
             case Verb.START:
                 attempts.start(self._layout, action.id, action.attempt, action.nodes)
+                plain = not (read_json(self._layout.job(action.id).spec) or {}).get("env")
+                self._standbys.started(time.time(), action.nodes, plain)
             case Verb.STOP if action.force:
                 attempts.kill(action.id, action.attempt)
             case Verb.STOP:

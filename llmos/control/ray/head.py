@@ -20,7 +20,8 @@ from llmos.control import attempt, node_kinds
 from llmos.control.ray import actor, attempts, doorman, gateway, local_ray, services
 from llmos.control.ray.fleet import ask_for
 from llmos.control.ray.processes import Process, end, listener, port_is_free
-from llmos.control.ray.session import CONTROL, NAMESPACE, authenticate, connect, logs
+from llmos.control.ray.session import CONTROL, NAMESPACE, connect, logs
+from llmos.control.standbys import MOST
 from llmos.control.store import Store
 from llmos.core.types import Order
 from llmos.errors import ClusterError, ConflictError, LlmosError
@@ -45,29 +46,29 @@ def up(
     autoscale_local: int | None = None,
     autoscaling_config: Path | None = None,
     order: Order | None = None,
+    standbys: int | None = None,
 ) -> dict[str, Any]:
     """Start a Ray cluster, or join the one at ``address``; start the control module and the gateway on it.
 
     A cluster that is started grows by nodes on this machine up to ``autoscale_local`` of them, the head included. In
     one that is joined, ``autoscaling_config`` (the file that Ray's autoscaler has) says which nodes may be asked for.
-    ``order`` is who goes first among jobs of one tenant and priority (None: who came first, or as it is).
-    Returns once the front door answers: ``{url, address, state_dir, dashboard}``. Doing it twice changes nothing.
-    Raises ConflictError for a port that is taken (``None``: 8000) or when it runs elsewhere already, ClusterError when
-    there is no cluster or it does not become ready.
+    ``order`` is who goes first among jobs of one tenant and priority, ``standbys`` how many processes are ready on each
+    node at most (None: who came first, and 8; or as it is).
+    Returns once the front door answers: ``{url, address, state_dir, dashboard}``. Twice changes nothing. Raises
+    ConflictError for a port that is taken (``None``: 8000) or when it runs elsewhere, ClusterError when it cannot.
     """
     layout = Layout(state_dir)
     _make_private(state_dir)
     with _alone(layout):
         running = _running(layout)
         if running is None:
-            running = _begin(layout, address, port or PORT, report, autoscale_local, autoscaling_config, order)
+            how = {"order": str(order or Order.FIFO), "standbys": MOST if standbys is None else standbys}
+            running = _begin(layout, address, port or PORT, report, autoscale_local, autoscaling_config, how)
         else:
-            _check_same(running, address=address, port=port, autoscale_local=autoscale_local, order=order)
-        url = f"http://{HOST}:{running['port']}"
+            asked = {"address": address, "port": port, "autoscale_local": autoscale_local}
+            _check_same(running, **asked, order=order, standbys=standbys)
         try:
-            _attach(layout, running)
-            control = actor.start(layout, HOST, running["port"], running.get("autoscaling"), running.get("order"))
-            _wait_until_ready(layout, url, control)
+            url = _serve(layout, running)
         except BaseException as error:
             if not running.get("ready"):
                 _give_up(layout, running, theirs=isinstance(error, ConflictError), report=report)
@@ -116,9 +117,9 @@ def _begin(
     report: Report,
     nodes: int | None,
     config: Path | None,
-    order: Order | None,
+    how: dict[str, Any],
 ) -> dict[str, Any]:
-    """Start or join a cluster and write down which."""
+    """Start or join a cluster; write down which, and ``how`` llmos runs on it."""
     doorman.dismiss(layout.front_socket)  # of a cluster that ended without `down`
     if not port_is_free(port):
         who = listener(port)
@@ -138,9 +139,18 @@ def _begin(
         Store(layout).close()  # a damaged one is better told of now than by an actor that does not start
         head = local_ray.start(layout, lambda started: _remember(layout, {**started, "port": port}), nodes)
         running = {**head, "port": port}
-    running["order"] = str(order or Order.FIFO)
+    running |= how
     _remember(layout, running)
     return running
+
+
+def _serve(layout: Layout, running: dict[str, Any]) -> str:
+    """Have the control module and the gateway run; the address of the front door, which answers."""
+    url = f"http://{HOST}:{running['port']}"
+    _attach(layout, running)
+    how = {name: running[name] for name in ("autoscaling", "order", "standbys") if name in running}
+    _wait_until_ready(layout, url, actor.start(layout, HOST, running["port"], **how))
+    return url
 
 
 def _remember(layout: Layout, running: dict[str, Any]) -> None:
@@ -188,8 +198,9 @@ def _running(layout: Layout) -> dict[str, Any] | None:
 
 def _attach(layout: Layout, running: dict[str, Any]) -> None:
     if running.get("process"):
-        authenticate(layout.ray_token)
-    connect(running["address"])
+        local_ray.join(layout, running)
+    else:
+        connect(running["address"])
 
 
 def _wait_until_ready(layout: Layout, url: str, control: Any) -> None:

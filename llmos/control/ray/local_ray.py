@@ -14,7 +14,7 @@ from typing import Any
 from llmos.control import node_kinds
 from llmos.control.machine import memory_bytes
 from llmos.control.ray.processes import MARKER, Process, end, free_ports
-from llmos.control.ray.session import authenticate, check_reachable
+from llmos.control.ray.session import authenticate, check_reachable, connect
 from llmos.cores import usable_cores
 from llmos.errors import ClusterError
 from llmos.files import write_atomic, write_json
@@ -22,6 +22,7 @@ from llmos.layout import Layout
 from llmos.settings import FAKE_GPUS
 
 START_TIMEOUT_S = 60.0
+JOIN_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 1
 """How often the autoscaler of local nodes looks: they start within seconds. Ray's own default is 5 s."""
 NODES_MEMORY = 0.7
@@ -65,6 +66,21 @@ def start(layout: Layout, remember: Callable[[dict[str, Any]], None], nodes: int
     return started
 
 
+def join(layout: Layout, started: dict[str, Any]) -> None:
+    """Connect to the head that :func:`start` told of. Raises ClusterError.
+
+    Ray waits 20 s for one to be whole; on a busy machine one that is not ``ready`` yet takes longer.
+    """
+    authenticate(layout.ray_token)
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    while True:
+        try:
+            return connect(started["address"])
+        except ClusterError:
+            if started.get("ready") or time.monotonic() > deadline or not Process(**started["process"]).find():
+                raise
+
+
 def _command(ports: list[int]) -> list[str]:
     gcs, dashboard, client, agent, agent_grpc, metrics, *_ = map(str, ports)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
@@ -80,6 +96,8 @@ def _environment(layout: Layout, session: str, ports: list[int]) -> dict[str, st
     environment |= {"AUTOSCALER_METRIC_PORT": autoscaler, "DASHBOARD_METRIC_PORT": dashboard_metrics}
     # jobs are asked to checkpoint before; Ray itself would wait for actors that never end
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
+    # by Ray's own choice, 15, whatever else runs on the machine makes the ranks wait, and each other, in every step
+    environment.setdefault("RAY_worker_niceness", "0")
     environment.pop("RAY_ADDRESS", None)
     return environment
 
