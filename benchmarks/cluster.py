@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import psutil
 
 import llmos
 from llmos.control.ray.processes import free_ports
+from llmos.control.standbys import FOR_ATTEMPTS
 from llmos.settings import connection
 from llmos.spec import CheckpointPolicy
+from llmos.standby import SETUP_HOOK
 
 Step = dict[str, Any]
 Steps = Callable[[], list[Step]]
@@ -78,10 +81,26 @@ class Bench:
 
     def workers(self) -> list[psutil.Process]:
         """The processes of Ray Train's workers, the youngest last."""
+        return self._processes("RayTrainWorker")
+
+    def rest(self) -> None:
+        """Wait until all standbys are there and have loaded what they have to: what is measured next pays for none."""
+        count = int(sum(node["total"]["cpus"] for node in self.client.status()["nodes"])) + FOR_ATTEMPTS
+        until(partial(self._calm, count))
+
+    def _calm(self, count: int) -> bool:
+        """Whether so many processes stand by, and none of them computes."""
+        found = [each for each in self._processes("ray::IDLE") if SETUP_HOOK in each.environ()]
+        before = [sum(each.cpu_times()[:2]) for each in found]
+        time.sleep(SETTLE_S)
+        return len(found) >= count and sum(sum(each.cpu_times()[:2]) for each in found) - sum(before) < 0.1
+
+    def _processes(self, kind: str) -> list[psutil.Process]:
+        """Those of the cluster that Ray has given this name, the youngest last."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("HOME") == str(self.home) and "RayTrainWorker" in " ".join(process.cmdline()):
+                if process.environ().get("HOME") == str(self.home) and kind in " ".join(process.cmdline()):
                     found.append(process)
             except (psutil.AccessDenied, psutil.NoSuchProcess):
                 continue

@@ -3,7 +3,8 @@
     python -m benchmarks.fault_rows [NAME …]     prints one JSON row each; starts a cluster of its own
 
 *submit_to_step_s*: from ``submit`` to the end of the first optimizer step, two workers, a cluster that has run a job;
-beside it, from starting bare Ray Train (``ray_train_peer.py``) to its first.
+beside it, from starting bare Ray Train (``ray_train_peer.py``) to its first. What stands by has been started before
+each: nothing that is measured pays for it.
 *orchestration_pct*: by how much steps under the control module and Ray Train take longer than those of ranks that
 torchrun started, same job, pairs by turns.
 The others: how long there is no step, on the same cluster by turns with bare Ray Train. After SIGKILL of a worker;
@@ -41,11 +42,13 @@ def submit_to_step_s(one: Bench, pairs: int = PAIRS) -> Measured:
     """Seconds from ``submit`` to the end of the first step."""
     ours, theirs = [], []
     for _ in range(pairs):
+        one.rest()
         began = time.time()
         job, steps = one.submit("submitted", steps=5)
         until(steps)
         ours.append(steps()[0]["time_s"] - began)
         one.client.wait(job, timeout_s=WAIT_S)
+        one.rest()
         began = time.time()
         with one.peer(2, 2) as steps:
             until(steps)
@@ -70,10 +73,10 @@ def kill_to_step(one: Bench, pairs: int = PAIRS) -> Measured:
     ours, theirs = [], []
     for _ in range(pairs):
         job, steps = one.submit("killed", steps=10**6)
-        ours.append(_after(steps, lambda: one.workers()[-1].kill()))
+        ours.append(_after(one, steps, lambda: one.workers()[-1].kill()))
         one.end(job)
         with one.peer(2, 2) as steps:
-            theirs.append(_after(steps, lambda: one.workers()[-1].kill()))
+            theirs.append(_after(one, steps, lambda: one.workers()[-1].kill()))
     return _compared(ours, theirs, "SIGKILL of one of 2 workers to the next step")
 
 
@@ -85,12 +88,14 @@ def resize_to_step(one: Bench, pairs: int = PAIRS) -> Measured:
         until(steps)
         job, steps = one.submit("grown", steps=10**6, workers=Workers(min=1, max=2, grow_every=5.0))
         until(partial(_further, steps))
+        one.rest()
         ours.append(_gap(steps, partial(one.end, holder)))
         one.end(job)
         holder, steps = one.submit("holder", steps=10**6, mesh=llmos.Mesh(dp=1))
         until(steps)
         with one.peer(1, 2) as steps:
             until(partial(_further, steps))
+            one.rest()
             theirs.append(_gap(steps, partial(one.end, holder)))
     return _compared(ours, theirs, "the last step on 1 worker to the first on 2")
 
@@ -103,10 +108,10 @@ def node_loss_to_step(one: Bench, pairs: int = PAIRS) -> Measured:
             job, steps = one.submit(
                 "orphaned", steps=10**6, batch_size=6, workers=Workers(min=2, max=3, grow_every=5.0)
             )
-            ours.append(_after(steps, kill))
+            ours.append(_after(one, steps, kill))
         one.end(job)
         with one.node() as kill, one.peer(2, 3) as steps:
-            theirs.append(_after(steps, kill))
+            theirs.append(_after(one, steps, kill))
     return _compared(ours, theirs, "SIGKILL of a node with 1 of 3 workers to the next step on 2")
 
 
@@ -117,10 +122,10 @@ def _further(steps: Steps) -> bool:
     return len(steps()) > 50
 
 
-def _after(steps: Steps, strike: Callable[[], object]) -> float:
+def _after(one: Bench, steps: Steps, strike: Callable[[], object]) -> float:
     """Seconds from ``strike``, in the middle of a run, to the first step that follows the gap it makes."""
     until(lambda: len(steps()) > 120)
-    settle()
+    one.rest()
     struck_at = time.time()
     strike()
     return _resumed(steps, struck_at) - struck_at
@@ -150,12 +155,14 @@ def _resumed(steps: Steps, since: float) -> float:
 
 
 def _orchestrated(one: Bench) -> float:
+    one.rest()
     job, steps = one.submit("orchestrated", **_STEADY)
     one.client.wait(job, timeout_s=WAIT_S)
     return _step_s(steps())
 
 
 def _torchrun(one: Bench, number: int) -> float:
+    one.rest()
     state = one.home / f"torchrun-{number}"
     spec = one.home / "torchrun.yaml"
     spec.write_text(json.dumps(to_dict(nano("by-hand", **_STEADY))))
