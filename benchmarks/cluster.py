@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import psutil
 
 import llmos
 from llmos.control.ray.processes import free_ports
-from llmos.control.standbys import FOR_ATTEMPTS
+from llmos.control.standbys import QUIET_S
 from llmos.settings import connection
 from llmos.spec import CheckpointPolicy
 from llmos.standby import SETUP_HOOK
@@ -38,7 +37,7 @@ class Bench:
 
     def __init__(self, home: Path, client: llmos.Client) -> None:
         self.home, self.client, self.state = home, client, home / "state"
-        self._number = 0
+        self._number, self._submitted_at = 0, 0.0
 
     @property
     def address(self) -> str:
@@ -55,6 +54,7 @@ class Bench:
     def submit(self, name: str, **fields: Any) -> tuple[str, Steps]:
         """Submit a job of the smallest preset; its id, and its steps so far, in the order of time."""
         job = self.client.submit(nano(name, **fields)).id
+        self._submitted_at = time.time()
         return job, lambda: steps_of(sorted((self.state / "jobs" / job / "attempts").glob("*/metrics.jsonl")))
 
     def end(self, job: str) -> None:
@@ -84,16 +84,16 @@ class Bench:
         return self._processes("RayTrainWorker")
 
     def rest(self) -> None:
-        """Wait until all standbys are there and have loaded what they have to: what is measured next pays for none."""
-        count = int(sum(node["total"]["cpus"] for node in self.client.status()["nodes"])) + FOR_ATTEMPTS
-        until(partial(self._calm, count))
+        """Wait until what stands by is there and has loaded what it has to: what is measured next pays for none."""
+        time.sleep(max(0.0, self._submitted_at + QUIET_S + SETTLE_S - time.time()))
+        until(self._calm)
 
-    def _calm(self, count: int) -> bool:
-        """Whether so many processes stand by, and none of them computes."""
+    def _calm(self) -> bool:
+        """Whether none of the processes that stand by loads anything: that takes most of a core, and waiting 1 %."""
         found = [each for each in self._processes("ray::IDLE") if SETUP_HOOK in each.environ()]
-        before = [sum(each.cpu_times()[:2]) for each in found]
+        before = sum(sum(each.cpu_times()[:2]) for each in found)
         time.sleep(SETTLE_S)
-        return len(found) >= count and sum(sum(each.cpu_times()[:2]) for each in found) - sum(before) < 0.1
+        return bool(found) and sum(sum(each.cpu_times()[:2]) for each in found) - before < SETTLE_S / 6
 
     def _processes(self, kind: str) -> list[psutil.Process]:
         """Those of the cluster that Ray has given this name, the youngest last."""

@@ -19,7 +19,7 @@ MOST = 8
 """On one node, unless ``llmos up --standbys`` says otherwise: as many as such machines have GPUs."""
 QUIET_S = 30.0
 """So long after the last start of an attempt the next ones are readied."""
-KEPT_S = 3600
+KEPT_S = 1800
 """So long they are kept, and then replaced: then what is known here of them is true again, whatever became of them."""
 BYTES, MEMORY_PART = 300 * 2**20, 0.1
 """What one holds of memory, about, and what all of a node may."""

@@ -24,7 +24,7 @@ def ready() -> list[psutil.Process]:
     found = [one for one in named("ray::IDLE") if standby.SETUP_HOOK in one.environ()]
     before = [sum(one.cpu_times()[:2]) for one in found]
     time.sleep(2)
-    calm = [sum(one.cpu_times()[:2]) - used < 0.1 for one, used in zip(found, before, strict=True)]
+    calm = [sum(one.cpu_times()[:2]) - used < 0.4 for one, used in zip(found, before, strict=True)]
     return found if all(calm) else []
 
 

@@ -131,8 +131,6 @@ def product(tmp_path_factory: pytest.TempPathFactory, short_trainer_in: TrainerI
         made.add(name, mesh, micro_batch_size=1, activation_checkpointing=recompute)
     for (precision, _), mesh in itertools.product(PRECISIONS, [{}, *ALONE]):
         made.add(f"{precision}-{name_of(mesh)}", mesh, precision=precision)
-    for mesh in ({"dp": 2}, {"dp": 2, "fsdp": 2}, {"dp": 2, "pp": 2}):
-        made.add(f"reduced-{name_of(mesh)}", mesh, gradient_reduction="bf16")
     for name in ("sgd", "muon"):
         made.add(name, {}, optimizer={"name": name, "warmup_steps": 3})
         made.add(f"{name}-pp2", {"dp": 2, "pp": 2}, optimizer={"name": name, "warmup_steps": 3})
@@ -144,17 +142,20 @@ def product(tmp_path_factory: pytest.TempPathFactory, short_trainer_in: TrainerI
         made.add(f"adapted-{schedule}", {"tp": 2, "pp": 2}, base="one", lora=LORA, **options)
     for recompute in ("selective", "full"):
         made.add(f"adapted-{recompute}", FULL[0], base="one", lora=LORA, activation_checkpointing=recompute)
-    for mesh in COMPILED:
-        made.add(f"compiled-{name_of(mesh)}", mesh, compile=True)
     made.train()
     return made
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_compiled_layers_compute_the_same(product: Jobs) -> None:
+@pytest.mark.timeout(1200)
+def test_compiled_layers_compute_the_same(short_trainer_in: TrainerIn, tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, short_trainer_in)
+    jobs.add("one", {})
     for mesh in COMPILED:
-        assert product.losses(f"compiled-{name_of(mesh)}") == pytest.approx(product.losses("one"), rel=1e-5)
+        jobs.add(f"compiled-{name_of(mesh)}", mesh, compile=True)
+    jobs.train()
+    for mesh in COMPILED:
+        assert jobs.losses(f"compiled-{name_of(mesh)}") == pytest.approx(jobs.losses("one"), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -186,9 +187,14 @@ def test_half_precision_stays_close_on_every_axis(product: Jobs, precision: str,
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_gradients_summed_in_bf16_stay_close(product: Jobs) -> None:
-    for mesh in ({"dp": 2}, {"dp": 2, "fsdp": 2}, {"dp": 2, "pp": 2}):
-        losses, exact = product.losses(f"reduced-{name_of(mesh)}"), product.losses("one")
+def test_gradients_summed_in_bf16_stay_close(short_trainer_in: TrainerIn, tmp_path: Path) -> None:
+    jobs, meshes = Jobs(tmp_path, short_trainer_in), ({"dp": 2}, {"dp": 2, "fsdp": 2}, {"dp": 2, "pp": 2})
+    jobs.add("one", {})
+    for mesh in meshes:
+        jobs.add(f"reduced-{name_of(mesh)}", mesh, gradient_reduction="bf16")
+    jobs.train()
+    for mesh in meshes:
+        losses, exact = jobs.losses(f"reduced-{name_of(mesh)}"), jobs.losses("one")
         assert losses == pytest.approx(exact, rel=3e-3)
         assert losses != exact  # or they were not summed in bf16
 
