@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 LLMOS = str(Path(sys.executable).with_name("llmos"))
 WAIT_S = 150.0
 SETTLE_S = 3.0
+END_TIMEOUT_S = 30.0
 
 
 class Bench:
@@ -75,8 +76,14 @@ class Bench:
         try:
             yield lambda: steps_of([directory / "steps.jsonl"])
         finally:
-            process.kill()
-            process.wait()
+            process.send_signal(
+                signal.SIGINT
+            )  # Ray Train gives back what it has asked for; killed, others wait for that
+            try:
+                process.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             settle()
 
     def workers(self) -> list[psutil.Process]:
