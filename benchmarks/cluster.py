@@ -76,9 +76,7 @@ class Bench:
         try:
             yield lambda: steps_of([directory / "steps.jsonl"])
         finally:
-            process.send_signal(
-                signal.SIGINT
-            )  # Ray Train gives back what it has asked for; killed, others wait for that
+            process.send_signal(signal.SIGINT)  # killed, what it asked for would stay taken a while
             try:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
