@@ -54,7 +54,7 @@ def submit_to_step_s(one: Bench, pairs: int = PAIRS) -> Measured:
         with one.peer(2, 2) as steps:
             until(steps)
             theirs.append(steps()[0]["time_s"] - began)
-    return _compared(ours, theirs, "submit to the first step of 2 workers")
+    return _compared(ours, theirs, "submit to the first step of 2 workers, which had stood by")
 
 
 def orchestration_pct(one: Bench, pairs: int = PAIRS) -> Measured:

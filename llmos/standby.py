@@ -1,18 +1,21 @@
-"""What a worker process of Ray loads before it is known what for.
+"""The environment of the worker processes of Ray in which attempts and ranks run.
 
-Loading torch takes seconds, most of the time between `llmos train` and the first step. A process that has loaded it
-already is given to the first actor whose environment is the same: so what stands by and what is started must have
-theirs from here. Which processes stand by, and where, is decided in ``control/standbys.py``.
+It has them load torch before it is known what for (``train/standby.py``). That takes seconds, most of the time between
+``llmos train`` and the first step. Ray gives a process that stands by to the first actor whose environment is the same
+to the letter: so what stands by and what is started must both have theirs from here.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from importlib import import_module
+from pathlib import Path
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """Where Ray looks for the function that a worker process calls before anything else (``worker_process_setup_hook``)."""
+STATE_DIR = "LLMOS_STANDBY_OF"
+"""Whose the process is: the state directory of an llmos."""
+KEPT_S = 1800
+"""How long a process stands by before it ends, and is replaced."""
 
 RAY_TRAIN: Mapping[str, str] = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
@@ -22,30 +25,15 @@ RAY_TRAIN: Mapping[str, str] = {
 """How Ray Train runs in the process of an attempt, which hands it on to its workers. It looks after them once a second,
 and is as late to notice that they are done: its default is 2 s. That it blocks is as it would be in its own process."""
 
-ATTEMPT: Mapping[str, str] = {SETUP_HOOK: "llmos.standby.load_attempt"}
-"""The environment of an attempt's process."""
-RANK: Mapping[str, str] = {**RAY_TRAIN, SETUP_HOOK: "llmos.standby.load_rank"}
-"""The environment of a rank's process, but for what its job adds."""
 NOTHING: Mapping[str, str] = {SETUP_HOOK: ""}
-"""The environment of what a rank starts that needs none of this: it would be inherited."""
-
-log = logging.getLogger("llmos.standby")
+"""The environment of what a rank starts that need not load torch: it would be inherited."""
 
 
-def load_attempt() -> None:
-    """Load what the process of an attempt needs."""
-    _load("llmos.train.worker")
+def attempt(state_dir: Path) -> dict[str, str]:
+    """The environment of an attempt's process."""
+    return {SETUP_HOOK: "llmos.train.standby.attempt", STATE_DIR: str(state_dir)}
 
 
-def load_rank() -> None:
-    """Load what a rank needs. Nothing of it may look for GPUs: which ones it has is not known yet."""
-    _load("llmos.train.gang", "llmos.train.rank")
-
-
-def _load(*modules: str) -> None:
-    """Load ``modules``. An error is only logged: who needs them meets it again, and can tell whose job it ends."""
-    try:
-        for name in modules:
-            import_module(name)
-    except Exception:
-        log.exception("could not be loaded beforehand")
+def rank(state_dir: Path) -> dict[str, str]:
+    """The environment of a rank's process, but for what its job adds."""
+    return {**RAY_TRAIN, SETUP_HOOK: "llmos.train.standby.rank", STATE_DIR: str(state_dir)}

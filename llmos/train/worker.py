@@ -68,7 +68,7 @@ def fit(state_dir: str, job: str, number: int, nodes: Sequence[str], secrets: Ma
         run_config=RunConfig(
             name="ray_train",
             storage_path=str(dirs.root),
-            worker_runtime_env={"env_vars": {**standby.RANK, **spec.env}},
+            worker_runtime_env={"env_vars": {**standby.rank(layout.root), **spec.env}},
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )

@@ -44,7 +44,7 @@ class ControlActor:
     """Carries out verbs and runs the loop. Errors are returned, not raised: Ray would wrap them in its own."""
 
     def __init__(
-        self, state_dir: str, host: str, port: int, autoscaling: str | None, order: str, standbys: int
+        self, state_dir: str, host: str, port: int, autoscaling: str | None, order: str, standbys: int = MOST
     ) -> None:
         self._layout = Layout(Path(state_dir))
         self._place = {"state_dir": state_dir, "host": host, "port": port}

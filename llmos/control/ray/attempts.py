@@ -55,7 +55,7 @@ def start(layout: Layout, job: str, number: int, nodes: Sequence[str]) -> None:
         get_if_exists=True,
         num_cpus=0,
         max_restarts=0,
-        runtime_env={"env_vars": dict(standby.ATTEMPT)},
+        runtime_env={"env_vars": standby.attempt(layout.root)},
         scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False),
     )
     actor.remote(str(layout.root), job, number, list(nodes))

@@ -38,7 +38,7 @@ class RayCluster:
     def __init__(self, layout: Layout, service_spec: Callable[[str], ServiceSpec], standbys: int = MOST) -> None:
         self._layout = layout
         self._service_spec = service_spec
-        self._standbys = Standbys(prestart.prestart, ray.get_runtime_context().get_node_id(), standbys)
+        self._standbys = Standbys(prestart.Prestarter(layout).ask, ray.get_runtime_context().get_node_id(), standbys)
         self._session = ray.get_runtime_context().get_session_name()
         self._suspects: set[str] = set()  # nodes that an attempt has failed on and that do not answer
 
@@ -66,8 +66,8 @@ class RayCluster:
     def _apply(self, action: Action, subject: Job | Service | None) -> None:
         match action.verb:
             case Verb.START:
-                attempts.start(self._layout, action.id, action.attempt, action.nodes)
                 plain = not (read_json(self._layout.job(action.id).spec) or {}).get("env")
+                attempts.start(self._layout, action.id, action.attempt, action.nodes)
                 self._standbys.started(time.time(), action.nodes, plain)
             case Verb.STOP if action.force:
                 attempts.kill(action.id, action.attempt)

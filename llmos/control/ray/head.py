@@ -137,7 +137,7 @@ def _begin(
     else:
         report("starting Ray")
         Store(layout).close()  # a damaged one is better told of now than by an actor that does not start
-        head = local_ray.start(layout, lambda started: _remember(layout, {**started, "port": port}), nodes)
+        head = local_ray.start(layout, lambda started: _remember(layout, {**started, **how, "port": port}), nodes)
         running = {**head, "port": port}
     running |= how
     _remember(layout, running)
@@ -169,7 +169,7 @@ def _check_same(running: dict[str, Any], **wanted: str | int | None) -> None:
     for name, asked in wanted.items():
         found, option = running.get(name), f"--{name.replace('_', '-')}"
         if asked not in (None, "auto", found, running.get("joined")):
-            how = f"with `{option} {found}`" if found else f"without `{option}`"
+            how = f"with `{option} {found}`" if found is not None else f"without `{option}`"
             raise ConflictError(f"llmos is up already, {how}, not `{asked}`", hint="`llmos down` first, to change that")
 
 

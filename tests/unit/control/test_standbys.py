@@ -6,24 +6,20 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from llmos.control.standbys import BYTES, FOR_ATTEMPTS, KEPT_S, MEMORY_PART, QUIET_S, Standbys, room
+from llmos.control.standbys import BYTES, FOR_ATTEMPTS, MEMORY_PART, QUIET_S, Standbys, room
 from llmos.core.types import Node, Resources
-from llmos.errors import ClusterError
+from llmos.standby import KEPT_S
 
 GIB = 2**30
 
 
 @dataclass
 class Nodes:
-    """Remembers what it was asked for, as (node, whether for ranks, how many); ``down`` do not answer."""
+    """Remembers what it was asked for, as (node, whether for ranks, how many)."""
 
     asked: list[tuple[str, bool, int]] = field(default_factory=list)
-    down: set[str] = field(default_factory=set)
 
-    def ask(self, node: str, rank: bool, count: int, kept_s: int) -> None:
-        assert kept_s == KEPT_S
-        if node in self.down:
-            raise ClusterError(f"node {node} does not answer")
+    def ask(self, node: str, rank: bool, count: int) -> None:
         self.asked.append((node, rank, count))
 
     def take(self) -> list[tuple[str, bool, int]]:
@@ -35,7 +31,7 @@ def node(id: str, cpus: float = 2, gpus: float = 0, memory: int = 64 * GIB, **fi
     return Node(id, Resources(cpus, gpus, memory), **fields)
 
 
-HEAD, BIG = node("head"), node("big", 96, 8)
+HEAD, BIG = node("head"), node("big", 8)
 
 
 @pytest.fixture
@@ -52,7 +48,7 @@ def ready(nodes: Nodes, *there: Node, most: int = 8) -> Standbys:
     return one
 
 
-def test_one_for_each_gpu_or_core_and_two_for_attempts_on_the_head(nodes: Nodes) -> None:
+def test_one_for_each_core_and_two_for_attempts_on_the_head(nodes: Nodes) -> None:
     one = ready(nodes, HEAD, BIG)
     assert nodes.take() == [("head", True, 2), ("big", True, 8), ("head", False, FOR_ATTEMPTS)]
     one.look(QUIET_S + 1, (HEAD, BIG))
@@ -86,36 +82,33 @@ def test_they_are_replaced_when_their_time_is_over(nodes: Nodes) -> None:
     assert nodes.take() == [("head", True, 2), ("head", False, FOR_ATTEMPTS)]
 
 
-def test_a_node_that_comes_gets_its_own_and_one_that_goes_is_forgotten(nodes: Nodes) -> None:
+def test_a_node_that_comes_gets_its_own_once_and_one_that_leaves_none(nodes: Nodes) -> None:
     one = ready(nodes, HEAD)
     nodes.take()
     one.look(200.0, (HEAD, BIG))
     assert nodes.take() == [("big", True, 8)]
-    one.look(201.0, (HEAD,))
-    one.look(202.0, (HEAD, BIG))
-    assert nodes.take() == [("big", True, 8)]
-    one.look(203.0, (HEAD, node("leaving", draining=True)))
-    assert not nodes.take()
+    for there in ((HEAD,), (HEAD, BIG), (HEAD, node("leaving", draining=True))):  # it was not seen for a moment
+        one.look(201.0, there)
+        assert not nodes.take()
 
 
-def test_a_node_that_cannot_be_asked_keeps_none_from_the_others(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
-    nodes.down.add("head")
-    ready(nodes, HEAD, BIG)
-    assert nodes.take() == [("big", True, 8)]
-    assert "node head does not answer" in caplog.text
+def test_where_there_are_gpus_nodes_without_get_none_for_ranks(nodes: Nodes) -> None:
+    ready(nodes, HEAD, node("gpus", 96, 8))
+    assert nodes.take() == [("gpus", True, 8), ("head", False, FOR_ATTEMPTS)]
 
 
 @pytest.mark.parametrize(
-    ("one", "ranks"),
+    ("one", "on_gpus", "ranks"),
     [
-        (node("cores", cpus=4), 4),
-        (node("part of a core", cpus=0.5), 0),
-        (node("gpus", cpus=96, gpus=8), 8),
-        (node("small", cpus=8, memory=int(2.5 * BYTES / MEMORY_PART)), 2),
+        (node("cores", cpus=4), False, 4),
+        (node("part of a core", cpus=0.5), False, 0),
+        (node("gpus", cpus=96, gpus=8), True, 8),
+        (node("no gpus", cpus=96), True, 0),
+        (node("small", cpus=8, memory=int(2.5 * BYTES / MEMORY_PART)), False, 2),
     ],
 )
-def test_there_is_room_for_as_many_as_there_are_ranks(one: Node, ranks: int) -> None:
-    assert room(one) == ranks
+def test_there_is_room_for_as_many_as_there_are_ranks(one: Node, on_gpus: bool, ranks: int) -> None:
+    assert room(one, on_gpus) == ranks
 
 
 def test_there_can_be_fewer_or_none(nodes: Nodes) -> None:
