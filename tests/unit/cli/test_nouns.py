@@ -183,9 +183,11 @@ class Head:
         nodes: int | None,
         config: Path | None,
         order: str | None,
+        standbys: int | None,
     ) -> dict[str, Any]:
         autoscaling = [nodes, config] if nodes or config else []
-        self.calls.append(("up", state_dir, address, port, *autoscaling, *filter(None, [order])))
+        how = [choice for choice in (order, standbys) if choice is not None]
+        self.calls.append(("up", state_dir, address, port, *autoscaling, *how))
         if port == 1:
             raise ClusterError("port 1 on 127.0.0.1 is taken", hint="choose another with --port")
         report("Ray is up")
@@ -205,6 +207,8 @@ def test_up_and_down(llmos: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert head.calls == [("up", here, "auto", 8123), ("up", tmp_path / ".llmos", None, None), ("down", here)]
     assert llmos("up", "--order", "shortest").code == 0 and head.calls[-1][-1] == "shortest"
     assert llmos("up", "--order", "longest").code == 2
+    assert llmos("up", "--standbys", "0").code == 0 and head.calls[-1][-1] == 0
+    assert llmos("up", "--standbys", "-1").code == 2
 
 
 def test_a_cluster_that_does_not_start_says_why(llmos: Run, monkeypatch: pytest.MonkeyPatch) -> None:
