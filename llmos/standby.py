@@ -1,8 +1,8 @@
 """The environment of the worker processes of Ray in which attempts and ranks run.
 
-It has them load torch before it is known what for (``train/standby.py``). That takes seconds, most of the time between
-``llmos train`` and the first step. Ray gives a process that stands by to the first actor whose environment is the same
-to the letter: so what stands by and what is started must both have theirs from here.
+It has them load torch before it is known what for (``control/ray/standby.py``). That takes seconds, most of the time
+between ``llmos train`` and the first step. Ray gives a process that stands by to the first actor whose environment is
+the same to the letter: so what stands by and what is started must both have theirs from here.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ NOTHING: Mapping[str, str] = {SETUP_HOOK: ""}
 
 def attempt(state_dir: Path) -> dict[str, str]:
     """The environment of an attempt's process."""
-    return {SETUP_HOOK: "llmos.train.standby.attempt", STATE_DIR: str(state_dir)}
+    return {SETUP_HOOK: "llmos.control.ray.standby.attempt", STATE_DIR: str(state_dir)}
 
 
 def rank(state_dir: Path) -> dict[str, str]:
     """The environment of a rank's process, but for what its job adds."""
-    return {**RAY_TRAIN, SETUP_HOOK: "llmos.train.standby.rank", STATE_DIR: str(state_dir)}
+    return {**RAY_TRAIN, SETUP_HOOK: "llmos.control.ray.standby.rank", STATE_DIR: str(state_dir)}

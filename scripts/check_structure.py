@@ -52,7 +52,6 @@ LEGAL_ONLY_IN = {
             "llmos/control/ray/",
             "llmos/train/worker.py",
             "llmos/train/gang.py",
-            "llmos/train/standby.py",
             "llmos/train/ray_data.py",
             "deployments/",
         ),

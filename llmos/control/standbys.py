@@ -2,8 +2,8 @@
 
 A node gets one for each rank that it has room for, whether that room is free or not: a job that is resized, moved or
 preempted starts anew in room that was taken a moment ago. They are started when nothing else has for a while, for
-loading is work, too. Ray hands them out; those that nobody wants end by themselves (``train/standby.py``). What is
-known of them here is what was asked for.
+loading is work, too. Ray hands them out; those that nobody wants end by themselves (``control/ray/standby.py``). What
+is known of them here is what was asked for.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from ray.runtime_env import RuntimeEnv
 import llmos
 from llmos import standby
 from llmos.control.ray import prestart
+from llmos.control.ray.standby import useless
 from llmos.control.standbys import FOR_ATTEMPTS
 from llmos.files import write_json
 from llmos.layout import Layout
-from llmos.train.standby import useless
 from tests.ray.test_jobs import named, until
 from tests.support import nano
 
@@ -51,7 +51,7 @@ def test_what_stands_by_has_loaded_torch_for_ranks_and_has_looked_for_no_gpu(use
     write_json(Layout(tmp_path).cluster, {})
     code = f"""
 import os, sys
-from llmos.train import standby
+from llmos.control.ray import standby
 asked = []
 if {use!r} == "rank":
     os.environ["OMP_NUM_THREADS"] = "1"
