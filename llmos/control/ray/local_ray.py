@@ -79,6 +79,7 @@ def join(layout: Layout, started: dict[str, Any]) -> None:
         except ClusterError:
             if started.get("ready") or time.monotonic() > deadline or not Process(**started["process"]).find():
                 raise
+        time.sleep(0.1)
 
 
 def _command(ports: list[int]) -> list[str]:
